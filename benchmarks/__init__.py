@@ -1,0 +1,1 @@
+"""The harness: data -> latents -> weights -> samples -> scores -> records -> report. Start reading at `run.py`."""

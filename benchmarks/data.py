@@ -1,0 +1,295 @@
+"""Pictures to fixed splits: whatever the source, `load` returns uint8 NCHW pictures split into train, reference, floor.
+
+Three disjoint splits (DESIGN section 3): `train` is what everything learns from; `reference` is what distances are
+measured against; `floor` is as many real pictures as will be generated, seen by nothing, for the real-vs-real floor.
+All three are decoded once and cached as one memory-mapped array plus three index arrays.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from benchmarks import procedural
+from benchmarks.store import BadInput, atomic_folder, digest, read_json, write_json
+
+SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_BAD_SHARE = 0.01
+SPLITS = ("train", "reference", "floor")
+
+
+class Entry(NamedTuple):
+    """One picture before it is decoded: its label, a stable name to sort by, and how to open it."""
+
+    label: int
+    name: str
+    held_out: bool
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some of a data set's pictures: `split[a:b]` reads them as uint8 (n, 3, H, W)."""
+
+    pixels: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        return np.asarray(self.pixels[self.index[at]])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of one data set, its class names and a fingerprint of its pixels."""
+
+    name: str
+    key: str
+    classes: list[str]
+    image_size: int
+    skipped: list[str]
+    train: Split
+    reference: Split
+    floor: Split
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB: 16-bit greys keep their high byte, transparency is laid over white."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.float64)
+        if image.mode != "F":
+            grey = grey / 257  # 0..65535 -> 0..255
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """Centre crop to a square and antialiased bicubic resize; returns uint8 (3, size, size)."""
+    image = ImageOps.fit(to_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
+    """The data set that `conf/data/*.yaml` describes, decoded on first use and memory-mapped from `cache` after.
+
+    `cfg.reference_images` and `num_samples` fix the sizes of `reference` and `floor`. Raises BadInput, in one line,
+    for whatever about the pictures or the sizes cannot be used.
+    """
+    size = int(cfg.image_size)
+    held_out = {"reference": int(cfg.reference_images), "floor": int(num_samples)}
+    if min(held_out.values()) < 2:
+        raise BadInput(f"data.reference_images={held_out['reference']}, num_samples={num_samples}: both must be at least 2")
+    if cfg.source == "procedural":
+        source: Any = [int(cfg.seed), int(cfg.train_images), procedural.CLASSES]
+    else:
+        classes, entries = _listing(cfg)
+        entries = _choose(cfg, classes, entries, held_out)
+        source = [classes, cfg.get("images_per_class"), [(e.label, e.name, e.held_out) for e in entries]]
+    key = digest("data", 1, cfg.source, str(cfg.get("path")), size, held_out, source)
+    folder = Path(cache) / "data" / key
+    ready = _read(folder, key, size)
+    if ready is None:
+        with atomic_folder(folder) as temporary:
+            if cfg.source == "procedural":
+                _draw(temporary, cfg, size, held_out, key)
+            else:
+                _decode(temporary, cfg, classes, entries, size, held_out, key)
+        ready = _read(folder, key, size)
+    if ready is None:
+        raise BadInput(f"cache_dir={cache}: the data just written to {folder} does not read back; is the disk full?")
+    if ready.skipped:
+        print(f"data: {len(ready.skipped)} unreadable picture(s) skipped, e.g. {ready.skipped[0]}")
+    return ready
+
+
+def _read(folder: Path, key: str, size: int) -> Dataset | None:
+    """The cached data set, or None where it is missing, cut short or another's."""
+    meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict) or meta.get("key") != key:
+        return None
+    try:
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy")
+        index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
+    except (OSError, ValueError, EOFError):
+        print(f"data: the cache in {folder} is damaged; rebuilding it")
+        return None
+    if pixels.shape != (len(labels), 3, size, size) or any(len(index[n]) != meta["sizes"][n] for n in SPLITS):
+        print(f"data: the cache in {folder} does not fit its own description; rebuilding it")
+        return None
+    splits = {name: Split(pixels, at, labels[at]) for name, at in index.items()}
+    return Dataset(meta["name"], meta["fingerprint"], meta["classes"], size, meta["skipped"], **splits)
+
+
+def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, index: dict[str, np.ndarray], meta: dict) -> None:
+    """Index arrays, labels and description beside `pixels.npy`, which is there already."""
+    fingerprint = hashlib.sha256()
+    for name in SPLITS:
+        np.save(folder / f"{name}.npy", index[name])
+        for start in range(0, len(index[name]), 1024):
+            at = index[name][start : start + 1024]
+            fingerprint.update(pixels[at].tobytes() + labels[at].tobytes())
+    np.save(folder / "labels.npy", labels)
+    sizes = {name: len(at) for name, at in index.items()}
+    write_json(folder / "meta.json", meta | {"sizes": sizes, "fingerprint": fingerprint.hexdigest()[:16]})
+
+
+def _new_pixels(folder: Path, count: int, size: int) -> np.ndarray:
+    return np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
+
+
+def _draw(folder: Path, cfg: Any, size: int, held_out: dict[str, int], key: str) -> None:
+    counts = {"train": int(cfg.train_images)} | held_out
+    if counts["train"] < len(procedural.CLASSES):
+        raise BadInput(f"data.train_images={counts['train']}: at least one per class, {len(procedural.CLASSES)} in all")
+    pixels, labels, index, start = _new_pixels(folder, sum(counts.values()), size), [], {}, 0
+    for name, count in counts.items():
+        index[name] = np.arange(start, start + count)
+        try:
+            images, split_labels = procedural.draw(count, size, seed=int(cfg.seed), stream=name)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+        pixels[index[name]] = images
+        labels.append(split_labels)
+        start += count
+    meta = {"key": key, "name": cfg.name, "classes": procedural.CLASS_NAMES, "skipped": []}
+    _write(folder, pixels, np.concatenate(labels), index, meta)
+
+
+def _listing(cfg: Any) -> tuple[list[str], list[Entry]]:
+    """Class names and every picture of the chosen classes, in a deterministic order that ignores the file system's."""
+    if cfg.source == "imagefolder":
+        classes, entries = _list_folder(Path(str(cfg.path)).expanduser(), cfg.path)
+    elif cfg.source == "hub":
+        from benchmarks.hub import list_hub  # the only way to `datasets`, which a machine with image folders may lack
+
+        classes, entries = list_hub(cfg)
+    else:
+        raise BadInput(f"data.source={cfg.source}: one of procedural, imagefolder, hub")
+    keep = _pick_classes(cfg.get("classes"), classes)
+    number = {old: new for new, old in enumerate(keep)}
+    entries = [e._replace(label=number[e.label]) for e in entries if e.label in number]
+    return [classes[i] for i in keep], sorted(entries, key=lambda e: (e.label, hashlib.sha256(e.name.encode()).digest()))
+
+
+def _pick_classes(wanted: Any, classes: list[str]) -> list[int]:
+    """`data.classes`: None keeps all, a count keeps the first ones by name, a list names them."""
+    if wanted is None:
+        return list(range(len(classes)))
+    if isinstance(wanted, int):
+        if not 1 <= wanted <= len(classes):
+            raise BadInput(f"data.classes={wanted}: the data has {len(classes)} classes; ask for 1 to {len(classes)}")
+        return list(range(wanted))
+    names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+    missing = [name for name in names if name not in classes]
+    if missing:
+        raise BadInput(f"data.classes: no class called {missing[0]!r}; the data has {', '.join(classes[:5])}, ...")
+    return [classes.index(name) for name in dict.fromkeys(names)]
+
+
+def _list_folder(root: Path, given: Any) -> tuple[list[str], list[Entry]]:
+    if not root.is_dir():
+        raise BadInput(f"data.path={given}: no such folder; give one that holds train/<class>/* or <class>/*")
+    train = root / "train" if (root / "train").is_dir() else root
+    held_out = next((root / name for name in ("val", "valid", "validation") if train != root and (root / name).is_dir()), None)
+    classes = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise BadInput(f"data.path={given}: {train} has no class folders; expected train/<class>/* or <class>/*")
+    entries = []
+    for folder in filter(None, (train, held_out)):
+        for label, name in enumerate(classes):
+            files = [p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+            for p in files:
+                stamp = f"{p.relative_to(root)}:{p.stat().st_size}"
+                entries.append(Entry(label, stamp, folder == held_out, lambda p=p: Image.open(p)))
+    if not entries:
+        raise BadInput(f"data.path={given}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    return classes, entries
+
+
+def _quota(total: int, num_classes: int, label: int) -> int:
+    """How many of `total` pictures, dealt round-robin over the classes, carry this label."""
+    return total // num_classes + (label < total % num_classes)
+
+
+def _choose(cfg: Any, classes: list[str], entries: list[Entry], held_out: dict[str, int]) -> list[Entry]:
+    """The pictures to decode: every one, or `data.images_per_class` for training plus what the other splits need."""
+    limit = cfg.get("images_per_class")
+    if limit is not None and int(limit) < 1:
+        raise BadInput(f"data.images_per_class={limit}: at least 1, or null for all")
+    chosen = []
+    for label, name in enumerate(classes):
+        mine = [e for e in entries if e.label == label]
+        if not any(not e.held_out for e in mine):
+            raise BadInput(f"data.path={cfg.path}: class {name!r} has no training pictures; add some or leave it out of data.classes")
+        aside = sum(_quota(total, len(classes), label) for total in held_out.values())
+        spare = 2 + aside // 50  # some may turn out unreadable
+        for group in (False, True):
+            some = [e for e in mine if e.held_out == group]
+            chosen += some if limit is None else some[: aside + spare + (0 if group else int(limit))]
+    return chosen
+
+
+def _decode(folder: Path, cfg: Any, classes: list[str], entries: list[Entry], size: int, held_out: dict[str, int], key: str) -> None:
+    """Decode all entries into `pixels.npy` in threads (Pillow releases the GIL), then deal them into splits."""
+    pixels, good, skipped = _new_pixels(folder, len(entries), size), np.zeros(len(entries), bool), []
+
+    def one(i: int) -> str | None:
+        try:
+            with entries[i].open() as image:
+                pixels[i] = to_pixels(image, size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{entries[i].name} ({type(error).__name__})"
+        good[i] = True
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        skipped = [line for line in pool.map(one, range(len(entries)), chunksize=64) if line]
+    if len(skipped) > MAX_BAD_SHARE * len(entries):
+        raise BadInput(
+            f"data.path={cfg.path}: {len(skipped)} of {len(entries)} pictures are unreadable (over 1%), e.g. {skipped[0]}; mend or remove them"
+        )
+    index = _deal(cfg, classes, [e for e in entries], good, held_out)
+    labels = np.array([e.label for e in entries], np.int64)
+    name = Path(str(cfg.path)).name if cfg.name == "imagefolder" else cfg.name
+    _write(folder, pixels, labels, index, {"key": key, "name": name, "classes": classes, "skipped": skipped})
+
+
+def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, held_out: dict[str, int]) -> dict[str, np.ndarray]:
+    """Indices of each split. Held-out folders serve first; where they run short, training pictures are set aside."""
+    limit = cfg.get("images_per_class")
+    piles: dict[str, list[list[int]]] = {name: [] for name in SPLITS}
+    for label, name in enumerate(classes):
+        mine = [i for i, e in enumerate(entries) if e.label == label and good[i]]
+        outside, inside = [i for i in mine if entries[i].held_out], [i for i in mine if not entries[i].held_out]
+        for split, total in held_out.items():
+            need = _quota(total, len(classes), label)
+            pile = outside if len(outside) >= need else inside
+            if len(pile) - (pile is inside) < need:
+                raise BadInput(
+                    f"data.path={cfg.path}: class {name!r} has {len(mine)} readable pictures, too few for data.reference_images="
+                    f"{held_out['reference']}, num_samples={held_out['floor']} and some to train on; lower these or add pictures"
+                )
+            piles[split].append(pile[:need])
+            del pile[:need]
+        piles["train"].append(inside[: int(limit)] if limit is not None else inside)
+    index = {split: _round_robin(piles[split]) for split in held_out}
+    return {"train": np.array(sorted(i for pile in piles["train"] for i in pile))} | index
+
+
+def _round_robin(piles: Iterable[list[int]]) -> np.ndarray:
+    """One of each class in turn, so that any prefix is class-balanced and label i is i mod K."""
+    piles = [list(pile) for pile in piles]
+    longest = max(len(pile) for pile in piles)
+    return np.array([pile[k] for k in range(longest) for pile in piles if k < len(pile)])

@@ -1,0 +1,1 @@
+"""What is measured: features, distances between them, and what an image costs."""

@@ -1,0 +1,66 @@
+"""The judge's features: pictures to vectors, between which distances are measured.
+
+`LocalFeatures` is a small classifier trained by `benchmarks/weights.py` on ImageNet pictures of 80 classes and the procedural
+ones. Distances over it are `FD[local]`; they compare with each other, never with published FIDs.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGE_SIZE = 64
+WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+
+
+class _Block(nn.Module):
+    """Pre-norm-free residual block (He et al. 2015, arXiv 1512.03385, basic block)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
+
+
+class LocalFeatures(nn.Module):
+    """uint8 (B, 3, H, W) of any size -> float32 (B, 128). Pictures are resized to 64 px, bilinear and antialiased."""
+
+    name = "local"
+    dim = 128
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.blocks = nn.Sequential(_Block(32, 32, 1), _Block(32, 64, 2), _Block(64, 64, 1), _Block(64, 128, 2), _Block(128, 128, 1))
+        self.head = nn.Linear(self.dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float() / 127.5 - 1
+        if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            x = F.interpolate(x, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True, align_corners=False)
+        x = self.blocks(self.stem(x.to(memory_format=torch.channels_last)))
+        return x.float().mean(dim=(2, 3))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores (B, num_classes), used only while the judge itself is trained."""
+        return self.head(self(images))
+
+
+@torch.inference_mode()
+def extract(features: nn.Module, images, *, batch: int = 256, device: str | torch.device = "cpu") -> Tensor:
+    """Features of anything that slices to uint8 (n, 3, H, W) arrays: (N, d) float32 on the CPU, in order."""
+    features = features.to(device)
+    parts = []
+    for start in range(0, len(images), batch):
+        chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(device)
+        parts.append(features(chunk).float().cpu())
+    return torch.cat(parts)

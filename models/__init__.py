@@ -1,0 +1,1 @@
+"""The three families behind one contract (`generator.py`), and the latent space they share."""
