@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 class BadInput(Exception):
     """The user's input cannot be used; the message is one line: what, where, and the mend."""
@@ -18,6 +20,11 @@ def digest(*parts: Any) -> str:
     """Sixteen hex digits that name a configuration: sha256 of its canonical JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seeded(*parts: Any) -> torch.Generator:
+    """A CPU generator whose stream is a pure function of `parts`, such as ("noise", seed, step)."""
+    return torch.Generator().manual_seed(int(digest(*parts), 16) >> 1)
 
 
 def file_digest(path: str | Path) -> str:

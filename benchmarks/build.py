@@ -1,0 +1,61 @@
+"""A family from its configuration, and what it costs: the same construction, on a real device or on none."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from benchmarks.store import BadInput
+from metrics import flops
+from models.codebook import Codebook
+from models.generator import Batch, Generator
+
+NOT_ARGUMENTS = ("name", "family", "lr")  # of conf/model/*.yaml; the rest goes to the class it names
+
+
+def arguments(model_cfg: Any) -> dict[str, Any]:
+    """`conf/model/*.yaml`, resolved, without what the harness keeps for itself."""
+    resolved = OmegaConf.to_container(model_cfg, resolve=True)
+    return {k: v for k, v in resolved.items() if k not in NOT_ARGUMENTS}
+
+
+def generator(model_cfg: Any, latent_shape: Sequence[int], num_classes: int, codebook: Codebook, *, label_dropout: float = 0.1) -> Generator:
+    """The family's model, initialised from torch's global seed. Raises BadInput for a configuration its class refuses."""
+    extra = dict(latent_shape=tuple(latent_shape), num_classes=num_classes, codebook=codebook, label_dropout=label_dropout)
+    try:
+        return instantiate(arguments(model_cfg), **extra)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise BadInput(f"model={model_cfg.get('name')}: {reason}") from error
+
+
+def on_meta(model: Generator) -> Generator:
+    """A copy without data, whose calls cost nothing and are counted."""
+    return copy.deepcopy(model).to("meta").eval()
+
+
+def forward_macs(meta: Generator) -> int:
+    """MACs of the loss of one picture, a single forward pass, head included."""
+    channels, height, width = meta.latent_shape
+    batch = Batch(
+        torch.empty(1, channels, height, width, device="meta"),
+        torch.zeros(1, height * width, dtype=torch.long, device="meta"),
+        torch.zeros(1, dtype=torch.long, device="meta"),
+    )
+    return flops.count_macs(lambda: meta(batch, rng=torch.Generator()))
+
+
+def sampling_macs(meta: Generator, steps: int, guidance: float) -> int:
+    """MACs of drawing one picture's latents: every network evaluation of a whole `sample` call."""
+    labels = torch.zeros(1, dtype=torch.long, device="meta")
+    return flops.count_macs(lambda: meta.sample(labels, steps=steps, guidance=guidance, rng=torch.Generator()))
+
+
+def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> int:
+    """MACs of decoding one picture's latents."""
+    meta = copy.deepcopy(autoencoder).to("meta")
+    return flops.count_macs(lambda: meta.decode(torch.empty(1, *latent_shape, device="meta")))

@@ -1,0 +1,66 @@
+"""Hub and local parquet data through `datasets`: the one module that imports it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.data import Entry
+from benchmarks.store import BadInput
+
+
+def _load(cfg: Any):
+    """The data set's splits. Raises BadInput, in one line, for whatever keeps `datasets` from giving them."""
+    try:
+        import datasets
+    except ImportError:
+        raise BadInput(f"data.path={cfg.path}: hub and parquet data need the `datasets` package; `pip install datasets`") from None
+    path = Path(str(cfg.path)).expanduser()
+    datasets.disable_progress_bars()
+    try:
+        if path.is_dir():
+            return datasets.load_dataset(str(path)), datasets
+        return datasets.load_dataset(str(cfg.path), cfg.get("config")), datasets
+    except Exception as error:  # the library raises whatever its network, file and script layers raise
+        what = "not readable as parquet" if path.is_dir() else "the hub did not give it"
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(
+            f"data.path={cfg.path}: {what} ({type(error).__name__}: {reason}); download its parquet files elsewhere and give their folder as data.path"
+        ) from None
+
+
+def _columns(split: Any, datasets: Any, path: Any) -> tuple[str, str]:
+    """Names of the picture and the label column."""
+    picture = next((k for k, f in split.features.items() if isinstance(f, datasets.Image)), None)
+    label = next((k for k, f in split.features.items() if isinstance(f, datasets.ClassLabel)), None)
+    label = label or next((k for k in ("label", "labels") if k in split.features), None)
+    if picture is None or label is None:
+        raise BadInput(f"data.path={path}: needs an image column and a label column, has {', '.join(split.features)}")
+    return picture, label
+
+
+def list_hub(cfg: Any) -> tuple[list[str], list[Entry]]:
+    """Class names and one entry per picture, of the training split and of `data.held_out` where there is one."""
+    loaded, datasets = _load(cfg)
+    if "train" not in loaded:
+        raise BadInput(f"data.path={cfg.path}: has no split called train, only {', '.join(loaded)}")
+    held_out = cfg.get("held_out") if cfg.get("held_out") in loaded else None
+    picture, label = _columns(loaded["train"], datasets, cfg.path)
+    feature = loaded["train"].features[label]
+    numbers = sorted({value for name in filter(None, ("train", held_out)) for value in loaded[name].unique(label)})
+    classes = [feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in numbers]
+    number = {value: i for i, value in enumerate(numbers)}
+    entries, folder = [], Path(str(cfg.path)).expanduser()
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0
+    for name in filter(None, ("train", held_out)):
+        split = loaded[name].cast_column(picture, datasets.Image(decode=False))
+        stamp = f"{name}:{size or split._fingerprint}"
+        for i, value in enumerate(split[label]):
+            entries.append(Entry(number[value], f"{stamp}:{i}", name == held_out, lambda s=split, i=i: _open(s[i][picture])))
+    return classes, entries
+
+
+def _open(cell: dict) -> Image.Image:
+    """A picture as `datasets` stores it undecoded: bytes in the table, or a path beside it."""
+    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])

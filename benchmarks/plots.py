@@ -1,0 +1,156 @@
+"""Records to pictures: distance against what it costs, loss against training FLOPs, and the grid of samples."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+FLOORS = [
+    ("fd_floor_real", "real vs real", "-"),
+    ("fd_floor_autoencoder", "autoencoder", "--"),
+    ("fd_floor_codebook", "codebook (AR's)", ":"),
+]
+AXES = {
+    "steps": ("sampling steps", "fd_vs_steps"),
+    "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
+    "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
+}
+GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device"]
+CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype"]
+MARKERS = "osD^vPX"
+
+
+def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Rows that may share an axis: same data, judge, sample sizes and machine; with a title that says which."""
+    found = []
+    for key, part in rows.groupby(GROUP, dropna=False, sort=True):
+        data, size, _, features, n, m, device = key
+        found.append((f"{data} {size:.0f} px, N={n:.0f}, M={m:.0f}, {features}\n{device}", part))
+    return found
+
+
+def curve_names(part: pd.DataFrame) -> pd.Series:
+    """One name per row: the model, and whatever else tells the curves of this panel apart."""
+    varying = ["model"]
+    for column in CURVE[1:]:
+        if (part.groupby("model", dropna=False)[column].nunique(dropna=False) > 1).any():
+            varying.append(column)
+
+    def name(row: pd.Series) -> str:
+        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying[1:]]
+        return ", ".join([str(row["model"]), *extras])
+
+    return part.apply(name, axis=1)
+
+
+def distance_name(features: str) -> str:
+    """FID only for the FID Inception network's features, FD[...] for any other."""
+    return "FID" if features == "inception" else f"FD[{features}]"
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    figure, axes = plt.subplots(1, count, figsize=(6.4 * count, 4.8), squeeze=False)
+    return figure, list(axes[0])
+
+
+def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
+    """Distance against `x`, a curve per model and setting, the floors as lines, one panel per comparable group."""
+    panels = groups(rows)
+    figure, axes = _panels(len(panels))
+    for axis, (title, part) in zip(axes, panels, strict=True):
+        part = part.assign(curve=curve_names(part))
+        for i, (name, curve) in enumerate(part.groupby("curve", sort=True)):
+            curve = curve.sort_values(x)
+            style = dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2)
+            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, **style)
+        for column, name, line in FLOORS:
+            if part[column].notna().any():
+                axis.axhline(part[column].median(), color="0.45", linewidth=1, linestyle=line, label=f"floor: {name}")
+        axis.set(xscale="log", yscale="log", xlabel=AXES[x][0], ylabel=f"{distance_name(part['features'].iloc[0])} (lower is better)")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        if x == "steps":
+            ticks = sorted(part["steps"].unique())
+            axis.set_xticks(ticks, [f"{t:.0f}" for t in ticks])
+            axis.minorticks_off()
+        axis.legend(fontsize=7)
+    return _save(figure, folder / f"{AXES[x][1]}.png")
+
+
+def loss_plot(found: list[dict[str, Any]], folder: Path) -> Path | None:
+    """Training loss against training FLOPs; one panel per kind of loss, since they do not compare with each other."""
+    logs = {}
+    for record in found:
+        row, log = record["row"], record.get("train_log")
+        if log:
+            kind = "next-token cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"
+            name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
+            logs.setdefault(kind, {})[name] = np.array(log, dtype=float)
+    if not logs:
+        return None
+    figure, axes = _panels(len(logs))
+    for axis, (kind, curves) in zip(axes, sorted(logs.items()), strict=True):
+        for name, log in sorted(curves.items()):
+            axis.plot(log[:, 1], log[:, 2], label=name, linewidth=1)
+        axis.set(xscale="log", xlabel="training FLOPs (3 x forward)", ylabel=kind)
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        axis.legend(fontsize=7)
+    return _save(figure, folder / "loss_vs_flops.png")
+
+
+def strip(images: np.ndarray, path: Path, count: int = 8) -> None:
+    """The first `count` pictures (N, 3, H, W) side by side, lossless: what the sample grid is made from."""
+    row = images[:count].transpose(2, 0, 3, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(row.reshape(row.shape[0], -1, 3)).save(path)
+
+
+def _tile(path: Path, size: int, across: int = 4) -> np.ndarray:
+    """A strip folded into rows of `across` pictures, enlarged to at least 64 px each without smoothing."""
+    row = np.asarray(Image.open(path).convert("RGB"))
+    pictures = row.reshape(size, -1, size, 3).transpose(1, 0, 2, 3)
+    pictures = pictures[: len(pictures) // across * across]
+    tile = pictures.reshape(-1, across, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, across * size, 3)
+    zoom = max(1, 64 // size)
+    return tile.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
+    """Rows are curves, columns step counts; every tile shows the same labels, from the same noise where the family allows."""
+    paths = []
+    for title, part in groups(rows):
+        part = part.assign(curve=curve_names(part))
+        part = part[[(strips / f"{run}.png").exists() for run in part["run_id"]]]
+        if part.empty:
+            continue
+        names, steps = sorted(part["curve"].unique()), sorted(part["steps"].unique())
+        figure, axes = plt.subplots(len(names), len(steps), figsize=(2.6 * len(steps), 1.6 * len(names) + 0.5), squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+        for i, name in enumerate(names):
+            axes[i][0].set_ylabel("\n".join(name.split(", ")), fontsize=8)
+            for j, step in enumerate(steps):
+                cell = part[(part["curve"] == name) & (part["steps"] == step)]
+                if len(cell):
+                    axes[i][j].imshow(_tile(strips / f"{cell['run_id'].iloc[0]}.png", int(cell["image_size"].iloc[0])))
+                if i == 0:
+                    axes[i][j].set_title(f"{step:.0f} steps", fontsize=9)
+        figure.suptitle(title, fontsize=8, y=1.02)
+        stem = "-".join(str(part[c].iloc[0]) for c in ("data", "image_size", "features"))
+        taken = sum(path.stem.startswith(stem) for path in paths)
+        paths.append(_save(figure, folder / f"{stem}{f'-{taken + 1}' if taken else ''}.png"))
+    return paths

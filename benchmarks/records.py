@@ -1,0 +1,159 @@
+"""One JSON per measurement, with everything needed to repeat it; `COLUMNS` is the one place that says what a number means."""
+
+import math
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+
+from benchmarks.store import read_json, write_json
+
+ROOT = Path(__file__).parent.parent
+
+
+class Column(NamedTuple):
+    """A column of results.csv: which direction is better (-1 lower, +1 higher, 0 neither), its unit, what it says."""
+
+    name: str
+    better: int
+    unit: str
+    meaning: str
+
+
+COLUMNS = [
+    Column("run_id", 0, "", "names this measurement: a hash of everything that determines it"),
+    Column("status", 0, "", "ok, diverged or failed"),
+    Column("family", 0, "", "unet, dit or ar"),
+    Column("model", 0, "", "the model's YAML name"),
+    Column("size", 0, "", "xs, s, b or l"),
+    Column("params_m", 0, "M", "trainable parameters"),
+    Column("seed", 0, "", "training and sampling seed"),
+    Column("data", 0, "", "data set"),
+    Column("num_classes", 0, "", "classes"),
+    Column("image_size", 0, "px", "side of the pictures"),
+    Column("autoencoder", 0, "", "the shared autoencoder"),
+    Column("latent_shape", 0, "", "channels x height x width"),
+    Column("objective", 0, "", "training objective"),
+    Column("train_images", 0, "", "pictures seen in training, repeats included"),
+    Column("train_flops", 0, "FLOP", "3 x forward FLOPs x images"),
+    Column("train_fraction", 0, "", "share of the training budget behind these weights"),
+    Column("train_seconds", -1, "s", "wall time of the training loop"),
+    Column("train_images_per_second", 1, "images/s", "training throughput"),
+    Column("train_utilisation", 1, "", "training FLOP/s over a bf16 matrix product's in the same run"),
+    Column("sampler", 0, "", "sampler"),
+    Column("steps", 0, "", "sampling steps"),
+    Column("nfe", -1, "", "network evaluations per image"),
+    Column("guidance", 0, "", "classifier-free guidance scale; 1 is none"),
+    Column("num_samples", 0, "", "generated pictures scored (N)"),
+    Column("reference_images", 0, "", "held-out real pictures they are compared with (M)"),
+    Column("features", 0, "", "feature network behind fd"),
+    Column("fd", -1, "", "Fréchet distance to the reference pictures"),
+    Column("fd_sd", 0, "", "bootstrap standard deviation of fd (pictures resampled; training seeds not)"),
+    Column("fd_floor_analytic", 0, "", "what finite N and M alone would read"),
+    Column("fd_floor_real", 0, "", "fd of N unseen real pictures"),
+    Column("fd_floor_autoencoder", 0, "", "fd of the same pictures through the autoencoder: diffusion's floor"),
+    Column("fd_floor_codebook", 0, "", "fd of the same pictures through the codebook: the AR family's floor"),
+    Column("kid", -1, "", "kernel distance"),
+    Column("kid_se", 0, "", "standard error of kid"),
+    Column("precision", 1, "", "share of samples near real pictures"),
+    Column("recall", 1, "", "share of real pictures near samples"),
+    Column("density", 1, "", "density"),
+    Column("coverage", 1, "", "coverage"),
+    Column("label_accuracy", 1, "", "share of samples a linear probe assigns the class asked for"),
+    Column("label_accuracy_real", 0, "", "the same probe on held-out real pictures: the ceiling"),
+    Column("memorised_share", -1, "", "share of samples closer to a training picture than held-out ones are"),
+    Column("gmacs_generator", -1, "GMAC/image", "all network evaluations of one image"),
+    Column("gmacs_decoder", 0, "GMAC/image", "decoding its latents"),
+    Column("gmacs_per_image", -1, "GMAC/image", "generator and decoder"),
+    Column("gflops_per_image", -1, "GFLOP/image", "2 x gmacs_per_image"),
+    Column("seconds_per_image", -1, "s/image", "wall time at the sampling batch, decoder included"),
+    Column("images_per_second", 1, "images/s", "its inverse"),
+    Column("latency_seconds", -1, "s", "wall time of one image alone"),
+    Column("peak_memory_mb", -1, "MiB", "peak memory while sampling: of the device, or of the whole process on a CPU"),
+    Column("device", 0, "", "hardware"),
+    Column("dtype", 0, "", "precision of training and sampling"),
+    Column("torch", 0, "", "torch version"),
+    Column("git_sha", 0, "", "code version"),
+    Column("git_dirty", 0, "", "whether the code had uncommitted changes"),
+    Column("started_at", 0, "", "UTC time the measurement began"),
+]
+NAMES = [column.name for column in COLUMNS]
+MEANING = {column.name: column for column in COLUMNS}
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "numpy", "hydra-core")
+
+
+@lru_cache(maxsize=1)
+def git_state() -> dict[str, Any]:
+    """The code's commit and whether it has been changed since; empty outside a repository."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+
+
+@lru_cache(maxsize=4)
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.get_num_threads()} threads)"
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a number may depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def clean(value: Any) -> Any:
+    """The same value with what JSON has no word for (NaN, infinity) as None."""
+    if isinstance(value, dict):
+        return {k: clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(folder: Path, row: dict[str, Any], **details: Any) -> None:
+    """`folder/records/<run_id>.json`: the row of results.csv and whatever else a reader needs to repeat it.
+
+    Raises ValueError for a row with columns that `COLUMNS` does not have.
+    """
+    unknown = set(row) - set(NAMES)
+    if unknown:
+        raise ValueError(f"a record has unknown columns: {', '.join(sorted(unknown))}")
+    write_json(folder / "records" / f"{row['run_id']}.json", clean({"row": row, "versions": versions()} | details))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All whole records of a results folder, oldest first."""
+    found = [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
+    found = [record for record in found if isinstance(record, dict) and "row" in record]
+    return sorted(found, key=lambda record: (record["row"].get("started_at") or "", record["row"]["run_id"]))
+
+
+def table(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown."""
+    return pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)

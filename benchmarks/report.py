@@ -1,0 +1,137 @@
+"""Records to a report: results.csv, results.json, summary.md, plots and sample grids. `make report` does this alone."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import plots, records
+from benchmarks.store import atomic_file, write_json
+
+FEATURE_DIMS = {"local": 128, "inception": 2048}
+
+
+def build(folder: Path) -> str:
+    """Rebuild everything in `folder` from its records; returns the table and the paths, as text for a terminal."""
+    found = records.read(folder)
+    if not found:
+        return f"{folder}: no records yet"
+    table = records.table(found)
+    with atomic_file(folder / "results.csv") as path:
+        table.to_csv(path, index=False)
+    write_json(folder / "results.json", found)
+    good = table[table["status"] == "ok"]
+    paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
+    if len(good):
+        paths += [plots.distance_plot(good, x, folder / "plots") for x in plots.AXES]
+        paths += plots.sample_grids(good, folder / "records", folder / "samples")
+    paths += filter(None, [plots.loss_plot(found, folder / "plots")])
+    summary = "\n".join(_summary(table, good, found, folder))
+    with atomic_file(folder / "summary.md") as path:
+        path.write_text(summary + "\n")
+    return "\n".join([_terminal(good), *_failures(found), "", *map(str, paths)])
+
+
+def _show(value: object, digits: int = 3) -> str:
+    """A number with `digits` significant digits and no exponent where it can be read without one."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        if value == int(value) and abs(value) < 1e6:
+            return str(int(value))
+        return f"{value:.{digits}g}" if 1e-3 <= abs(value) < 10**digits or value == 0 else f"{value:.{digits - 1}e}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.0f}"
+    return str(value)
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """A Markdown table as lines."""
+    header = list(header)
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(_show(value) for value in row) + " |" for row in rows]
+
+
+def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of the main table of one comparable group, best distance last within a model."""
+    name = plots.distance_name(part["features"].iloc[0])
+    header = ["model", "steps", "NFE", "guidance", name, "± SD", "label accuracy", "GFLOPs/image", "s/image", "images/s", "latency s", "peak MiB"]
+    columns = ["curve", "steps", "nfe", "guidance", "fd", "fd_sd", "label_accuracy", "gflops_per_image", "seconds_per_image"]
+    columns += ["images_per_second", "latency_seconds", "peak_memory_mb"]
+    part = part.assign(curve=plots.curve_names(part)).sort_values(["curve", "steps", "guidance"])
+    return header, part[columns].values.tolist()
+
+
+def _training(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of the training table: one row per trained network."""
+    header = ["model", "size", "seed", "params M", "images", "training FLOPs", "seconds", "images/s", "utilisation"]
+    columns = ["model", "size", "seed", "params_m", "train_images", "train_flops", "train_seconds", "train_images_per_second", "train_utilisation"]
+    return header, part[columns].drop_duplicates(["model", "size", "seed", "train_flops"]).values.tolist()
+
+
+def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
+    """What a careful reader must know before quoting this group's numbers."""
+    first = part.iloc[0]
+    name = plots.distance_name(first["features"])
+    notes = [
+        f"Floors, each {name} of {first['num_samples']:.0f} unseen real pictures against the same {first['reference_images']:.0f} reference "
+        f"pictures: as they are {_show(first['fd_floor_real'])} (analytic {_show(first['fd_floor_analytic'])}), through the autoencoder "
+        f"{_show(first['fd_floor_autoencoder'])}, through the codebook {_show(first['fd_floor_codebook'])}. "
+        f"Label accuracy of real held-out pictures: {_show(first['label_accuracy_real'])}; chance: {_show(1 / first['num_classes'])}.",
+        f"± SD is the bootstrap over pictures; it does not cover retraining. {part['seed'].nunique()} training seed(s).",
+    ]
+    if name != "FID":
+        notes.append(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
+    dim = FEATURE_DIMS.get(first["features"], 0)
+    if first["num_samples"] < 2 * dim:
+        notes.append(f"WARNING: N = {first['num_samples']:.0f} is below twice the {dim} feature dimensions; the distance is mostly bias.")
+    details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
+    if details.get("overlap"):
+        notes.append(f"The shipped autoencoder and judge were trained on pictures of these classes too: {details['overlap']}.")
+    if details.get("skipped"):
+        notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")
+    return [f"- {note}" for note in notes]
+
+
+def _failures(found: list[dict]) -> list[str]:
+    bad = [r for r in found if r["row"]["status"] != "ok"]
+    return [f"{r['row']['status']}: {r['row']['model']} {r['row']['size']} seed {r['row']['seed']}: {r.get('reason', '')}" for r in bad]
+
+
+def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder: Path) -> list[str]:
+    preset = found[-1].get("config", {}).get("name", folder.name)
+    lines = [f"# {preset}: {len(good)} measurements", ""]
+    for title, part in plots.groups(good) if len(good) else []:
+        lines += [f"## {title.replace(chr(10), ', on ')}", "", *markdown(*_points(part)), "", *_notes(part, found), ""]
+        lines += ["### Training", "", *markdown(*_training(part)), ""]
+    if len(good):
+        pictures = [name for _, name in plots.AXES.values()] + ["loss_vs_flops"]
+        lines += ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in pictures), ""]
+        lines += [f"![samples](samples/{path.name})" for path in sorted((folder / "samples").glob("*.png"))]
+    if len(good) < len(table):
+        lines += ["", "## Failed or diverged", "", *(f"- {line}" for line in _failures(found))]
+    return lines
+
+
+def _terminal(good: pd.DataFrame) -> str:
+    parts = []
+    for title, part in plots.groups(good) if len(good) else []:
+        header, rows = _points(part)
+        cells = [header] + [[_show(value) for value in row] for row in rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+        parts += ["", title.replace("\n", ", "), *("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="default: every folder of results/ with records")
+    folders = parser.parse_args().folders or sorted(p.parent for p in Path("results").glob("*/records"))
+    if not folders:
+        sys.exit("report: results/ has no records yet; run `make bench` first")
+    for folder in folders:
+        print(build(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Draw the pictures of one setting, on the clock: labels -> latents -> uint8, the decoder included."""
+
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.latents import LatentSet, LatentSpace
+from benchmarks.store import atomic_file, seeded
+from metrics import speed
+from models.generator import Generator
+
+
+class Samples(NamedTuple):
+    """Pictures of one setting and what they cost. Labels are 0, 1, ..., K-1, 0, 1, ...: class-balanced, the same for all."""
+
+    images: Tensor  # (N, 3, H, W) uint8, on the CPU
+    seconds_per_image: float  # median over the batches
+    latency_seconds: float  # one picture alone, median of three
+    peak_memory_mb: float
+
+
+class Setting(NamedTuple):
+    """A point of the sweep: everything about sampling that is not the trained model."""
+
+    steps: int
+    guidance: float
+    count: int
+    batch: int
+    seed: int
+    precision: str
+
+
+def labels_for(count: int, num_classes: int) -> Tensor:
+    """0, 1, ..., K-1, 0, 1, ...: any prefix is class-balanced."""
+    return torch.arange(count) % num_classes
+
+
+@torch.inference_mode()
+def decode(space: LatentSpace, data: LatentSet, latents: Tensor, *, batch: int = 128) -> Tensor:
+    """Whitened latents to uint8 pictures on the CPU, in float32: generated and floor pictures take the same way."""
+    return torch.cat([space.autoencoder.decode(data.raw(part.float())).cpu() for part in latents.split(batch)])
+
+
+@torch.inference_mode()
+def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device) -> Samples:
+    """Draw `setting.count` pictures in batches, timing each; picture i depends on (seed, i) alone."""
+
+    def pictures(labels: Tensor, rng: torch.Generator) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
+            latents = generator.sample(labels.to(device), steps=setting.steps, guidance=setting.guidance, rng=rng)
+        return decode(space, data, latents)
+
+    labels = labels_for(setting.count, generator.num_classes)
+    latency = speed.median_seconds(lambda: pictures(labels[:1], seeded("latency", setting.seed)), device)
+    if device.type == "cuda":  # the first batch of a shape also pays for the choice of its kernels
+        pictures(labels[: setting.batch], seeded("latency", setting.seed))
+    speed.reset_peak_memory(device)
+    rng, images, seconds = seeded("sample", setting.seed), [], []
+    for part in labels.split(setting.batch):
+        drawn, spent = speed.timed(lambda part=part: pictures(part, rng), device)
+        images.append(drawn)
+        seconds.append(spent / len(part))
+    return Samples(torch.cat(images), statistics.median(seconds), latency, speed.peak_memory_mb(device))
+
+
+def cached_draw(path: Path, key: str, *args: Any) -> Samples:
+    """`draw`, unless `path` already holds this setting's pictures, with the costs measured when they were drawn."""
+    if path.exists():
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("key") != key:
+                    raise ValueError("another configuration's")
+                return Samples(file.get_tensor("images"), *(float(meta[name]) for name in Samples._fields[1:]))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            print(f"sample: {path} cannot be used ({error}); drawing again")
+    samples = draw(*args)
+    with atomic_file(path) as temporary:
+        costs = {name: repr(value) for name, value in zip(Samples._fields[1:], samples[1:], strict=True)}
+        save_file({"images": samples.images}, str(temporary), metadata=costs | {"key": key})
+    return samples

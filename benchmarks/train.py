@@ -1,0 +1,201 @@
+"""One training loop for every family: the same latents, batches, schedule and budget; only the network differs."""
+
+import math
+import pickle
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from benchmarks.latents import LatentSet
+from benchmarks.store import BadInput, atomic_file, read_json, seeded, write_json
+from metrics import speed
+from models.generator import Generator
+
+UNITS = ("flops", "images", "steps", "minutes")
+LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """How far a training is: what a checkpoint holds beside the tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    log: list[list[float]] = field(default_factory=list)  # images, training FLOPs, mean loss, learning rate, seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A budget made concrete for one family. `steps` is None for a budget in minutes."""
+
+    batch: int
+    steps: int | None
+    seconds: float | None
+    flops_per_image: float  # 3 x forward: the usual account of forward + backward (Kaplan et al. 2020)
+
+    def done(self, progress: Progress) -> float:
+        """0 to 1."""
+        if self.steps is not None:
+            return progress.step / self.steps
+        return progress.seconds / self.seconds
+
+
+def plan(cfg: Any, forward_macs: int) -> Plan:
+    """`train.budget` in `train.unit` as steps of `train.batch` pictures. Raises BadInput for what makes no step."""
+    budget, batch, per_image = float(cfg.budget), int(cfg.batch), 3 * 2 * forward_macs
+    if cfg.unit not in UNITS:
+        raise BadInput(f"train.unit={cfg.unit}: one of {', '.join(UNITS)}")
+    if batch < 1 or not 0 < budget < math.inf:
+        raise BadInput(f"train.budget={cfg.budget}, train.batch={cfg.batch}: both must be positive")
+    if cfg.unit == "minutes":
+        return Plan(batch, None, 60 * budget, per_image)
+    images = {"flops": budget / per_image, "images": budget, "steps": budget * batch}[cfg.unit]
+    return Plan(batch, max(1, round(images / batch)), None, per_image)
+
+
+def learning_rate(done: float, cfg: Any, peak: float) -> float:
+    """Linear warm-up over `train.warmup` of the budget, then a cosine to zero."""
+    if done < cfg.warmup:
+        return peak * (done + 1e-3) / (cfg.warmup + 1e-3)
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - cfg.warmup) / (1 - cfg.warmup)))
+
+
+def train(
+    generator: Generator, data: LatentSet, cfg: Any, *, lr: float, seed: int, forward_macs: int, folder: Path, key: str, device: torch.device
+) -> dict:
+    """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends with its EMA weights.
+
+    Returns the summary also written to `folder/train.json`: images, flops, seconds, images_per_second and the loss log.
+    Raises Diverged where the loss is not finite.
+    """
+    finished = _load_finished(generator, folder, key)
+    if finished:
+        return finished
+    schedule = plan(cfg, forward_macs)
+    AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
+    accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+    model, optimizer = accelerator.prepare(generator.train(), optimizer)
+    ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)  # its decay ramps up as (1 + s) / (10 + s)
+    progress = _resume(generator, ema, optimizer, folder, key, device)
+
+    bar = _bar(schedule, progress, folder.name)
+    clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
+    while schedule.done(progress) < 1:
+        rate = learning_rate(schedule.done(progress), cfg, lr)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = data.batch(seed, progress.step, schedule.batch)
+        loss = model(batch, rng=seeded("noise", seed, progress.step))
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(generator.parameters())
+        losses.append(loss.detach())
+        progress.step += 1
+        progress.seconds = time.perf_counter() - clock
+        bar.update(schedule.batch)
+        if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
+            _log(progress, schedule, losses, rate, bar)
+            losses = []
+        if progress.seconds - saved > cfg.checkpoint_seconds:
+            _checkpoint(generator, ema, optimizer, progress, folder, key)
+            saved = progress.seconds
+    bar.close()
+    ema.copy_to(generator.parameters())
+    return _finish(generator, progress, schedule, folder, key, speed.ceiling_flops(device))
+
+
+def _bar(schedule: Plan, progress: Progress, name: str) -> tqdm:
+    total = None if schedule.steps is None else schedule.steps * schedule.batch
+    pause = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(total=total, initial=progress.step * schedule.batch, desc=name, unit="images", mininterval=pause, dynamic_ncols=True)
+
+
+def _log(progress: Progress, schedule: Plan, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
+    """Add a row to the loss log; the one place where the host waits for the device."""
+    loss = torch.stack(losses).mean().item() if losses else math.nan
+    images = progress.step * schedule.batch
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss was {loss} after {images} images")
+    progress.log.append([images, images * schedule.flops_per_image, loss, rate, progress.seconds])
+    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+
+def _checkpoint(generator: Generator, ema: EMAModel, optimizer: Any, progress: Progress, folder: Path, key: str) -> None:
+    state = {"key": key, "progress": asdict(progress), "model": generator.state_dict()}
+    with atomic_file(folder / "checkpoint.pt") as path:
+        torch.save(state | {"ema": ema.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def _resume(generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, key: str, device: torch.device) -> Progress:
+    """Load the checkpoint where there is a whole one of this very configuration; else start from nothing."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return Progress()
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["key"] != key:
+            raise ValueError("another configuration's")
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        print(f"train: {path} cannot be used ({str(error).splitlines()[0]}); starting over")
+        return Progress()
+    generator.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    ema.to(device)
+    optimizer.load_state_dict(state["optimizer"])
+    progress = Progress(**state["progress"])
+    print(f"train: resuming {folder.name} at step {progress.step}")
+    return progress
+
+
+def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Path, key: str, ceiling: float) -> dict:
+    """Write the EMA weights, then the summary that says they are whole; the checkpoint has served."""
+    with atomic_file(folder / "weights.safetensors") as path:
+        save_file({k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}, str(path), metadata={"key": key})
+    images = progress.step * schedule.batch
+    summary = {
+        "key": key,
+        "steps": progress.step,
+        "images": images,
+        "flops": images * schedule.flops_per_image,
+        "seconds": progress.seconds,
+        "images_per_second": images / progress.seconds,
+        "utilisation": images * schedule.flops_per_image / progress.seconds / ceiling,
+        "log": progress.log,
+    }
+    write_json(folder / "train.json", summary)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    generator.eval()
+    return summary
+
+
+def _load_finished(generator: Generator, folder: Path, key: str) -> dict | None:
+    """The summary of a finished training, its weights loaded; None where there is none that is whole and this one's."""
+    summary = read_json(folder / "train.json")
+    if not isinstance(summary, dict) or summary.get("key") != key:
+        return None
+    try:
+        generator.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        print(f"train: {folder / 'weights.safetensors'} cannot be used ({str(error).splitlines()[0]}); training again")
+        return None
+    generator.eval()
+    return summary

@@ -1,0 +1,63 @@
+"""Seconds and bytes: synchronised clocks, medians, peak memory, and the machine's own ceiling."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock read next is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """The call's result and its wall seconds."""
+    synchronise(device)
+    started = time.perf_counter()
+    result = call()
+    synchronise(device)
+    return result, time.perf_counter() - started
+
+
+def median_seconds(call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1) -> float:
+    """Median wall seconds of `repeats` calls after `warmup` unmeasured ones."""
+    for _ in range(warmup):
+        call()
+    return statistics.median(timed(call, device)[1] for _ in range(repeats))
+
+
+@lru_cache(maxsize=4)
+def ceiling_flops(device: torch.device, size: int = 2048) -> float:
+    """FLOP/s of the best of five square bf16 matrix products: what 100% utilisation means on this machine."""
+    a = torch.randn(size, size, device=device).bfloat16()
+    a @ a
+    return 2 * size**3 / min(timed(lambda: a @ a, device)[1] for _ in range(5))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new high-water mark (on Linux; elsewhere the process's own is kept)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Device memory on CUDA, resident memory of the process on the CPU, in MiB, since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,139 @@
+"""The Diffusion Transformer of Peebles & Xie, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748).
+
+Faithful to the paper's released form: patches, fixed 2-D sine positions, one timestep and one label embedding shared by
+all blocks, adaLN-Zero conditioning, zero-initialised output.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+# width, depth, heads (table 1)
+PAPER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+
+
+def sine_positions(width: int, height: int, columns: int) -> Tensor:
+    """Fixed 2-D sine-cosine embedding (height * columns, width): the first half encodes x, the second y."""
+    if width % 4:
+        raise ValueError(f"width {width}: sine positions need a multiple of 4")
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij")
+    halves = [torch.outer(axis.flatten(), omega) for axis in (x, y)]
+    return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (B, T, d) scaled and shifted per sample by (B, d)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class TimestepEmbedder(nn.Module):
+    """Sine features of t in [0, 1000], then a two-layer MLP; (B,) -> (B, width)."""
+
+    def __init__(self, width: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        omega = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angle = t.float()[:, None] * omega
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, T, d)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero, figure 3)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
+        x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class DiT(nn.Module):
+    """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, out_channels, H, W).
+
+    `out_channels` is C; the paper's own models also predict a variance and have 2 C. Raises ValueError where the patch does
+    not tile the latents.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        patch: int = 1,
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        channels, height, columns = latent_shape
+        if height % patch or columns % patch:
+            raise ValueError(f"model.patch={patch} does not tile latents of {height}x{columns}")
+        self.patch, self.grid = patch, (height // patch, columns // patch)
+        self.out_channels = out_channels or channels
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.register_buffer("positions", sine_positions(width, *self.grid), persistent=False)
+        self.timesteps = TimestepEmbedder(width)
+        self.labels = nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, patch * patch * self.out_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patches.weight.view(self.patches.weight.shape[0], -1))
+        nn.init.zeros_(self.patches.bias)
+        for weight in (self.labels.weight, self.timesteps.mlp[0].weight, self.timesteps.mlp[2].weight):
+            nn.init.normal_(weight, std=0.02)
+        for layer in (*(block.modulation[1] for block in self.blocks), self.modulation[1], self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        c = self.timesteps(t) + self.labels(labels)
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.modulation(c).chunk(2, dim=1)
+        x = self.out(modulate(self.norm(x), shift, scale))
+        return F.pixel_shuffle(self._channels_first(x), self.patch)
+
+    def _channels_first(self, x: Tensor) -> Tensor:
+        """(B, T, p*p*C) with the paper's (p, q, c) order -> (B, C*p*p, H/p, W/p), as `pixel_shuffle` wants it."""
+        x = x.unflatten(2, (self.patch * self.patch, self.out_channels)).transpose(2, 3).flatten(2)
+        return x.transpose(1, 2).unflatten(2, self.grid)

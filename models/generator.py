@@ -1,0 +1,79 @@
+"""The contract of every family: `forward` is the training loss, `sample` draws in a chosen number of steps."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+
+class Batch(NamedTuple):
+    """One training batch; both descriptions of the same pictures, so that each family takes the one it models."""
+
+    latents: Tensor  # (B, C, H, W) float, whitened; what diffusion learns
+    tokens: LongTensor  # (B, H*W) codebook ids of the same latents; what AR learns
+    labels: LongTensor  # (B,) in 0..num_classes-1
+
+
+def drop_labels(labels: LongTensor, null_label: int, rate: float, *, rng: torch.Generator) -> LongTensor:
+    """Each label becomes `null_label` with probability `rate`: what classifier-free guidance needs (arXiv 2207.12598).
+
+    Called once per training batch, by `Generator.forward`, and nowhere else.
+    """
+    dropped = torch.rand(labels.shape, generator=rng) < rate
+    return torch.where(dropped.to(labels.device), null_label, labels)
+
+
+def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
+    """One generator per sample, seeded from `rng` in order: sample i's noise is the same whatever the batch it is drawn in."""
+    seeds = torch.randint(2**62, (count,), generator=rng)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
+    """Standard normal noise (B, *shape), sample i drawn on the CPU from its own generator."""
+    return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]).to(device)
+
+
+class Generator(nn.Module):
+    """One family: learns p(latents | label) and draws from it in a chosen number of steps.
+
+    Subclasses write `loss`, `sample`, `step_counts` and `nfe`. The null label, for guidance, is `num_classes`.
+    """
+
+    samplers: tuple[str, ...] = ("default",)  # the first is the family's own
+
+    def __init__(self, latent_shape: tuple[int, int, int], num_classes: int, *, label_dropout: float = 0.1):
+        super().__init__()
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout={label_dropout}: at least 0 and below 1")
+        self.latent_shape = tuple(latent_shape)
+        self.num_classes = num_classes
+        self.label_dropout = label_dropout
+        self.sampler = self.samplers[0]
+
+    def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """The training loss of a batch, scalar float32. Labels are dropped here, in training mode only."""
+        if self.training and self.label_dropout:
+            batch = batch._replace(labels=drop_labels(batch.labels, self.num_classes, self.label_dropout, rng=rng))
+        return self.loss(batch, rng=rng)
+
+    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """The loss of a batch whose labels are final; `rng` draws noise and timesteps on the CPU."""
+        raise NotImplementedError
+
+    def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
+        """Whitened latents (B, C, H, W), float32, on the labels' device.
+
+        `guidance` 1 is none; w extrapolates from the unconditional prediction, u + w (c - u). `rng` is a CPU generator: two
+        calls on it draw what one call of both batches would. Raises ValueError for a step count the family cannot honour.
+        """
+        raise NotImplementedError
+
+    def step_counts(self, requested: Iterable[int]) -> list[int]:
+        """Those of a sweep's list that `sample` can honour, in the order given."""
+        raise NotImplementedError
+
+    def nfe(self, steps: int, guidance: float) -> int:
+        """Network evaluations per image; a guided step evaluates the network twice."""
+        raise NotImplementedError

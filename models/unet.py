@@ -1,0 +1,53 @@
+"""The U-Net denoiser: `diffusers.UNet2DModel` with a class embedding, attention at the lower resolutions."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DModel
+from torch import LongTensor, Tensor, nn
+
+
+class UNet(nn.Module):
+    """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
+
+    `channels` per resolution, highest first, each level halving H and W; levels from `attention_from` on have attention.
+    Scale-shift conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). Raises ValueError where the
+    latents cannot be halved that often.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        channels: Sequence[int],
+        layers: int,
+        attention_from: int = 1,
+        head_dim: int = 32,
+        groups: int = 32,
+    ):
+        super().__init__()
+        depth, factor = len(channels), 2 ** (len(channels) - 1)
+        if latent_shape[1] % factor or latent_shape[2] % factor:
+            raise ValueError(f"a U-Net of {depth} levels halves {depth - 1} times: {latent_shape[1]}x{latent_shape[2]} latents cannot")
+        attends = [level >= attention_from for level in range(depth)]
+        self.net = UNet2DModel(
+            sample_size=latent_shape[1],
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            num_class_embeds=num_classes + 1,
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            attention_head_dim=head_dim,
+            norm_num_groups=groups,
+            resnet_time_scale_shift="scale_shift",
+            freq_shift=0,
+        )
+        nn.init.zeros_(self.net.conv_out.weight)
+        nn.init.zeros_(self.net.conv_out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.net(x, t, class_labels=labels).sample.contiguous()
