@@ -92,6 +92,12 @@ def load_space(cfg: Any) -> LatentSpace:
     return LatentSpace(autoencoder, codebook, cfg.name, digest(*(file_digest(path) for path in paths.values())))
 
 
+def shipped_codebook_size() -> int:
+    """Entries of the codebook in models/weights."""
+    with safe_open(str(SHIPPED / "codebook.safetensors"), "pt") as file:
+        return file.get_slice("entries").get_shape()[0]
+
+
 def latent_shape(space: LatentSpace, image_size: int) -> tuple[int, int, int]:
     """(C, H, W); raises BadInput for a size the autoencoder cannot take."""
     try:

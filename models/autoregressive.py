@@ -77,8 +77,9 @@ class Autoregressive(Generator):
         seen = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=labels.device).tril()
         places = torch.arange(self.tokens, device=labels.device)
         # Under autocast the cache wants keys and values of one type, which they are where the residual stream is of it.
-        autocast = torch.is_autocast_enabled(labels.device.type)
-        dtype = torch.get_autocast_dtype(labels.device.type) if autocast else self.positions.dtype
+        kind = labels.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.positions.dtype
         embedded, ids = self.classes(labels), []
         for n in range(self.tokens):
             out = self.transformer(

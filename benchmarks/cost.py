@@ -1,0 +1,87 @@
+"""`make cost`: what one forward pass of every model and size costs, counted, without training anything.
+
+Writes results/cost/cost.csv: every model x size at 4x16x16 latents (xs at 4x8x8) on 1000 classes, then the twelve DiT models
+of the paper (arXiv 2212.09748, table 1) at 4x32x32 with learned sigma. MACs include the head; the papers' "Gflops" are MACs.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks import build, latents
+from benchmarks.report import markdown
+from benchmarks.store import atomic_file
+from metrics import flops
+from models.codebook import Codebook
+from models.diffusion import Diffusion
+from models.dit import PAPER_SIZES, DiT
+from models.generator import Generator
+
+CONF = Path(__file__).parent.parent / "conf"
+COLUMNS = ["model", "family", "size", "patch", "latent_shape", "num_classes", "params_m", "gmacs"]
+NUM_CLASSES = 1000
+
+
+def names(group: str) -> list[str]:
+    """The YAML files of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def row(name: str, family: str, size: str, model: Generator) -> list[object]:
+    """One line of the table, of a model on the meta device."""
+    patch = getattr(getattr(model, "denoiser", None), "patch", None)
+    shape = "x".join(map(str, model.latent_shape))
+    return [name, family, size, patch, shape, model.num_classes, flops.params(model) / 1e6, build.forward_macs(model) / 1e9]
+
+
+def configured(codebook_size: int) -> Iterator[list[object]]:
+    """Every model x size of conf/, smallest first."""
+    sizes = sorted(names("size"), key=lambda size: ["xs", "s", "b", "l"].index(size))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for size in sizes:
+            shape = (4, 8, 8) if size == "xs" else (4, 16, 16)
+            for name in names("model"):
+                cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
+                with torch.device("meta"):
+                    model = build.generator(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
+                yield row(name, cfg.model.family, size, model.to("meta"))
+
+
+def paper(shape: Sequence[int] = (4, 32, 32)) -> Iterator[list[object]]:
+    """The twelve DiT models of the paper, with its eight output channels."""
+    for size, (width, depth, heads) in PAPER_SIZES.items():
+        for patch in (8, 4, 2):
+            net = partial(DiT, width=width, depth=depth, heads=heads, patch=patch, out_channels=8)
+            with torch.device("meta"):
+                model = PaperDiT(shape, NUM_CLASSES, denoiser=net)
+            yield row("dit", "dit", size, model.to("meta"))
+
+
+class PaperDiT(Diffusion):
+    """Only to be counted: the paper's denoisers also predict a variance, which the loss here leaves aside."""
+
+    def loss(self, batch, *, rng):
+        prediction = self.denoiser(batch.latents, torch.zeros(len(batch.labels), device=batch.latents.device), batch.labels)
+        return prediction[:, : self.latent_shape[0]].square().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/cost"))
+    out = parser.parse_args().out
+    codebook_size = latents.shipped_codebook_size()
+    table = pd.DataFrame([*configured(codebook_size), *paper()], columns=COLUMNS)
+    table["patch"] = table["patch"].astype("Int64")
+    with atomic_file(out / "cost.csv") as path:
+        table.to_csv(path, index=False)
+    print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
+    print(f"\nautoregressive heads have {codebook_size} codebook entries\n{out / 'cost.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Tiny members of every family, and batches for them."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from models.autoregressive import Autoregressive
+from models.codebook import Codebook
+from models.diffusion import Diffusion
+from models.dit import DiT
+from models.generator import Batch, Generator
+from models.unet import UNet
+
+SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
+TOKENS = SHAPE[1] * SHAPE[2]
+FAMILIES = ("unet", "dit", "ar", "dit-eps", "dit-v", "dit-x0", "unet-heun")
+
+
+def tiny(name: str, **extra) -> Generator:
+    """A small, non-degenerate model: zero-initialised layers are filled, so that every input matters."""
+    torch.manual_seed(0)
+    family, _, variant = name.partition("-")
+    if family == "ar":
+        book = Codebook(ENTRIES)
+        book.entries.normal_()
+        model: Generator = Autoregressive(SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra)
+    else:
+        net = {"unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8), "dit": partial(DiT, width=32, depth=2, heads=2)}[family]
+        model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=variant if variant in ("eps", "v", "x0") else "flow", **extra)
+        if variant == "heun":
+            model.sampler = "heun"
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.abs().max() == 0:
+                p.normal_(std=0.05)
+        if family == "ar":
+            model.head.weight.normal_(std=0.5)
+            model.classes.weight.normal_()
+    return model
+
+
+def steps_of(model: Generator) -> int:
+    """A step count the model can honour."""
+    return model.step_counts([4, TOKENS])[0]
+
+
+def random_batch(count: int = 6, seed: int = 1) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(count, *SHAPE, generator=rng),
+        torch.randint(ENTRIES, (count, TOKENS), generator=rng),
+        torch.arange(count) % CLASSES,
+    )
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request) -> Generator:
+    return tiny(request.param)

@@ -1,0 +1,165 @@
+"""What is particular to each family: the paper's DiT, diffusers' schedulers, the AR model's cache."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, rng, tiny
+from diffusers import DiTTransformer2DModel
+
+from models.diffusion import Diffusion
+from models.dit import DiT
+
+
+def _mapped_reference(ours: DiT, depth: int, heads: int, width: int, classes: int):
+    """diffusers' DiT with our weights, its norm epsilon and timestep-frequency shift set to the paper's."""
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=width // heads, in_channels=4, out_channels=8, num_layers=depth,
+        sample_size=16, patch_size=2, num_embeds_ada_norm=classes, norm_eps=1e-6,
+    ).eval()  # fmt: skip
+    theirs.pos_embed.proj.load_state_dict(ours.patches.state_dict())
+    torch.testing.assert_close(theirs.pos_embed.pos_embed[0], ours.positions, atol=1e-5, rtol=0)
+    for block, mine in zip(theirs.transformer_blocks, ours.blocks, strict=True):
+        embedder = block.norm1.emb
+        embedder.time_proj.downscale_freq_shift = 0
+        embedder.timestep_embedder.linear_1.load_state_dict(ours.timesteps.mlp[0].state_dict())
+        embedder.timestep_embedder.linear_2.load_state_dict(ours.timesteps.mlp[2].state_dict())
+        embedder.class_embedder.embedding_table.load_state_dict(ours.labels.state_dict())
+        block.norm1.linear.load_state_dict(mine.modulation[1].state_dict())
+        for name, weight, bias in zip(
+            ("to_q", "to_k", "to_v"), mine.attention.qkv.weight.chunk(3), mine.attention.qkv.bias.chunk(3), strict=True
+        ):
+            getattr(block.attn1, name).load_state_dict({"weight": weight, "bias": bias})
+        block.attn1.to_out[0].load_state_dict(mine.attention.out.state_dict())
+        block.ff.net[0].proj.load_state_dict(mine.mlp[0].state_dict())
+        block.ff.net[2].load_state_dict(mine.mlp[2].state_dict())
+    theirs.proj_out_1.load_state_dict(ours.modulation[1].state_dict())
+    theirs.proj_out_2.load_state_dict(ours.out.state_dict())
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    return theirs
+
+
+def test_dit_equals_diffusers_with_mapped_weights():
+    width, depth, heads, classes = 64, 3, 4, 10
+    torch.manual_seed(0)
+    ours = DiT((4, 16, 16), classes, width=width, depth=depth, heads=heads, patch=2, out_channels=8)
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.normal_(std=0.1)
+    theirs = _mapped_reference(ours, depth, heads, width, classes)
+    x, t, labels = torch.randn(3, 4, 16, 16), torch.tensor([0, 17, 999]), torch.tensor([0, 4, classes])
+    with torch.no_grad():
+        expected = theirs(x, timestep=t, class_labels=labels).sample
+        torch.testing.assert_close(ours(x, t, labels), expected, atol=1e-5, rtol=1e-5)
+    assert expected.std() > 0.1, "an all-zero output would agree with anything"
+
+
+def test_dit_at_its_start_is_zero_and_its_blocks_are_the_identity():
+    """adaLN-Zero: every gate and the output start at zero (section 3.2 of the paper)."""
+    net = DiT(SHAPE, CLASSES, width=32, depth=2, heads=2)
+    x = torch.randn(2, 64, 32)
+    assert torch.equal(net.blocks[0](x, torch.randn(2, 32)), x)
+    assert net(torch.randn(2, *SHAPE), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).abs().max() == 0
+
+
+class _Oracle(torch.nn.Module):
+    """The exact velocity of a data set of one point: straight lines from noise to it. Remembers when it was asked."""
+
+    def __init__(self, shape, num_classes, target):
+        super().__init__()
+        self.target, self.times = target, []
+
+    def forward(self, x, t, labels):
+        self.times.append(t[0].item())
+        return (x - self.target) / (t / 1000)[:, None, None, None]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+def test_euler_spends_every_evaluation(steps):
+    """The grid is 1, (n-1)/n, ..., 1/n: no evaluation falls on the useless tail near zero, and the end is reached."""
+    target = torch.randn(1, *SHAPE)
+    model = Diffusion(SHAPE, CLASSES, denoiser=partial(_Oracle, target=target))
+    out = model.sample(torch.tensor([0]), steps=steps, guidance=1.0, rng=rng())
+    assert model.denoiser.times == pytest.approx([1000 * (steps - i) / steps for i in range(steps)])
+    torch.testing.assert_close(out, target, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler, steps", [("euler", 5), ("heun", 1), ("heun", 5)])
+def test_nfe_is_what_the_sampler_really_spends(sampler, steps):
+    model = Diffusion(SHAPE, CLASSES, denoiser=partial(_Oracle, target=torch.zeros(1, *SHAPE)))
+    model.sampler = sampler
+    model.sample(torch.tensor([0]), steps=steps, guidance=1.0, rng=rng())
+    assert len(model.denoiser.times) == model.nfe(steps, 1.0)
+
+
+@pytest.mark.parametrize("objective", ["eps", "v", "x0"])
+def test_every_objective_s_target_and_sampler_fit_together(objective):
+    """A network that knows the answer (one data point) brings DDIM exactly there, from pure noise."""
+    target = torch.randn(1, *SHAPE)
+
+    class Oracle(torch.nn.Module):
+        def __init__(self, shape, num_classes):
+            super().__init__()
+
+        def forward(self, x, t, labels):
+            a = model.alphas[t.long()][:, None, None, None]
+            noise = (x - a.sqrt() * target) / (1 - a).sqrt()
+            return {"eps": noise, "x0": target.expand_as(x), "v": a.sqrt() * noise - (1 - a).sqrt() * target}[objective]
+
+    model = Diffusion(SHAPE, CLASSES, denoiser=Oracle, objective=objective)
+    batch = (target.expand(8, -1, -1, -1), None, torch.zeros(8, dtype=torch.long))
+    from models.generator import Batch
+
+    assert model.eval()(Batch(*batch), rng=rng()).item() < 1e-8
+    out = model.sample(torch.tensor([0]), steps=20, guidance=1.0, rng=rng())
+    torch.testing.assert_close(out, target, atol=2e-2, rtol=1e-2)
+
+
+def test_ar_cached_decoding_equals_the_full_forward_pass():
+    """Each id drawn with the cache is the one that full attention over the finished sequence gives, at the same uniform number."""
+    from models.autoregressive import invert
+    from models.generator import spawn
+
+    model = tiny("ar").eval()
+    labels = torch.tensor([0, 3, 1])
+    ids = model.draw(labels, guidance=1.0, rng=rng(2))
+    uniform = torch.stack([torch.rand(TOKENS, generator=g) for g in spawn(rng(2), 3)])
+    with torch.no_grad():
+        logits = model.logits(ids, labels)
+    again = torch.stack([invert(logits[:, n], uniform[:, n]) for n in range(TOKENS)], dim=1)
+    assert torch.equal(ids, again)
+    assert ids.unique().numel() > ENTRIES // 2
+
+
+def test_ar_guided_decoding_equals_the_full_forward_pass():
+    from models.autoregressive import invert
+    from models.generator import spawn
+
+    model = tiny("ar").eval()
+    labels = torch.tensor([0, 3])
+    ids = model.draw(labels, guidance=2.5, rng=rng(2))
+    uniform = torch.stack([torch.rand(TOKENS, generator=g) for g in spawn(rng(2), 2)])
+    with torch.no_grad():
+        given, free = model.logits(ids, labels), model.logits(ids, torch.full_like(labels, CLASSES))
+    logits = free + 2.5 * (given - free)
+    assert torch.equal(ids, torch.stack([invert(logits[:, n], uniform[:, n]) for n in range(TOKENS)], dim=1))
+
+
+def test_ar_does_not_see_the_future():
+    model = tiny("ar").eval()
+    tokens = torch.randint(ENTRIES, (1, TOKENS), generator=rng())
+    changed = tokens.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % ENTRIES
+    with torch.no_grad():
+        a, b = model.logits(tokens, torch.tensor([0])), model.logits(changed, torch.tensor([0]))
+    torch.testing.assert_close(a[:, :21], b[:, :21], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(a[:, 21:], b[:, 21:], atol=1e-3)
+
+
+def test_ar_sampling_under_autocast():
+    """The cache takes keys and values of one type: what a bf16 run on the CPU once broke on."""
+    model = tiny("ar").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.sample(torch.tensor([0, 1]), steps=TOKENS, guidance=2.0, rng=rng()).isfinite().all()
