@@ -1,0 +1,126 @@
+"""Counted FLOPs against hand formulas: the paper's DiT table, all three families, whole sampling calls, matched sizes."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks import build, cost
+from metrics.flops import count_macs
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.dit import PAPER_SIZES
+
+# GMACs at patch 8, 4, 2 on 4x32x32 latents: "Gflops" of arXiv 2212.09748, table 4, to the digits printed there
+PAPER_TABLE = {"s": (0.36, 1.41, 6.06), "b": (1.42, 5.56, 23.01), "l": (5.01, 19.70, 80.71), "xl": (7.39, 29.05, 118.64)}
+K = 2048
+
+
+def configured(name: str, size: str, shape=(4, 16, 16), classes: int = 1000):
+    with initialize_config_dir(str(cost.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
+    with torch.device("meta"):
+        model = build.generator(cfg.model, shape, classes, Codebook(K))
+    return cfg, model.to("meta").eval()
+
+
+def dit_macs(width: int, depth: int, tokens: int, patch: int, out_channels: int) -> int:
+    blocks = depth * (12 * width**2 * tokens + 2 * tokens**2 * width + 6 * width**2)
+    return blocks + 2 * width**2 + width**2 + 256 * width + (4 + out_channels) * patch**2 * width * tokens
+
+
+def ar_macs(width: int, depth: int, mlp: int, tokens: int) -> int:
+    return depth * (4 * width**2 * tokens + 2 * tokens**2 * width + 3 * width * mlp * tokens) + width * K * tokens
+
+
+def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int = 4) -> int:
+    """UNet2DModel by hand: convolutions, time projections, and attention at every level but the highest."""
+    wide = 4 * channels[0]
+
+    def resnet(a: int, b: int, s: int) -> int:
+        return 9 * a * b * s**2 + 9 * b * b * s**2 + wide * 2 * b + (a * b * s**2 if a != b else 0)
+
+    def attention(c: int, s: int) -> int:
+        return 4 * c * c * s**2 + 2 * s**4 * c
+
+    total = channels[0] * wide + wide * wide + 9 * latent_channels * channels[0] * side**2
+    skips, current = [channels[0]], channels[0]
+    for level, c in enumerate(channels):
+        for _ in range(layers):
+            total += resnet(current, c, side) + (attention(c, side) if level else 0)
+            current = c
+            skips.append(c)
+        if level < len(channels) - 1:
+            side //= 2
+            total += 9 * c * c * side**2
+            skips.append(c)
+    total += 2 * resnet(current, current, side) + attention(current, side)
+    for level, c in reversed(list(enumerate(channels))):
+        for _ in range(layers + 1):
+            total += resnet(current + skips.pop(), c, side) + (attention(c, side) if level else 0)
+            current = c
+        if level:
+            side *= 2
+            total += 9 * c * c * side**2
+    return total + 9 * channels[0] * latent_channels * side**2
+
+
+def hand_count(cfg, side: int) -> int:
+    size = cfg.size[cfg.model.family]
+    if cfg.model.family == "dit":
+        return dit_macs(size.width, size.depth, side**2, 1, 4)
+    if cfg.model.family == "ar":
+        return ar_macs(size.width, size.depth, size.mlp, side**2)
+    return unet_macs(list(size.channels), size.layers, side)
+
+
+def test_the_paper_s_dit_table_is_reproduced():
+    counted = {(row[2], row[3]): row[7] for row in cost.paper()}
+    for size, figures in PAPER_TABLE.items():
+        for patch, gmacs in zip((8, 4, 2), figures, strict=True):
+            rounding = 0.005 / gmacs  # the paper prints two decimals
+            assert counted[size, patch] == pytest.approx(gmacs, rel=max(0.005, rounding)), (size, patch)
+
+
+def test_the_paper_s_dit_table_is_the_hand_formula():
+    counted = {(row[2], row[3]): row[7] for row in cost.paper()}
+    for size, (width, depth, _) in PAPER_SIZES.items():
+        for patch in (8, 4, 2):
+            assert counted[size, patch] * 1e9 == dit_macs(width, depth, (32 // patch) ** 2, patch, 8)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "ar"])
+@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16)])
+def test_a_forward_pass_is_the_hand_formula(name, size, side):
+    cfg, model = configured(name, size, (4, side, side))
+    assert build.forward_macs(model) == hand_count(cfg, side)
+
+
+@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16), ("b", 16), ("l", 16)])
+def test_one_size_costs_the_same_in_every_family(size, side):
+    counts = [build.forward_macs(configured(name, size, (4, side, side))[1]) for name in ("unet", "dit", "ar")]
+    assert max(counts) / min(counts) < 1.05, counts
+
+
+@pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
+def test_a_whole_sampling_call_is_the_hand_formula(guidance, times):
+    """Every evaluation counts, Heun's 2n - 1 among them, and twice under guidance. AR reads a full-length static cache."""
+    for name, sampler, steps in [("unet", "euler", 3), ("dit", "euler", 5), ("dit", "heun", 4), ("ar", "raster", 64)]:
+        cfg, model = configured(name, "xs", (4, 8, 8))
+        model.sampler = sampler
+        assert model.nfe(steps, guidance) == times * (2 * steps - 1 if sampler == "heun" else steps)
+        forwards = 1 if name == "ar" else model.nfe(steps, guidance) / times  # N cached steps of one token are one full pass
+        expected = forwards * times * hand_count(cfg, 8)
+        assert build.sampling_macs(model, steps, guidance) == pytest.approx(expected, rel=0.01), (name, sampler)
+
+
+def test_attention_is_not_counted_as_zero():
+    """On the CPU the counter sees no scaled_dot_product_attention; on meta it must see 2 T^2 d."""
+    q = torch.empty(1, 4, 64, 32, device="meta")
+    assert count_macs(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 64**2 * 128
+
+
+def test_the_autoencoder_stays_within_its_bounds():
+    """At 64 px: encoding at most 0.4 and decoding at most 0.9 GMACs."""
+    meta = Autoencoder().to("meta")
+    assert count_macs(lambda: meta.encode(torch.empty(1, 3, 64, 64, dtype=torch.uint8, device="meta"))) <= 0.4e9
+    assert 0 < build.decoder_macs(Autoencoder(), (4, 16, 16)) <= 0.9e9

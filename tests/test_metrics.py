@@ -1,0 +1,126 @@
+"""The Fréchet distance against scipy and torchmetrics, its bias and spread, the probe, the judge's features."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from benchmarks.score import load_features
+from metrics.features import LocalFeatures, extract
+from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
+from metrics.probe import fit_probe
+
+
+def features(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """Correlated, non-negative features, as a network's are."""
+    rng = torch.Generator().manual_seed(seed)
+    mix = torch.randn(d, d, generator=torch.Generator().manual_seed(99)) / d**0.5
+    return (torch.randn(n, d, generator=rng) @ mix + shift).relu()
+
+
+def by_scipy(real: torch.Tensor, fake: torch.Tensor) -> float:
+    a, b = real.double().numpy(), fake.double().numpy()
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * np.trace(root))
+
+
+class _Identity(torch.nn.Module):
+    """Passes (N, d, 1, 1) 'pictures' through as features, so that torchmetrics sees ours."""
+
+    num_features = 24
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).float()
+
+
+@pytest.mark.parametrize("n, m", [(500, 300), (24, 40), (15, 400), (400, 15), (12, 15)])
+def test_frechet_equals_scipy_above_and_below_the_dimension(n, m):
+    real, fake = features(n, 24, 1), features(m, 24, 2, 0.3)
+    assert frechet_distance(real, fake) == pytest.approx(by_scipy(real, fake), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("n, m", [(500, 300), (15, 12)])
+def test_frechet_survives_a_dead_feature(n, m):
+    real, fake = features(n, 24, 1), features(m, 24, 2, 0.3)
+    real[:, 5] = fake[:, 5] = 0.0
+    real[:, 7] = 1.5
+    assert frechet_distance(real, fake) == pytest.approx(by_scipy(real, fake), rel=1e-4, abs=1e-5)
+    assert frechet_distance(fake, real) == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+
+
+@pytest.mark.parametrize("n, m", [(500, 300), (15, 20)])
+def test_frechet_equals_torchmetrics(n, m):
+    real, fake = features(n, 24, 1), features(m, 24, 2, 0.3)
+    theirs = FrechetInceptionDistance(feature=_Identity(), normalize=True, input_img_size=(24, 1, 1))
+    theirs.set_dtype(torch.float64)
+    theirs.update(real[:, :, None, None], real=True)
+    theirs.update(fake[:, :, None, None], real=False)
+    assert frechet_distance(real, fake) == pytest.approx(theirs.compute().item(), rel=1e-4)
+
+
+def test_frechet_of_gaussians_is_the_closed_form():
+    """N(0, I) and N(mu, s^2 I) are |mu|^2 + d (s - 1)^2 apart."""
+    real = torch.randn(200_000, 6, generator=torch.Generator().manual_seed(0))
+    fake = 2 * torch.randn(200_000, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+    assert frechet_distance(real, fake) == pytest.approx(6 * 0.25 + 6, rel=0.01)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    "real, fake, reason",
+    [
+        (torch.zeros(1, 4), torch.zeros(9, 4), "N >= 2"),
+        (torch.zeros(9, 4), torch.zeros(9, 5), "dimensions"),
+        (torch.zeros(9, 4), torch.full((9, 4), torch.nan), "NaN"),
+        (torch.zeros(9), torch.zeros(9, 4), "must be"),
+    ],
+)
+def test_frechet_refuses_what_it_cannot_compare(real, fake, reason):
+    with pytest.raises(ValueError, match=reason):
+        frechet_distance(real, fake)
+
+
+def test_the_analytic_floor_is_what_two_samples_of_one_gaussian_read():
+    d, n, m = 16, 400, 600
+    scale = torch.linspace(0.3, 2, d)
+    draw = lambda seed, k: torch.randn(k, d, generator=torch.Generator().manual_seed(seed)) * scale  # noqa: E731
+    read = np.mean([frechet_distance(draw(2 * i, n), draw(2 * i + 1, m)) for i in range(60)])
+    assert frechet_bias(draw(1000, 20_000), n, m) == pytest.approx(read, rel=0.08)  # three standard errors of 60 readings are 7%
+
+
+def test_bootstrap_sd_is_near_the_true_spread():
+    d, n = 8, 300
+    draw = lambda seed, shift=0.0: torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift  # noqa: E731
+    true = np.std([frechet_distance(draw(2 * i), draw(2 * i + 1, 0.5)) for i in range(100)], ddof=1)
+    guess = np.mean([bootstrap_sd(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i)) for i in range(10)])
+    assert 0.7 < guess / true < 1.4
+
+
+def test_the_probe_separates_what_is_separable_and_guesses_what_is_not():
+    labels = torch.arange(600) % 3
+    apart = torch.randn(600, 10) + 4 * torch.eye(10)[labels]
+    assert fit_probe(apart, labels, 3).accuracy(apart, labels) > 0.95
+    noise = torch.randn(4000, 10)
+    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(noise[2000:], torch.arange(2000) % 4) == pytest.approx(0.25, abs=0.05)
+
+
+def test_local_features_take_any_size_in_any_batching():
+    net = LocalFeatures(7).eval()
+    images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8).numpy()
+    whole = extract(net, images, batch=10)
+    assert whole.shape == (10, net.dim) and net.dim <= 128 and whole.dtype == torch.float32
+    torch.testing.assert_close(extract(net, images, batch=3), whole, atol=1e-5, rtol=1e-4)
+    assert extract(net, images.repeat(2, axis=2).repeat(2, axis=3)).shape == (10, net.dim)
+
+
+def test_the_shipped_judge_tells_procedural_classes_apart():
+    from types import SimpleNamespace
+
+    from benchmarks.procedural import draw
+
+    net, fingerprint = load_features(SimpleNamespace(name="local", get=lambda key: None))
+    assert len(fingerprint) == 16
+    (train, labels), (test, truth) = draw(400, 32, seed=3), draw(200, 32, seed=3, stream="reference")
+    probe = fit_probe(extract(net, train), torch.from_numpy(labels), 10)
+    assert probe.accuracy(extract(net, test), torch.from_numpy(truth)) > 0.9
