@@ -88,6 +88,8 @@ def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     """
     size = int(cfg.image_size)
     held_out = {"reference": int(cfg.reference_images), "floor": int(num_samples)}
+    if size < 8:
+        raise BadInput(f"data.image_size={size}: pictures need a side of at least 8 px")
     if min(held_out.values()) < 2:
         raise BadInput(f"data.reference_images={held_out['reference']}, num_samples={num_samples}: both must be at least 2")
     if cfg.source == "procedural":

@@ -84,9 +84,9 @@ def run_cell(cfg: DictConfig) -> None:
 def prepare(cfg: DictConfig) -> Cell:
     """Pictures to latents and judge (each cached), and a freshly initialised generator."""
     device = pick_device(cfg.device)
-    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     space = latents.load_space(cfg.autoencoder)
-    shape = latents.latent_shape(space, dataset.image_size)
+    shape = latents.latent_shape(space, cfg.data.image_size)
+    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     encoded = latents.prepare(dataset, space, cache=cfg.cache_dir, device=device)
     judge = score.prepare(cfg.features, dataset, space, encoded, cache=cfg.cache_dir, device=device)
 

@@ -1,0 +1,104 @@
+"""Every YAML composes and instantiates; presets are the sweeps they say they are."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks import build, cost, data, train
+from benchmarks.train import UNITS
+from models.codebook import Codebook
+from models.generator import Generator
+
+GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment"]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(cost.CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize("group, name", [(group, name) for group in GROUPS for name in cost.names(group)])
+def test_every_yaml_composes(group, name):
+    cfg = composed(f"{group}={name}")
+    assert cfg.seed == 0 and cfg.model.family in ("unet", "dit", "ar")
+    if group not in ("experiment", "train"):
+        assert cfg[group].name == name
+    if group == "experiment":
+        assert cfg.name == name, "results/<name> is the preset's name"
+
+
+@pytest.mark.parametrize("model, size", itertools.product(cost.names("model"), cost.names("size")))
+def test_every_model_instantiates_at_every_size(model, size):
+    cfg = composed(f"model={model}", f"size={size}")
+    with torch.device("meta"):
+        built = build.generator(cfg.model, (4, 8, 8), 10, Codebook(32))
+    assert isinstance(built, Generator) and 0 < cfg.model.lr < 0.1
+
+
+@pytest.mark.parametrize("experiment", cost.names("experiment"))
+def test_presets_sweep_the_three_families_and_include_the_ar_model_s_own_step_count(experiment):
+    cfg = composed(f"experiment={experiment}")
+    assert str(cfg.hydra.mode).endswith("MULTIRUN")
+    assert cfg.hydra.sweeper.params.model == "unet,dit,ar"
+    assert (cfg.data.image_size // 4) ** 2 in cfg.steps
+    assert cfg.train.unit in UNITS and train.plan(cfg.train, 40_000_000).steps >= 1
+    assert cfg.data.source in ("procedural", "imagefolder", "hub")
+
+
+def test_overrides_beat_presets_and_presets_beat_defaults():
+    assert composed("experiment=cpu").steps == [4, 8, 16, 32, 64]
+    assert composed("experiment=smoke").steps != composed().steps
+    assert composed("experiment=smoke", "steps=[3]", "data.image_size=64").data.image_size == 64
+    assert composed("experiment=cpu", "data=imagefolder", "data.path=/x").data.image_size == 32, "a preset's size holds for any data"
+
+
+def test_yaml_files_stay_short():
+    for path in Path(cost.CONF).rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= (40 if path.name == "config.yaml" else 20), path
+
+
+def test_unknown_names_are_refused_by_hydra():
+    from hydra.errors import HydraException
+
+    for override in ("model=nonsense", "size=xxl", "experiment=nonsense", "data=nonsense"):
+        with pytest.raises(HydraException, match="nonsense|xxl"):
+            composed(override)
+
+
+def test_a_model_s_refusal_is_one_line():
+    from benchmarks.store import BadInput
+
+    cfg = composed("model=dit", "model.denoiser.heads=7")
+    with pytest.raises(BadInput, match="width 128 is not a multiple of heads 7"):
+        build.generator(cfg.model, (4, 8, 8), 10, Codebook(32))
+
+
+def test_someone_else_s_family_needs_one_target():
+    cfg = composed("model=ar", "model._target_=models.autoregressive.Autoregressive", "model.depth=1")
+    assert len(build.generator(cfg.model, (4, 8, 8), 10, Codebook(32)).transformer.layers) == 1
+
+
+def test_budgets_of_every_unit_become_the_same_plan():
+    cfg = composed().train
+    per_image = 3 * 2 * 1_000_000
+    for unit, budget in (("flops", per_image * 640), ("images", 640), ("steps", 10)):
+        cfg.unit, cfg.budget = unit, budget
+        assert train.plan(cfg, 1_000_000).steps == 10
+    cfg.unit, cfg.budget = "minutes", 2
+    assert train.plan(cfg, 1_000_000).seconds == 120
+    for unit, budget in (("hours", 1), ("flops", 0), ("flops", -1)):
+        cfg.unit, cfg.budget = unit, budget
+        with pytest.raises(data.BadInput, match="train"):
+            train.plan(cfg, 1_000_000)
+
+
+def test_equal_flops_mean_equal_flops():
+    """The families' plans differ in pictures, not in FLOPs, up to half a batch."""
+    cfg = composed("experiment=cpu").train
+    for macs in (41_000_000, 42_600_000):
+        plan = train.plan(cfg, macs)
+        assert plan.steps * plan.batch * plan.flops_per_image == pytest.approx(cfg.budget, rel=0.5 * cfg.batch * 6 * macs / cfg.budget)

@@ -1,0 +1,254 @@
+"""Pictures from every source, in every mode, into disjoint and deterministic splits; bad input in one clear line."""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import data, procedural
+from benchmarks.store import BadInput
+
+
+class Config(SimpleNamespace):
+    def get(self, key, default=None):
+        return getattr(self, key, default)
+
+
+def folder_config(root, **changes) -> Config:
+    defaults = dict(source="imagefolder", name="imagefolder", path=str(root), classes=None, images_per_class=None, image_size=32, reference_images=6)
+    return Config(**(defaults | changes))
+
+
+def picture(seed: int, side: int = 40) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side + 6, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three classes, ten training and three validation pictures each."""
+    for split, count in (("train", 10), ("val", 3)):
+        for k, name in enumerate(("ant", "bee", "cow")):
+            (tmp_path / "pics" / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture(1000 * k + i + 100 * (split == "val")).save(tmp_path / "pics" / split / name / f"{i}.png")
+    return tmp_path / "pics"
+
+
+def contents(split: data.Split) -> list[bytes]:
+    return [image.tobytes() for image in split[:]]
+
+
+# --- procedural
+
+
+@pytest.mark.parametrize(
+    "size, stream, pinned",
+    [
+        (32, "train", "a143d9dd8290be3e"),
+        (64, "train", "89bafa2cd09f37a9"),
+        (64, "floor", "3294aadb13119f8d"),
+    ],
+)
+def test_procedural_bytes_are_the_same_on_every_machine(size, stream, pinned):
+    images, labels = procedural.draw(50, size, stream=stream)
+    assert images.dtype == np.uint8 and images.shape == (50, 3, size, size)
+    assert labels.tolist() == [i % 10 for i in range(50)]
+    assert hashlib.sha256(images.tobytes()).hexdigest()[:16] == pinned
+
+
+def test_procedural_pictures_depend_on_index_and_seed_alone():
+    few, many = procedural.draw(20, 32)[0], procedural.draw(200, 32, chunk=3)[0]
+    assert np.array_equal(few, many[:20])
+    assert not np.array_equal(few, procedural.draw(20, 32, seed=1)[0])
+    assert len({image.tobytes() for image in many}) == 200
+
+
+def test_the_32_px_picture_is_the_64_px_one_halved():
+    small, large = procedural.draw(20, 32)[0].astype(int), procedural.draw(20, 64)[0].astype(int)
+    halved = large.reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
+    assert np.abs(small - halved).max() <= 1
+
+
+def test_procedural_splits_share_no_picture(tmp_path):
+    cfg = Config(source="procedural", name="procedural", image_size=32, train_images=100, reference_images=50, seed=0)
+    dataset = data.load(cfg, num_samples=30, cache=tmp_path)
+    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (100, 50, 30)
+    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor)
+    assert len(set(everything)) == 180
+    assert dataset.floor.labels.tolist() == [i % 10 for i in range(30)]
+
+
+# --- image folders
+
+
+def test_an_image_folder_is_split_without_overlap(root, tmp_path):
+    dataset = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    assert dataset.classes == ["ant", "bee", "cow"] and dataset.name == "pics"
+    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (24, 6, 6)
+    assert dataset.reference.labels.tolist() == dataset.floor.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor)
+    assert len(set(everything)) == 36
+    validation = {data.to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
+    assert set(contents(dataset.reference)) <= validation, "the held-out folder serves the reference"
+
+
+def test_one_folder_without_a_validation_split_works_too(root, tmp_path):
+    dataset = data.load(folder_config(root / "train"), num_samples=6, cache=tmp_path / "cache")
+    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (18, 6, 6)
+    assert len(set(contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor))) == 30
+
+
+def test_the_split_is_deterministic_and_cached(root, tmp_path):
+    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "a")
+    second = data.load(folder_config(root), num_samples=6, cache=tmp_path / "b")
+    assert first.key == second.key and contents(first.floor) == contents(second.floor)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"x" * path.stat().st_size)  # still listed, no longer readable: only the cache can serve
+    assert data.load(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
+
+
+def test_a_subset_of_classes_and_pictures(root, tmp_path):
+    by_name = data.load(folder_config(root, classes=["cow", "ant"], reference_images=4), num_samples=2, cache=tmp_path)
+    assert by_name.classes == ["cow", "ant"] and set(by_name.train.labels) == {0, 1}
+    by_count = data.load(folder_config(root, classes=2, images_per_class=4, reference_images=4), num_samples=2, cache=tmp_path)
+    assert by_count.classes == ["ant", "bee"] and np.bincount(by_count.train.labels).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "I;16", "F"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    if mode == "I;16":
+        image = Image.fromarray((grey * 257).astype(np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(grey.astype(np.float32))
+    else:
+        image = Image.fromarray(grey.astype(np.uint8)).convert("RGB" if mode in ("P", "CMYK") else "L").convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "F") else "x.png")
+    image.save(path)
+    pixels = data.to_pixels(Image.open(path), 32)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
+    if mode != "1":
+        expected = grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        assert np.abs(pixels.astype(float) - expected).mean() < 6, "brightness survives the conversion"
+
+
+def test_transparency_lies_over_white():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert data.to_pixels(clear, 8).min() == 255
+
+
+def test_the_crop_is_central_and_the_resize_antialiased():
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, 32:96] = 200  # only the central square is grey
+    cropped = data.to_pixels(Image.fromarray(wide), 32)
+    assert (cropped[:, :, 2:-2] == 200).all() and cropped.min() > 150  # the filter sees a little past the crop's edge
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(data.to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, "aliasing would give 0 or 255"
+
+
+# --- bad input
+
+
+def broken(root, count):
+    for path in sorted((root / "train").rglob("*.png"))[:count]:
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    "changes, samples, said",
+    [
+        (dict(path="/nowhere/at/all"), 6, "data.path=/nowhere/at/all: no such folder"),
+        (dict(path=None), 6, "data.path"),
+        (dict(classes=9), 6, "data.classes=9"),
+        (dict(classes=["dog"]), 6, "no class called 'dog'"),
+        (dict(images_per_class=0), 6, "data.images_per_class=0"),
+        (dict(reference_images=60), 6, "data.reference_images=60"),
+        (dict(), 300, "num_samples=300"),
+        (dict(reference_images=0), 6, "reference_images=0"),
+        (dict(image_size=0), 6, "data.image_size=0"),
+        (dict(source="nonsense"), 6, "data.source=nonsense"),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(root, tmp_path, changes, samples, said):
+    with pytest.raises(BadInput) as error:
+        data.load(folder_config(root, **changes), num_samples=samples, cache=tmp_path / "cache")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_pictures_and_a_class_without_pictures(root, tmp_path):
+    (tmp_path / "empty" / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(BadInput, match="no pictures"):
+        data.load(folder_config(tmp_path / "empty"), num_samples=6, cache=tmp_path / "cache")
+    (root / "train" / "dog").mkdir()
+    with pytest.raises(BadInput, match="class 'dog' has no training pictures"):
+        data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    (tmp_path / "flat").mkdir()
+    picture(0).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(BadInput, match="no class folders"):
+        data.load(folder_config(tmp_path / "flat"), num_samples=6, cache=tmp_path / "cache")
+
+
+def test_too_many_unreadable_pictures_are_an_error(root, tmp_path):
+    broken(root, 3)
+    with pytest.raises(BadInput, match=r"3 of 39 pictures are unreadable .* e\.g\. train/ant/0\.png"):
+        data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+
+
+def test_one_unreadable_picture_in_many_is_skipped_and_reported(tmp_path, capsys):
+    for name in ("ant", "bee"):
+        (tmp_path / "pics" / name).mkdir(parents=True)
+        for i in range(60):
+            picture(i, 8).save(tmp_path / "pics" / name / f"{i}.png")
+    path = tmp_path / "pics" / "bee" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    dataset = data.load(folder_config(tmp_path / "pics"), num_samples=6, cache=tmp_path / "cache")
+    assert len(dataset.skipped) == 1 and "bee/0.png" in dataset.skipped[0]
+    assert len(dataset.train) == 120 - 6 - 6 - 1
+    assert "1 unreadable picture(s) skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "train.npy", "labels.npy", "meta.json"])
+def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
+    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    expected = contents(first.reference)
+    path = next((tmp_path / "cache" / "data").glob(f"*/{name}"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    assert again.key == first.key and contents(again.reference) == expected
+
+
+# --- parquet and the hub
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, count in (("train", 20), ("validation", 8)):
+        rows = {"image": [picture(i + 50 * (split != "train")) for i in range(count)], "label": [i % 2 for i in range(count)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "hub"
+
+
+def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
+    cfg = folder_config(parquet, source="hub", name="mine", config=None, held_out="validation", reference_images=8)
+    dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
+    assert dataset.classes == ["ant", "bee"] and dataset.name == "mine"
+    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (16, 8, 4)
+    validation = {data.to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
+    assert set(contents(dataset.reference)) == validation
+
+
+def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cfg = folder_config("no-such-owner/no-such-data", source="hub", config=None, held_out="valid")
+    with pytest.raises(BadInput) as error:
+        data.load(cfg, num_samples=4, cache=tmp_path)
+    assert "data.path=no-such-owner/no-such-data" in str(error.value) and "\n" not in str(error.value)
+    assert "download" in str(error.value)
