@@ -23,7 +23,9 @@ def arguments(model_cfg: Any) -> dict[str, Any]:
     return {k: v for k, v in resolved.items() if k not in NOT_ARGUMENTS}
 
 
-def generator(model_cfg: Any, latent_shape: Sequence[int], num_classes: int, codebook: Codebook, *, label_dropout: float = 0.1) -> Generator:
+def generator(
+    model_cfg: Any, latent_shape: Sequence[int], num_classes: int, codebook: Codebook, *, label_dropout: float = 0.1
+) -> Generator:
     """The family's model, initialised from torch's global seed. Raises BadInput for a configuration its class refuses."""
     extra = dict(latent_shape=tuple(latent_shape), num_classes=num_classes, codebook=codebook, label_dropout=label_dropout)
     try:

@@ -41,7 +41,13 @@ def _show(value: object, digits: int = 3) -> str:
     if isinstance(value, float):
         if value == int(value) and abs(value) < 1e6:
             return str(int(value))
-        return f"{value:.{digits}g}" if 1e-3 <= abs(value) < 10**digits or value == 0 else f"{value:.{digits - 1}e}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.0f}"
+        return (
+            f"{value:.{digits}g}"
+            if 1e-3 <= abs(value) < 10**digits or value == 0
+            else f"{value:.{digits - 1}e}"
+            if abs(value) < 1e-3 or abs(value) >= 1e6
+            else f"{value:.0f}"
+        )
     return str(value)
 
 
@@ -55,7 +61,20 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[st
 def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the main table of one comparable group, best distance last within a model."""
     name = plots.distance_name(part["features"].iloc[0])
-    header = ["model", "steps", "NFE", "guidance", name, "± SD", "label accuracy", "GFLOPs/image", "s/image", "images/s", "latency s", "peak MiB"]
+    header = [
+        "model",
+        "steps",
+        "NFE",
+        "guidance",
+        name,
+        "± SD",
+        "label accuracy",
+        "GFLOPs/image",
+        "s/image",
+        "images/s",
+        "latency s",
+        "peak MiB",
+    ]
     columns = ["curve", "steps", "nfe", "guidance", "fd", "fd_sd", "label_accuracy", "gflops_per_image", "seconds_per_image"]
     columns += ["images_per_second", "latency_seconds", "peak_memory_mb"]
     part = part.assign(curve=plots.curve_names(part)).sort_values(["curve", "steps", "guidance"])
@@ -65,7 +84,17 @@ def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
 def _training(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the training table: one row per trained network."""
     header = ["model", "size", "seed", "params M", "images", "training FLOPs", "seconds", "images/s", "utilisation"]
-    columns = ["model", "size", "seed", "params_m", "train_images", "train_flops", "train_seconds", "train_images_per_second", "train_utilisation"]
+    columns = [
+        "model",
+        "size",
+        "seed",
+        "params_m",
+        "train_images",
+        "train_flops",
+        "train_seconds",
+        "train_images_per_second",
+        "train_utilisation",
+    ]
     return header, part[columns].drop_duplicates(["model", "size", "seed", "train_flops"]).values.tolist()
 
 

@@ -56,7 +56,10 @@ def run_cell(cfg: DictConfig) -> None:
     """The whole way of a picture, once: prepare, train, draw, score, record, report."""
     cell = prepare(cfg)
     missing = [point for point in cell.points if not recorded(cell, point)]
-    print(f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}: {len(cell.points) - len(missing)} of {len(cell.points)} measurements are there", flush=True)
+    print(
+        f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}: {len(cell.points) - len(missing)} of {len(cell.points)} measurements are there",
+        flush=True,
+    )
     if missing:
         try:
             trained = train.train(
@@ -169,7 +172,9 @@ def record_failure(cell: Cell, error: Exception) -> None:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     row = identity(cell) | {"run_id": cell.key[:12], "status": status, "started_at": now()}
     records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell))
-    complain(f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {cell.key[:12]})")
+    complain(
+        f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {cell.key[:12]})"
+    )
 
 
 def identity(cell: Cell) -> dict[str, Any]:
@@ -231,7 +236,7 @@ def complain(line: str) -> None:
         print(f"latentbench: {line}", file=sys.stderr, flush=True)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(records.ROOT / "conf"), config_name="config")
 def job(cfg: DictConfig) -> None:
     """One cell of a run or sweep; bad input and failures become one line, so that the cells after it still run."""
     try:

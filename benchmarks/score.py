@@ -59,9 +59,7 @@ def load_features(cfg: Any) -> tuple[nn.Module, str]:
     return net, digest("features", cfg.name, file_digest(path), "bilinear-antialias-64", "float32")
 
 
-def prepare(
-    cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, cache: str | Path, device: torch.device
-) -> Judge:
+def prepare(cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, cache: str | Path, device: torch.device) -> Judge:
     """The judge of a data set: features of the real pictures, the probe and the floors, computed once and cached."""
     net, fingerprint = load_features(cfg)
     key = digest("judge", 1, fingerprint, dataset.key, data.key)

@@ -75,7 +75,16 @@ def learning_rate(done: float, cfg: Any, peak: float) -> float:
 
 
 def train(
-    generator: Generator, data: LatentSet, cfg: Any, *, lr: float, seed: int, forward_macs: int, folder: Path, key: str, device: torch.device
+    generator: Generator,
+    data: LatentSet,
+    cfg: Any,
+    *,
+    lr: float,
+    seed: int,
+    forward_macs: int,
+    folder: Path,
+    key: str,
+    device: torch.device,
 ) -> dict:
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends with its EMA weights.
 

@@ -26,7 +26,9 @@ def tiny(name: str, **extra) -> Generator:
         book.entries.normal_()
         model: Generator = Autoregressive(SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra)
     else:
-        net = {"unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8), "dit": partial(DiT, width=32, depth=2, heads=2)}[family]
+        net = {"unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8), "dit": partial(DiT, width=32, depth=2, heads=2)}[
+            family
+        ]
         model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=variant if variant in ("eps", "v", "x0") else "flow", **extra)
         if variant == "heun":
             model.sampler = "heun"

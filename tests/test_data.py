@@ -17,7 +17,9 @@ class Config(SimpleNamespace):
 
 
 def folder_config(root, **changes) -> Config:
-    defaults = dict(source="imagefolder", name="imagefolder", path=str(root), classes=None, images_per_class=None, image_size=32, reference_images=6)
+    defaults = dict(
+        source="imagefolder", name="imagefolder", path=str(root), classes=None, images_per_class=None, image_size=32, reference_images=6
+    )
     return Config(**(defaults | changes))
 
 

@@ -102,7 +102,9 @@ def test_the_probe_separates_what_is_separable_and_guesses_what_is_not():
     apart = torch.randn(600, 10) + 4 * torch.eye(10)[labels]
     assert fit_probe(apart, labels, 3).accuracy(apart, labels) > 0.95
     noise = torch.randn(4000, 10)
-    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(noise[2000:], torch.arange(2000) % 4) == pytest.approx(0.25, abs=0.05)
+    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(noise[2000:], torch.arange(2000) % 4) == pytest.approx(
+        0.25, abs=0.05
+    )
 
 
 def test_local_features_take_any_size_in_any_batching():

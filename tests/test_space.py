@@ -24,7 +24,9 @@ def space():
 @pytest.fixture(scope="module")
 def encoded(space, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    cfg = SimpleNamespace(source="procedural", name="procedural", image_size=32, train_images=200, reference_images=20, seed=0, get=lambda k: None)
+    cfg = SimpleNamespace(
+        source="procedural", name="procedural", image_size=32, train_images=200, reference_images=20, seed=0, get=lambda k: None
+    )
     dataset = data.load(cfg, num_samples=20, cache=cache)
     return dataset, latents.prepare(dataset, space, cache=cache, device=torch.device("cpu"))
 
@@ -122,7 +124,9 @@ def test_an_epoch_shows_every_picture_once_across_uneven_batches():
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_latent_cache_is_rebuilt(space, tmp_path, damage, capsys):
-    cfg = SimpleNamespace(source="procedural", name="procedural", image_size=32, train_images=20, reference_images=10, seed=0, get=lambda k: None)
+    cfg = SimpleNamespace(
+        source="procedural", name="procedural", image_size=32, train_images=20, reference_images=10, seed=0, get=lambda k: None
+    )
     dataset = data.load(cfg, num_samples=10, cache=tmp_path)
     device = torch.device("cpu")
     first = latents.prepare(dataset, space, cache=tmp_path, device=device)
@@ -150,7 +154,9 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, content):
 
 def test_another_network_s_weights_are_refused():
     with pytest.raises(BadInput, match="another network"):
-        latents.load_space(SimpleNamespace(name="x", get=lambda key: str(latents.SHIPPED / "codebook.safetensors") if key == "weights" else None))
+        latents.load_space(
+            SimpleNamespace(name="x", get=lambda key: str(latents.SHIPPED / "codebook.safetensors") if key == "weights" else None)
+        )
 
 
 def test_the_autoencoder_saves_what_it_loads(tmp_path):

@@ -1,0 +1,50 @@
+# `make bench` and `make test` set everything up themselves; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# PRESET: smoke, cpu, gpu, imagenette; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
+PRESET ?=
+ARGS ?=
+WEIGHTS_DATA ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench test lint cost report weights clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo '  PRESET=smoke|cpu|gpu|imagenette  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
+
+setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hub,dev]'
+	@touch $@
+
+bench: $(READY) ## train, sample and report the three families: results/<preset>/
+	$(PY) -m benchmarks.run $(if $(PRESET),experiment=$(PRESET)) $(ARGS)
+
+test: $(READY) ## the test suite
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## ruff's checks and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
+	$(PY) -m benchmarks.cost
+
+report: $(READY) ## rebuild tables and plots from the records in results/
+	$(PY) -m benchmarks.report
+
+weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder>
+	@test -n "$(WEIGHTS_DATA)" || { echo "WEIGHTS_DATA=<folder with train/<class>/* and val/<class>/*> is needed"; exit 2; }
+	$(PY) -m benchmarks.weights "$(WEIGHTS_DATA)" $(ARGS)
+
+clean: ## remove caches and results (never results/reference nor .venv)
+	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find results -mindepth 1 -maxdepth 1 -not -name reference -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,241 @@
+"""The whole bench as a user runs it: every artefact there, nothing done twice, nothing lost by a kill, one line for bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import records
+from benchmarks import run as bench
+
+ROOT = Path(__file__).parent.parent
+TINY = ["data.train_images=64", "data.reference_images=20", "num_samples=20", "sample_batch=16", "train.unit=steps", "train.batch=8"]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        f"cache_dir={folder}/cache",
+        f"results_dir={folder}/results",
+        "device=cpu",
+        *overrides,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+
+
+def run(folder: Path, *overrides: str) -> tuple[int, str, str]:
+    process = start(folder, *overrides)
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "cache" / "cells").glob("*/weights.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    started = time.perf_counter()
+    code, out, err = run(folder, "experiment=smoke")
+    assert code == 0, err
+    return folder, out, time.perf_counter() - started
+
+
+def test_a_smoke_bench_reports_all_three_families(smoke):
+    folder, out, _ = smoke
+    results = folder / "results" / "smoke"
+    rows = pd.read_csv(results / "results.csv")
+    assert list(rows.columns) == records.NAMES
+    assert set(rows["model"]) == {"unet", "dit", "ar"} and (rows["status"] == "ok").all()
+    assert rows[rows["family"] != "ar"].groupby("model")["steps"].nunique().min() >= 2
+    assert set(rows[rows["family"] == "ar"]["steps"]) == {64}
+    always = [
+        "fd",
+        "gmacs_per_image",
+        "seconds_per_image",
+        "nfe",
+        "label_accuracy",
+        "fd_floor_real",
+        "fd_floor_codebook",
+        "train_flops",
+        "peak_memory_mb",
+    ]
+    assert rows[always].notna().all().all() and (rows[["fd", "seconds_per_image", "latency_seconds"]] > 0).all().all()
+    assert (rows["gmacs_per_image"] == rows["gmacs_generator"] + rows["gmacs_decoder"]).all()
+    assert rows["gflops_per_image"].tolist() == pytest.approx((2 * rows["gmacs_per_image"]).tolist())
+    assert rows["train_utilisation"].between(0, 1).all() and rows["run_id"].is_unique
+    for name in ("fd_vs_steps", "fd_vs_gflops", "fd_vs_seconds", "loss_vs_flops"):
+        assert (results / "plots" / f"{name}.png").stat().st_size > 10_000
+        assert f"{name}.png" in out, "paths are printed at the end"
+    assert list((results / "samples").glob("*.png"))
+    assert "FD[local]" in (results / "summary.md").read_text() and "| FID" not in (results / "summary.md").read_text()
+
+
+def test_a_record_holds_what_it_takes_to_repeat_it(smoke):
+    found = json.loads((smoke[0] / "results" / "smoke" / "results.json").read_text())
+    for record in found:
+        assert record["config"]["train"]["unit"] == "images" and record["config"]["name"] == "smoke"
+        assert {"data", "latents", "features", "training"} <= set(record["fingerprints"])
+        assert record["versions"]["torch"] == torch.__version__
+        assert record["train_log"][-1][0] == record["row"]["train_images"]
+
+
+def test_an_image_s_cost_is_its_evaluations(smoke):
+    rows = pd.read_csv(smoke[0] / "results" / "smoke" / "results.csv")
+    for _, part in rows[rows["family"] != "ar"].groupby("model"):
+        each = part["gmacs_generator"] / part["nfe"]
+        assert each.max() / each.min() == pytest.approx(1, rel=1e-6)
+
+
+def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(smoke):
+    folder, _, first = smoke
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    started = time.perf_counter()
+    code, out, err = run(folder, "experiment=smoke")
+    assert code == 0, err
+    assert time.perf_counter() - started < first
+    assert "3 of 3 measurements are there" in out and "1 of 1 measurements are there" in out
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    code, out, err = run(folder, "experiment=smoke", "model=dit", "steps=[2,3]")
+    assert code == 0 and "1 of 2 measurements are there" in out, out + err
+    new = {path for path in folder.rglob("*.safetensors")} - set(kept)
+    assert [path.name.split("-")[0] for path in new] == ["samples"], "a new step count draws, and does nothing else"
+
+
+def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tmp_path):
+    code, out, err = run(
+        tmp_path, "-m", "experiment=smoke", "model=dit,ar", "seed=0,1", "name=sweep", "steps=[2,64]", *TINY, "train.budget=2"
+    )
+    assert code == 0, err
+    rows = pd.read_csv(tmp_path / "results" / "sweep" / "results.csv")
+    assert sorted(zip(rows["model"], rows["seed"], rows["steps"], strict=True)) == [
+        ("ar", 0, 64), ("ar", 1, 64), ("dit", 0, 2), ("dit", 0, 64), ("dit", 1, 2), ("dit", 1, 64),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "cache" / "latents").glob("*"))) == 1 and len(list((tmp_path / "cache" / "data").glob("*"))) == 1
+
+
+@pytest.mark.parametrize("model", ["dit", "ar"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, model):
+    """SIGKILL after a checkpoint; the resumed run's weights are bit for bit those of an unbroken one."""
+    options = ["experiment=smoke", f"model={model}", "name=kill", "steps=[64]", *TINY, "train.budget=120", "train.checkpoint_seconds=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, _, err = run(whole, *options)
+    assert code == 0, err
+    process = start(broken, *options)
+    deadline = time.time() + 200
+    while not list(broken.glob("cache/cells/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(broken.glob("cache/cells/*/weights.safetensors")), "killed too late for the test to mean anything"
+    code, out, err = run(broken, *options)
+    assert code == 0 and "resuming" in out, out + err
+    expected, got = weights(whole), weights(broken)
+    assert expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+def test_a_checkpoint_that_is_cut_short_or_another_s_is_not_used(tmp_path):
+    options = ["experiment=smoke", "model=dit", "name=cut", "steps=[2]", *TINY, "train.budget=3"]
+    assert run(tmp_path, *options)[0] == 0
+    expected = weights(tmp_path)
+    cell = next((tmp_path / "cache" / "cells").glob("*"))
+    (cell / "weights.safetensors").write_bytes((cell / "weights.safetensors").read_bytes()[:-50])
+    torch.save({"key": "another", "progress": {"step": 1}}, cell / "checkpoint.pt")
+    for path in [*cell.glob("samples-*"), *(tmp_path / "results" / "cut" / "records").glob("*.json")]:
+        path.unlink()
+    code, out, err = run(tmp_path, *options)
+    assert code == 0, err
+    assert "training again" in out and "another configuration" in out
+    assert all(torch.equal(v, expected[k]) for k, v in weights(tmp_path).items())
+
+
+def test_a_diverged_cell_is_a_row_and_the_others_still_run(tmp_path):
+    code, _, err = run(
+        tmp_path, "-m", "experiment=smoke", "model=dit,ar", "name=wild", "steps=[2,64]", *TINY, "train.budget=25", "model.lr=1e30"
+    )
+    assert code != 0 and "diverged" in err and "Traceback" not in err
+    rows = pd.read_csv(tmp_path / "results" / "wild" / "results.csv")
+    assert set(rows["status"]) <= {"diverged", "failed", "ok"} and "diverged" in set(rows["status"])
+    assert set(rows["model"]) == {"dit", "ar"}
+    assert "diverged" in (tmp_path / "results" / "wild" / "summary.md").read_text()
+
+
+BAD = [
+    (["data=imagefolder", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
+    (["data=imagefolder"], "data.path"),
+    (["data.image_size=30"], "data.image_size=30"),
+    (["data.image_size=48"], "data.image_size=48"),
+    (["model=ar", "steps=[3]"], "steps=3"),
+    (["model=dit", "steps=[0]"], "steps=0"),
+    (["num_samples=1"], "num_samples=1"),
+    (["device=quantum"], "device=quantum"),
+    (["train.unit=parsecs"], "train.unit=parsecs"),
+    (["data=tiny_imagenet"], "data.path=zh-plus/tiny-imagenet"),
+    (["autoencoder.weights=/nowhere.safetensors"], "autoencoder.weights"),
+    (["features.weights=/nowhere.safetensors"], "features.weights"),
+    (["model=nonsense"], "nonsense"),
+    (["size=xxl"], "xxl"),
+    (["experiment=nonsense"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize("overrides, said", BAD, ids=[b[1] for b in BAD])
+def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, overrides, said, monkeypatch, capsys):
+    """All cells of a sweep trip over the same thing: it is still said once. (Hydra's own message for unknown names is longer.)"""
+    preset = [] if any(o.startswith("experiment=") for o in overrides) else ["experiment=smoke"]
+    monkeypatch.setattr(
+        sys, "argv", ["run", f"cache_dir={tmp_path}/cache", f"results_dir={tmp_path}/results", "device=cpu", *preset, *overrides]
+    )
+    monkeypatch.setattr(bench, "ERRORS", [])
+    monkeypatch.setattr(bench, "FOLDERS", set())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as stopped:
+        bench.main()
+    code, (out, err) = stopped.value.code, capsys.readouterr()
+    assert code != 0 and said in err, err
+    assert "Traceback" not in err + out
+    if "nonsense" not in said and said != "xxl":
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1 and lines[0].startswith("latentbench: "), err
+    assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+def test_a_failed_request_loses_nothing_that_is_there(smoke):
+    folder = smoke[0]
+    before = (folder / "results" / "smoke" / "results.csv").read_text()
+    assert run(folder, "experiment=smoke", "data.image_size=30")[0] != 0
+    assert (folder / "results" / "smoke" / "results.csv").read_text() == before
+
+
+def test_reports_can_be_rebuilt_from_records_alone(smoke):
+    folder = smoke[0] / "results" / "smoke"
+    before = pd.read_csv(folder / "results.csv")
+    for path in (folder / "results.csv", folder / "summary.md", *(folder / "plots").glob("*.png")):
+        path.unlink()
+    (folder / "records" / "broken.json").write_text('{"row": ')
+    subprocess.run([sys.executable, "-m", "benchmarks.report", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), before)
+    assert len(list((folder / "plots").glob("*.png"))) == 4
+    (folder / "records" / "broken.json").unlink()
+
+
+def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
+    records.write(tmp_path, {"run_id": "x", "fd": math.nan, "status": "ok"}, extra=[math.inf])
+    found = records.read(tmp_path)[0]
+    assert found["row"]["fd"] is None and found["extra"] == [None]
+    with pytest.raises(ValueError, match="fid_score"):
+        records.write(tmp_path, {"run_id": "y", "fid_score": 1.0})
