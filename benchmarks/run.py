@@ -21,7 +21,7 @@ from benchmarks.store import BadInput, digest, read_json
 from metrics import flops
 from models.generator import Generator
 
-FOLDERS: set[Path] = set()  # results folders this process has written to
+REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 ERRORS: list[str] = []  # one line for each cell that ended badly
 
 
@@ -80,8 +80,7 @@ def run_cell(cfg: DictConfig) -> None:
             raise
         except Exception as error:
             record_failure(cell, error)
-    report.build(cell.results)
-    FOLDERS.add(cell.results)
+    REPORTS[cell.results] = report.build(cell.results)
 
 
 def prepare(cfg: DictConfig) -> Cell:
@@ -254,8 +253,7 @@ def main() -> None:
         print(f"preset {preset} ({'CUDA device found' if preset == 'gpu' else 'no CUDA device'})", flush=True)
         sys.argv.append(f"experiment={preset}")
     job()
-    for folder in sorted(FOLDERS):
-        print(report.build(folder))
+    print("\n".join(text for _, text in sorted(REPORTS.items())))
     sys.exit(1 if ERRORS else 0)
 
 

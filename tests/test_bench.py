@@ -112,12 +112,12 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
     assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     code, out, err = run(folder, "experiment=smoke", "model=dit", "steps=[2,3]")
     assert code == 0 and "1 of 2 measurements are there" in out, out + err
-    new = {path for path in folder.rglob("*.safetensors")} - set(kept)
+    new = set(folder.rglob("*.safetensors")) - set(kept)
     assert [path.name.split("-")[0] for path in new] == ["samples"], "a new step count draws, and does nothing else"
 
 
 def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tmp_path):
-    code, out, err = run(
+    code, _, err = run(
         tmp_path, "-m", "experiment=smoke", "model=dit,ar", "seed=0,1", "name=sweep", "steps=[2,64]", *TINY, "train.budget=2"
     )
     assert code == 0, err
@@ -201,7 +201,7 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, overrides, said, mo
         sys, "argv", ["run", f"cache_dir={tmp_path}/cache", f"results_dir={tmp_path}/results", "device=cpu", *preset, *overrides]
     )
     monkeypatch.setattr(bench, "ERRORS", [])
-    monkeypatch.setattr(bench, "FOLDERS", set())
+    monkeypatch.setattr(bench, "REPORTS", {})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as stopped:
         bench.main()

@@ -65,7 +65,7 @@ def test_unknown_names_are_refused_by_hydra():
     from hydra.errors import HydraException
 
     for override in ("model=nonsense", "size=xxl", "experiment=nonsense", "data=nonsense"):
-        with pytest.raises(HydraException, match="nonsense|xxl"):
+        with pytest.raises(HydraException, match=r"nonsense|xxl"):
             composed(override)
 
 
