@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 FLOORS = [
@@ -23,6 +24,7 @@ AXES = {
 }
 GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device"]
 CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype"]
+FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
 
 
@@ -49,6 +51,12 @@ def curve_names(part: pd.DataFrame) -> pd.Series:
     return part.apply(name, axis=1)
 
 
+def in_order(part: pd.DataFrame) -> list[str]:
+    """Curve names of a panel, by family, then by name."""
+    family = part.groupby("curve")["family"].first()
+    return sorted(family.index, key=lambda name: (FAMILIES.index(family[name]) if family[name] in FAMILIES else 9, name))
+
+
 def distance_name(features: str) -> str:
     """FID only for the FID Inception network's features, FD[...] for any other."""
     return "FID" if features == "inception" else f"FD[{features}]"
@@ -72,8 +80,8 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
     figure, axes = _panels(len(panels))
     for axis, (title, part) in zip(axes, panels, strict=True):
         part = part.assign(curve=curve_names(part))
-        for i, (name, curve) in enumerate(part.groupby("curve", sort=True)):
-            curve = curve.sort_values(x)
+        for i, name in enumerate(in_order(part)):
+            curve = part[part["curve"] == name].sort_values(x)
             style = dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2)
             axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, **style)
         for column, name, line in FLOORS:
@@ -85,7 +93,12 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         if x == "steps":
             ticks = sorted(part["steps"].unique())
             axis.set_xticks(ticks, [f"{t:.0f}" for t in ticks])
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
+        else:
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:g}")
+            axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=7)
     return _save(figure, folder / f"{AXES[x][1]}.png")
 
@@ -106,6 +119,7 @@ def loss_plot(found: list[dict[str, Any]], folder: Path) -> Path | None:
         for name, log in sorted(curves.items()):
             axis.plot(log[:, 1], log[:, 2], label=name, linewidth=1)
         axis.set(xscale="log", xlabel="training FLOPs (3 x forward)", ylabel=kind)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.legend(fontsize=7)
     return _save(figure, folder / "loss_vs_flops.png")
@@ -136,20 +150,22 @@ def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
         part = part[[(strips / f"{run}.png").exists() for run in part["run_id"]]]
         if part.empty:
             continue
-        names, steps = sorted(part["curve"].unique()), sorted(part["steps"].unique())
-        figure, axes = plt.subplots(len(names), len(steps), figsize=(2.6 * len(steps), 1.6 * len(names) + 0.5), squeeze=False)
+        names, steps = in_order(part), sorted(part["steps"].unique())
+        shape = (len(names), len(steps))
+        figure, axes = plt.subplots(*shape, figsize=(2.6 * shape[1], 1.35 * shape[0] + 0.5), squeeze=False, layout="constrained")
         for axis in axes.flat:
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), box_aspect=0.5)
             axis.set_frame_on(False)
         for i, name in enumerate(names):
             axes[i][0].set_ylabel("\n".join(name.split(", ")), fontsize=8)
             for j, step in enumerate(steps):
                 cell = part[(part["curve"] == name) & (part["steps"] == step)]
                 if len(cell):
-                    axes[i][j].imshow(_tile(strips / f"{cell['run_id'].iloc[0]}.png", int(cell["image_size"].iloc[0])))
+                    tile = _tile(strips / f"{cell['run_id'].iloc[0]}.png", int(cell["image_size"].iloc[0]))
+                    axes[i][j].imshow(tile, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
                 if i == 0:
                     axes[i][j].set_title(f"{step:.0f} steps", fontsize=9)
-        figure.suptitle(title, fontsize=8, y=1.02)
+        figure.suptitle(title, fontsize=8)
         stem = "-".join(str(part[c].iloc[0]) for c in ("data", "image_size", "features"))
         taken = sum(path.stem.startswith(stem) for path in paths)
         paths.append(_save(figure, folder / f"{stem}{f'-{taken + 1}' if taken else ''}.png"))

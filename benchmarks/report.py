@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import plots, records
@@ -34,21 +35,17 @@ def build(folder: Path) -> str:
     return "\n".join([_terminal(good), *_failures(found), "", *map(str, paths)])
 
 
-def _show(value: object, digits: int = 3) -> str:
-    """A number with `digits` significant digits and no exponent where it can be read without one."""
+def _show(value: object) -> str:
+    """Three significant digits, without an exponent where the number can be read without one."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
-    if isinstance(value, float):
-        if value == int(value) and abs(value) < 1e6:
-            return str(int(value))
-        return (
-            f"{value:.{digits}g}"
-            if 1e-3 <= abs(value) < 10**digits or value == 0
-            else f"{value:.{digits - 1}e}"
-            if abs(value) < 1e-3 or abs(value) >= 1e6
-            else f"{value:.0f}"
-        )
-    return str(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    if 1e-3 <= abs(value) < 1e6:
+        return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+    return f"{value:.2e}"
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -116,7 +113,11 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
         notes.append(f"WARNING: N = {first['num_samples']:.0f} is below twice the {dim} feature dimensions; the distance is mostly bias.")
     details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
     if details.get("overlap"):
-        notes.append(f"The shipped autoencoder and judge were trained on pictures of these classes too: {details['overlap']}.")
+        seen, some = details["overlap"], ", ".join(details["overlap"][:3])
+        notes.append(
+            f"The shipped autoencoder, codebook and judge were trained on other pictures of {len(seen)} of these "
+            f"{first['num_classes']:.0f} classes ({some}{', ...' if len(seen) > 3 else ''}): they are not new to them."
+        )
     if details.get("skipped"):
         notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")
     return [f"- {note}" for note in notes]

@@ -38,14 +38,14 @@ class Config(SimpleNamespace):
         return getattr(self, key, default)
 
 
-def pictures(folder: str, cache: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Training and validation pictures and labels, real and procedural, and the number of classes."""
+def pictures(folder: str, cache: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Training pictures and labels, real and procedural; validation pictures and labels, real; the names of all classes."""
     cfg = Config(source="imagefolder", name="imagefolder", path=folder, image_size=SIZE, reference_images=2000)
     real = data.load(cfg, num_samples=1000, cache=cache)
     drawn, drawn_labels = procedural.draw(len(real.train) // 10, SIZE, seed=PROCEDURAL_SEED)
     train = np.concatenate([real.train[:], drawn])
     labels = np.concatenate([real.train.labels, drawn_labels + len(real.classes)])
-    return train, labels, real.reference[:], real.reference.labels, len(real.classes) + len(procedural.CLASSES)
+    return train, labels, real.reference[:], real.reference.labels, real.classes + procedural.CLASS_NAMES
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -181,7 +181,9 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models_dir, judge_path = args.out or MODEL_WEIGHTS, (args.out / "judge.safetensors") if args.out else JUDGE_WEIGHTS
-    train, labels, held_out, held_out_labels, classes = pictures(args.folder, args.cache)
+    train, labels, held_out, held_out_labels, class_names = pictures(args.folder, args.cache)
+    classes = len(class_names)
+    write_json(models_dir / "data.json", {"pictures": len(train), "classes": class_names})  # reports on these classes say so
     print(f"{len(train)} training pictures, {classes} classes, device {device}", flush=True)
 
     def report(stage: str, started: float, scores: dict) -> None:
