@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import build, data, latents, plots, records, report, sample, score, train
 from benchmarks.store import BadInput, digest, read_json
-from metrics import flops
+from metrics import flops, speed
 from models.generator import Generator
 
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
@@ -252,6 +252,7 @@ def main() -> None:
         preset = "gpu" if torch.cuda.is_available() else "cpu"
         print(f"preset {preset} ({'CUDA device found' if preset == 'gpu' else 'no CUDA device'})", flush=True)
         sys.argv.append(f"experiment={preset}")
+    speed.keep_memory()
     job()
     print("\n".join(text for _, text in sorted(REPORTS.items())))
     sys.exit(1 if ERRORS else 0)

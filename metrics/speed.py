@@ -1,5 +1,6 @@
 """Seconds and bytes: synchronised clocks, medians, peak memory, and the machine's own ceiling."""
 
+import ctypes
 import resource
 import statistics
 import time
@@ -9,6 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving each step's back to the kernel (elsewhere: nothing happens).
+
+    On two cores a bench of size xs took 1.1 million page faults for 12.7 million without it, and trained 15 to 25% faster.
+    """
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(-2, 2**28)  # M_TOP_PAD
+    except (OSError, AttributeError):
+        pass
 
 
 def synchronise(device: torch.device) -> None:

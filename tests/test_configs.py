@@ -49,7 +49,7 @@ def test_presets_sweep_the_three_families_and_include_the_ar_model_s_own_step_co
 
 
 def test_overrides_beat_presets_and_presets_beat_defaults():
-    assert composed("experiment=cpu").steps == [4, 8, 16, 32, 64]
+    assert composed("experiment=cpu").steps == [2, 4, 8, 16, 64]
     assert composed("experiment=smoke").steps != composed().steps
     assert composed("experiment=smoke", "steps=[3]", "data.image_size=64").data.image_size == 64
     assert composed("experiment=cpu", "data=imagefolder", "data.path=/x").data.image_size == 32, "a preset's size holds for any data"
