@@ -6,30 +6,21 @@ All three are decoded once and cached as one memory-mapped array plus three inde
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks import procedural
+from benchmarks.sources import Entry, list_folder
 from benchmarks.store import BadInput, atomic_folder, digest, read_json, write_json
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_BAD_SHARE = 0.01
 SPLITS = ("train", "reference", "floor")
-
-
-class Entry(NamedTuple):
-    """One picture before it is decoded: its label, a stable name to sort by, and how to open it."""
-
-    label: int
-    name: str
-    held_out: bool
-    open: Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,7 @@ def _draw(folder: Path, cfg: Any, size: int, held_out: dict[str, int], key: str)
 def _listing(cfg: Any) -> tuple[list[str], list[Entry]]:
     """Class names and every picture of the chosen classes, in a deterministic order that ignores the file system's."""
     if cfg.source == "imagefolder":
-        classes, entries = _list_folder(Path(str(cfg.path)).expanduser(), cfg.path)
+        classes, entries = list_folder(cfg.path)
     elif cfg.source == "hub":
         from benchmarks.hub import list_hub  # the only way to `datasets`, which a machine with image folders may lack
 
@@ -198,26 +189,6 @@ def _pick_classes(wanted: Any, classes: list[str]) -> list[int]:
     if missing:
         raise BadInput(f"data.classes: no class called {missing[0]!r}; the data has {', '.join(classes[:5])}, ...")
     return [classes.index(name) for name in dict.fromkeys(names)]
-
-
-def _list_folder(root: Path, given: Any) -> tuple[list[str], list[Entry]]:
-    if not root.is_dir():
-        raise BadInput(f"data.path={given}: no such folder; give one that holds train/<class>/* or <class>/*")
-    train = root / "train" if (root / "train").is_dir() else root
-    held_out = next((root / name for name in ("val", "valid", "validation") if train != root and (root / name).is_dir()), None)
-    classes = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
-        raise BadInput(f"data.path={given}: {train} has no class folders; expected train/<class>/* or <class>/*")
-    entries = []
-    for folder in filter(None, (train, held_out)):
-        for label, name in enumerate(classes):
-            files = [p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-            for p in files:
-                stamp = f"{p.relative_to(root)}:{p.stat().st_size}"
-                entries.append(Entry(label, stamp, folder == held_out, lambda p=p: Image.open(p)))
-    if not entries:
-        raise BadInput(f"data.path={given}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
-    return classes, entries
 
 
 def _quota(total: int, num_classes: int, label: int) -> int:
@@ -262,7 +233,7 @@ def _decode(folder: Path, cfg: Any, classes: list[str], entries: list[Entry], si
         raise BadInput(
             f"data.path={cfg.path}: {len(skipped)} of {len(entries)} pictures are unreadable (over 1%), e.g. {skipped[0]}; mend or remove them"
         )
-    index = _deal(cfg, classes, [e for e in entries], good, held_out)
+    index = _deal(cfg, classes, entries, good, held_out)
     labels = np.array([e.label for e in entries], np.int64)
     name = Path(str(cfg.path)).name if cfg.name == "imagefolder" else cfg.name
     _write(folder, pixels, labels, index, {"key": key, "name": name, "classes": classes, "skipped": skipped})

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.data import Entry
+from benchmarks.sources import Entry
 from benchmarks.store import BadInput
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.data import Dataset
-from benchmarks.store import BadInput, atomic_file, digest, file_digest, seeded
+from benchmarks.store import BadInput, digest, file_digest, read_tensors, seeded, write_tensors
 from models.autoencoder import Autoencoder, load_weights
 from models.codebook import Codebook
 from models.generator import Batch
@@ -110,26 +109,12 @@ def prepare(dataset: Dataset, space: LatentSpace, *, cache: str | Path, device: 
     """The training latents and tokens of a data set, encoded on first use and cached."""
     key = digest("latents", 1, dataset.key, space.key)
     path = Path(cache) / "latents" / f"{key}.safetensors"
-    ready = _read(path, key)
-    if ready is None:
-        tensors = _encode(dataset, space, device)
-        with atomic_file(path) as temporary:
-            save_file(tensors, str(temporary), metadata={"key": key})
-        ready = LatentSet(**tensors, key=key)
-    return ready
-
-
-def _read(path: Path, key: str) -> LatentSet | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), "pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                raise ValueError("another configuration's")
-            return LatentSet(**{name: file.get_tensor(name) for name in TENSORS}, key=key)
-    except (OSError, ValueError, SafetensorError) as error:
-        print(f"latents: the cache {path} is unusable ({error}); rebuilding it")
-        return None
+    ready = read_tensors(path, key)
+    if ready:
+        return LatentSet(**ready[0], key=key)
+    tensors = _encode(dataset, space, device)
+    write_tensors(path, key, tensors)
+    return LatentSet(**tensors, key=key)
 
 
 @torch.inference_mode()

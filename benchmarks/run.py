@@ -97,7 +97,7 @@ def prepare(cfg: DictConfig) -> Cell:
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
     if cfg.sampler.name in generator.samplers:
         generator.sampler = cfg.sampler.name
-    elif isinstance(generator.samplers, tuple):
+    else:
         print(f"sampler={cfg.sampler.name} is not one of {cfg.model.name}'s; using {generator.sampler}")
     recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k != "checkpoint_seconds"}
     key = digest("cell", 1, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.latents import LatentSet, LatentSpace
-from benchmarks.store import atomic_file, seeded
+from benchmarks.store import read_tensors, seeded, write_tensors
 from metrics import speed
 from models.generator import Generator
 
@@ -70,17 +68,11 @@ def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Set
 
 def cached_draw(path: Path, key: str, *args: Any) -> Samples:
     """`draw`, unless `path` already holds this setting's pictures, with the costs measured when they were drawn."""
-    if path.exists():
-        try:
-            with safe_open(str(path), "pt") as file:
-                meta = file.metadata() or {}
-                if meta.get("key") != key:
-                    raise ValueError("another configuration's")
-                return Samples(file.get_tensor("images"), *(float(meta[name]) for name in Samples._fields[1:]))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            print(f"sample: {path} cannot be used ({error}); drawing again")
+    ready = read_tensors(path, key)
+    if ready:
+        tensors, costs = ready
+        return Samples(tensors["images"], *(float(costs[name]) for name in Samples._fields[1:]))
     samples = draw(*args)
-    with atomic_file(path) as temporary:
-        costs = {name: repr(value) for name, value in zip(Samples._fields[1:], samples[1:], strict=True)}
-        save_file({"images": samples.images}, str(temporary), metadata=costs | {"key": key})
+    costs = {name: repr(value) for name, value in zip(Samples._fields[1:], samples[1:], strict=True)}
+    write_tensors(path, key, {"images": samples.images}, **costs)
     return samples

@@ -6,20 +6,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.data import Dataset, Split
 from benchmarks.latents import LatentSet, LatentSpace
 from benchmarks.sample import decode
-from benchmarks.store import BadInput, atomic_file, digest, file_digest, seeded
+from benchmarks.store import BadInput, digest, file_digest, read_tensors, seeded, write_tensors
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
 from metrics.probe import Probe, fit_probe
 from models.autoencoder import load_weights
 
 PROBE_IMAGES = 5000
-TENSORS = ("reference", "floor", "floor_autoencoder", "floor_codebook", *Probe._fields)
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,10 @@ def prepare(cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, 
     net, fingerprint = load_features(cfg)
     key = digest("judge", 1, fingerprint, dataset.key, data.key)
     path = Path(cache) / "judge" / f"{key}.safetensors"
-    tensors = _read(path, key)
-    if tensors is None:
-        tensors = _measure(net, dataset, space, data, device)
-        with atomic_file(path) as temporary:
-            save_file(tensors, str(temporary), metadata={"key": key})
+    ready = read_tensors(path, key)
+    tensors = ready[0] if ready else _measure(net, dataset, space, data, device)
+    if not ready:
+        write_tensors(path, key, tensors)
     probe, reference = Probe(*(tensors[name] for name in Probe._fields)), tensors["reference"]
     labels = torch.from_numpy(dataset.reference.labels.copy())
     ceilings = {
@@ -79,19 +76,6 @@ def prepare(cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, 
         "label_accuracy_real": probe.accuracy(reference, labels),
     }
     return Judge(cfg.name, fingerprint, net, reference, probe, ceilings, device)
-
-
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), "pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                raise ValueError("another configuration's")
-            return {name: file.get_tensor(name) for name in TENSORS}
-    except (OSError, ValueError, SafetensorError) as error:
-        print(f"score: the cache {path} cannot be used ({error}); rebuilding it")
-        return None
 
 
 def _measure(net: nn.Module, dataset: Dataset, space: LatentSpace, data: LatentSet, device: torch.device) -> dict[str, Tensor]:

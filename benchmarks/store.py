@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 class BadInput(Exception):
@@ -75,4 +77,25 @@ def read_json(path: str | Path) -> Any | None:
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError):
+        return None
+
+
+def write_tensors(path: str | Path, key: str, tensors: dict[str, torch.Tensor], **extra: str) -> None:
+    """A safetensors file that carries its key (and other strings) with it."""
+    with atomic_file(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(temporary), metadata=extra | {"key": key})
+
+
+def read_tensors(path: str | Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """Tensors and strings of `write_tensors`; None where the file is missing, and with a printed line where it is cut short or another key's."""
+    if not Path(path).exists():
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            extra = file.metadata() or {}
+            if extra.get("key") != key:
+                raise ValueError("another configuration's")
+            return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        print(f"{path} cannot be used ({str(error).splitlines()[0]}); rebuilding it")
         return None

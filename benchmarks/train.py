@@ -12,12 +12,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from benchmarks.latents import LatentSet
-from benchmarks.store import BadInput, atomic_file, read_json, seeded, write_json
+from benchmarks.store import BadInput, atomic_file, read_json, read_tensors, seeded, write_json, write_tensors
 from metrics import speed
 from models.generator import Generator
 
@@ -95,12 +93,7 @@ def train(
     if finished:
         return finished
     schedule = plan(cfg, forward_macs)
-    AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
-    accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
-    model, optimizer = accelerator.prepare(generator.train(), optimizer)
+    accelerator, model, optimizer = _accelerate(generator, cfg, lr, device)
     ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)  # its decay ramps up as (1 + s) / (10 + s)
     progress = _resume(generator, ema, optimizer, folder, key, device)
 
@@ -130,6 +123,16 @@ def train(
     bar.close()
     ema.copy_to(generator.parameters())
     return _finish(generator, progress, schedule, folder, key, speed.ceiling_flops(device))
+
+
+def _accelerate(generator: Generator, cfg: Any, lr: float, device: torch.device) -> tuple[Accelerator, torch.nn.Module, Any]:
+    """Accelerate's device and precision around the generator, and AdamW."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
+    accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+    return accelerator, *accelerator.prepare(generator.train(), optimizer)
 
 
 def _bar(schedule: Plan, progress: Progress, name: str) -> tqdm:
@@ -177,8 +180,7 @@ def _resume(generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, k
 
 def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Path, key: str, ceiling: float) -> dict:
     """Write the EMA weights, then the summary that says they are whole; the checkpoint has served."""
-    with atomic_file(folder / "weights.safetensors") as path:
-        save_file({k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}, str(path), metadata={"key": key})
+    write_tensors(folder / "weights.safetensors", key, generator.state_dict())
     images = progress.step * schedule.batch
     summary = {
         "key": key,
@@ -201,10 +203,9 @@ def _load_finished(generator: Generator, folder: Path, key: str) -> dict | None:
     summary = read_json(folder / "train.json")
     if not isinstance(summary, dict) or summary.get("key") != key:
         return None
-    try:
-        generator.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        print(f"train: {folder / 'weights.safetensors'} cannot be used ({str(error).splitlines()[0]}); training again")
+    ready = read_tensors(folder / "weights.safetensors", key)
+    if not ready:
         return None
+    generator.load_state_dict(ready[0])
     generator.eval()
     return summary

@@ -83,7 +83,7 @@ def test_someone_else_s_family_needs_one_target():
 
 
 def test_budgets_of_every_unit_become_the_same_plan():
-    cfg = composed().train
+    cfg = composed("train.batch=64").train
     per_image = 3 * 2 * 1_000_000
     for unit, budget in (("flops", per_image * 640), ("images", 640), ("steps", 10)):
         cfg.unit, cfg.budget = unit, budget

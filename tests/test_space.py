@@ -136,7 +136,11 @@ def test_a_damaged_latent_cache_is_rebuilt(space, tmp_path, damage, capsys):
     else:
         from safetensors.torch import save_file
 
-        save_file({name: getattr(first, name) + 1 for name in latents.TENSORS}, str(path), metadata={"key": "someone else's"})
+        save_file(
+            {name: getattr(first, name) + 1 for name in ("latents", "tokens", "labels", "mean", "std")},
+            str(path),
+            metadata={"key": "someone else's"},
+        )
     again = latents.prepare(dataset, space, cache=tmp_path, device=device)
     assert torch.equal(again.latents, first.latents)
     assert "rebuilding" in capsys.readouterr().out
