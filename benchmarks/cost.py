@@ -25,6 +25,7 @@ from models.generator import Generator
 CONF = Path(__file__).parent.parent / "conf"
 COLUMNS = ["model", "family", "size", "patch", "latent_shape", "num_classes", "params_m", "gmacs"]
 NUM_CLASSES = 1000
+ORDER = ["xs", "s", "b", "l"]
 
 
 def names(group: str) -> list[str]:
@@ -41,7 +42,7 @@ def row(name: str, family: str, size: str, model: Generator) -> list[object]:
 
 def configured(codebook_size: int) -> Iterator[list[object]]:
     """Every model x size of conf/, smallest first."""
-    sizes = sorted(names("size"), key=lambda size: ["xs", "s", "b", "l"].index(size))
+    sizes = sorted(names("size"), key=lambda size: (ORDER.index(size) if size in ORDER else len(ORDER), size))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for size in sizes:
             shape = (4, 8, 8) if size == "xs" else (4, 16, 16)

@@ -40,10 +40,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of one data set, its class names and a fingerprint of its pixels."""
+    """Three splits of one data set, its class names, and fingerprints of the pixels of all splits and of `train` alone."""
 
     name: str
     key: str
+    train_key: str
     classes: list[str]
     image_size: int
     skipped: list[str]
@@ -88,8 +89,8 @@ def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     else:
         classes, entries = _listing(cfg)
         entries = _choose(cfg, classes, entries, held_out)
-        source = [classes, cfg.get("images_per_class"), [(e.label, e.name, e.held_out) for e in entries]]
-    key = digest("data", 1, cfg.source, str(cfg.get("path")), size, held_out, source)
+        source = [classes, cfg.get("images_per_class"), [(e.label, e.stamp, e.held_out) for e in entries]]
+    key = digest("data", 2, cfg.source, str(cfg.get("path")), size, held_out, source)
     folder = Path(cache) / "data" / key
     ready = _read(folder, key, size)
     if ready is None:
@@ -122,20 +123,22 @@ def _read(folder: Path, key: str, size: int) -> Dataset | None:
         print(f"data: the cache in {folder} does not fit its own description; rebuilding it")
         return None
     splits = {name: Split(pixels, at, labels[at]) for name, at in index.items()}
-    return Dataset(meta["name"], meta["fingerprint"], meta["classes"], size, meta["skipped"], **splits)
+    return Dataset(meta["name"], *meta["fingerprints"], meta["classes"], size, meta["skipped"], **splits)
 
 
 def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, index: dict[str, np.ndarray], meta: dict) -> None:
     """Index arrays, labels and description beside `pixels.npy`, which is there already."""
-    fingerprint = hashlib.sha256()
+    fingerprints = {}
     for name in SPLITS:
+        fingerprint = fingerprints[name] = hashlib.sha256()
         np.save(folder / f"{name}.npy", index[name])
         for start in range(0, len(index[name]), 1024):
             at = index[name][start : start + 1024]
             fingerprint.update(pixels[at].tobytes() + labels[at].tobytes())
     np.save(folder / "labels.npy", labels)
+    prints = [fingerprints[name].hexdigest()[:16] for name in SPLITS]
     sizes = {name: len(at) for name, at in index.items()}
-    write_json(folder / "meta.json", meta | {"sizes": sizes, "fingerprint": fingerprint.hexdigest()[:16]})
+    write_json(folder / "meta.json", meta | {"sizes": sizes, "fingerprints": [digest(*prints), prints[0]]})
 
 
 def _new_pixels(folder: Path, count: int, size: int) -> np.ndarray:
@@ -201,9 +204,10 @@ def _choose(cfg: Any, classes: list[str], entries: list[Entry], held_out: dict[s
     limit = cfg.get("images_per_class")
     if limit is not None and int(limit) < 1:
         raise BadInput(f"data.images_per_class={limit}: at least 1, or null for all")
-    chosen = []
-    for label, name in enumerate(classes):
-        mine = [e for e in entries if e.label == label]
+    chosen, groups = [], [[] for _ in classes]
+    for e in entries:
+        groups[e.label].append(e)
+    for label, (name, mine) in enumerate(zip(classes, groups, strict=True)):
         if not any(not e.held_out for e in mine):
             raise BadInput(f"data.path={cfg.path}: class {name!r} has no training pictures; add some or leave it out of data.classes")
         aside = sum(_quota(total, len(classes), label) for total in held_out.values())
@@ -243,8 +247,10 @@ def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, 
     """Indices of each split. Held-out folders serve first; where they run short, training pictures are set aside."""
     limit = cfg.get("images_per_class")
     piles: dict[str, list[list[int]]] = {name: [] for name in SPLITS}
-    for label, name in enumerate(classes):
-        mine = [i for i, e in enumerate(entries) if e.label == label and good[i]]
+    groups: list[list[int]] = [[] for _ in classes]
+    for i in np.flatnonzero(good).tolist():
+        groups[entries[i].label].append(i)
+    for label, (name, mine) in enumerate(zip(classes, groups, strict=True)):
         outside, inside = [i for i in mine if entries[i].held_out], [i for i in mine if not entries[i].held_out]
         for split, total in held_out.items():
             need = _quota(total, len(classes), label)
@@ -256,6 +262,10 @@ def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, 
                 )
             piles[split].append(pile[:need])
             del pile[:need]
+        if not inside:
+            raise BadInput(
+                f"data.path={cfg.path}: class {name!r} has no readable training picture left; add some or leave it out of data.classes"
+            )
         piles["train"].append(inside[: int(limit)] if limit is not None else inside)
     index = {split: _round_robin(piles[split]) for split in held_out}
     return {"train": np.array(sorted(i for pile in piles["train"] for i in pile))} | index

@@ -1,6 +1,7 @@
 """Hub and local parquet data through `datasets`: the one module that imports it."""
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,22 @@ from PIL import Image
 from benchmarks.sources import Entry
 from benchmarks.store import BadInput
 
+HELD_OUT = ("validation", "valid", "val")
+_FAILED: dict[str, str] = {}  # what could not be had, so that the other cells of a sweep do not wait for it again
+
 
 def _load(cfg: Any):
     """The data set's splits. Raises BadInput, in one line, for whatever keeps `datasets` from giving them."""
+    if str(cfg.path) in _FAILED:
+        raise BadInput(_FAILED[str(cfg.path)])
     try:
         import datasets
     except ImportError:
         raise BadInput(f"data.path={cfg.path}: hub and parquet data need the `datasets` package; `pip install datasets`") from None
     path = Path(str(cfg.path)).expanduser()
     datasets.disable_progress_bars()
+    for name in ("datasets", "huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their retries would bury our one line
     try:
         if path.is_dir():
             return datasets.load_dataset(str(path)), datasets
@@ -25,9 +33,9 @@ def _load(cfg: Any):
     except Exception as error:  # the library raises whatever its network, file and script layers raise
         what = "not readable as parquet" if path.is_dir() else "the hub did not give it"
         reason = " ".join(str(error).split())[:160]
-        raise BadInput(
-            f"data.path={cfg.path}: {what} ({type(error).__name__}: {reason}); download its parquet files elsewhere and give their folder as data.path"
-        ) from None
+        mend = "download its parquet files elsewhere and give their folder as data.path"
+        _FAILED[str(cfg.path)] = f"data.path={cfg.path}: {what} ({type(error).__name__}: {reason}); {mend}"
+        raise BadInput(_FAILED[str(cfg.path)]) from None
 
 
 def _columns(split: Any, datasets: Any, path: Any) -> tuple[str, str]:
@@ -45,19 +53,21 @@ def list_hub(cfg: Any) -> tuple[list[str], list[Entry]]:
     loaded, datasets = _load(cfg)
     if "train" not in loaded:
         raise BadInput(f"data.path={cfg.path}: has no split called train, only {', '.join(loaded)}")
-    held_out = cfg.get("held_out") if cfg.get("held_out") in loaded else None
+    held_out = next((name for name in (cfg.get("held_out"), *HELD_OUT) if name in loaded), None)
+    if held_out != cfg.get("held_out"):
+        print(f"data.held_out={cfg.get('held_out')}: no such split; pictures are held out of {held_out or 'train'}")
     picture, label = _columns(loaded["train"], datasets, cfg.path)
     feature = loaded["train"].features[label]
     numbers = sorted({value for name in filter(None, ("train", held_out)) for value in loaded[name].unique(label)})
     classes = [feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in numbers]
     number = {value: i for i, value in enumerate(numbers)}
     entries, folder = [], Path(str(cfg.path)).expanduser()
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0
+    size = sum(p.stat().st_size for p in folder.rglob("*.parquet")) if folder.is_dir() else 0
     for name in filter(None, ("train", held_out)):
         split = loaded[name].cast_column(picture, datasets.Image(decode=False))
         stamp = f"{name}:{size or split._fingerprint}"
         for i, value in enumerate(split[label]):
-            entries.append(Entry(number[value], f"{stamp}:{i}", name == held_out, lambda s=split, i=i: _open(s[i][picture])))
+            entries.append(Entry(number[value], f"{name}:{i}", f"{stamp}:{i}", name == held_out, lambda s=split, i=i: _open(s[i][picture])))
     return classes, entries
 
 

@@ -107,7 +107,7 @@ def latent_shape(space: LatentSpace, image_size: int) -> tuple[int, int, int]:
 
 def prepare(dataset: Dataset, space: LatentSpace, *, cache: str | Path, device: torch.device) -> LatentSet:
     """The training latents and tokens of a data set, encoded on first use and cached."""
-    key = digest("latents", 1, dataset.key, space.key)
+    key = digest("latents", 1, dataset.train_key, space.key)
     path = Path(cache) / "latents" / f"{key}.safetensors"
     ready = read_tensors(path, key)
     if ready:

@@ -12,6 +12,8 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
+from benchmarks.store import atomic_file
+
 FLOORS = [
     ("fd_floor_real", "real vs real", "-"),
     ("fd_floor_autoencoder", "autoencoder", "--"),
@@ -22,8 +24,8 @@ AXES = {
     "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
     "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
 }
-GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device"]
-CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype"]
+GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device", "judged_by"]
+CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype", "variant"]
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
 
@@ -32,7 +34,7 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Rows that may share an axis: same data, judge, sample sizes and machine; with a title that says which."""
     found = []
     for key, part in rows.groupby(GROUP, dropna=False, sort=True):
-        data, size, _, features, n, m, device = key
+        data, size, _, features, n, m, device, _ = key
         found.append((f"{data} {size:.0f} px, N={n:.0f}, M={m:.0f}, {features}\n{device}", part))
     return found
 
@@ -45,8 +47,8 @@ def curve_names(part: pd.DataFrame) -> pd.Series:
             varying.append(column)
 
     def name(row: pd.Series) -> str:
-        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying[1:]]
-        return ", ".join([str(row["model"]), *extras])
+        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying[1:] if c != "variant"]
+        return ", ".join(filter(None, [str(row["model"]), *extras, row["variant"]]))
 
     return part.apply(name, axis=1)
 
@@ -64,7 +66,8 @@ def distance_name(features: str) -> str:
 
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png")
     plt.close(figure)
     return path
 
@@ -103,14 +106,15 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
     return _save(figure, folder / f"{AXES[x][1]}.png")
 
 
-def loss_plot(found: list[dict[str, Any]], folder: Path) -> Path | None:
+def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) -> Path | None:
     """Training loss against training FLOPs; one panel per kind of loss, since they do not compare with each other."""
-    logs = {}
-    for record in found:
+    logs: dict[str, dict[str, np.ndarray]] = {}
+    for record, variant in zip(found, variants, strict=True):
         row, log = record["row"], record.get("train_log")
         if log:
             kind = "next-token cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"
             name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
+            name += f", {variant}" * bool(variant)
             logs.setdefault(kind, {})[name] = np.array(log, dtype=float)
     if not logs:
         return None
@@ -128,14 +132,19 @@ def loss_plot(found: list[dict[str, Any]], folder: Path) -> Path | None:
 def strip(images: np.ndarray, path: Path, count: int = 8) -> None:
     """The first `count` pictures (N, 3, H, W) side by side, lossless: what the sample grid is made from."""
     row = images[:count].transpose(2, 0, 3, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(row.reshape(row.shape[0], -1, 3)).save(path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(row.reshape(row.shape[0], -1, 3)).save(temporary, format="PNG")
 
 
-def _tile(path: Path, size: int, across: int = 4) -> np.ndarray:
-    """A strip folded into rows of `across` pictures, enlarged to at least 64 px each without smoothing."""
-    row = np.asarray(Image.open(path).convert("RGB"))
+def _tile(path: Path, size: int, across: int = 4) -> np.ndarray | None:
+    """A strip folded into rows of `across` pictures, enlarged to at least 64 px each without smoothing; None if it does not read."""
+    try:
+        row = np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        print(f"plots: {path} cannot be read ({type(error).__name__}); its place in the grid stays empty")
+        return None
     pictures = row.reshape(size, -1, size, 3).transpose(1, 0, 2, 3)
+    across = min(across, len(pictures))
     pictures = pictures[: len(pictures) // across * across]
     tile = pictures.reshape(-1, across, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, across * size, 3)
     zoom = max(1, 64 // size)
@@ -160,8 +169,10 @@ def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
             axes[i][0].set_ylabel("\n".join(name.split(", ")), fontsize=8)
             for j, step in enumerate(steps):
                 cell = part[(part["curve"] == name) & (part["steps"] == step)]
+                tile = None
                 if len(cell):
                     tile = _tile(strips / f"{cell['run_id'].iloc[0]}.png", int(cell["image_size"].iloc[0]))
+                if tile is not None:
                     axes[i][j].imshow(tile, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
                 if i == 0:
                     axes[i][j].set_title(f"{step:.0f} steps", fontsize=9)

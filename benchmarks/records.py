@@ -3,6 +3,7 @@
 import math
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from benchmarks.store import read_json, write_json
+from benchmarks.store import digest, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,7 +85,8 @@ COLUMNS = [
 ]
 NAMES = [column.name for column in COLUMNS]
 MEANING = {column.name: column for column in COLUMNS}
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchmetrics", "numpy", "hydra-core")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "pillow", "safetensors", "datasets", "hydra-core")
+TOLD_ELSEWHERE = {"model.objective", "train.budget", "train.precision", "train.checkpoint_seconds"}  # columns say these
 
 
 @lru_cache(maxsize=1)
@@ -113,6 +115,16 @@ def device_name(device: torch.device) -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name} ({torch.get_num_threads()} threads)"
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """The columns that say by which code, library and machine something was made."""
+    return git_state() | {"torch": torch.__version__, "device": device_name(device)}
 
 
 @lru_cache(maxsize=1)
@@ -155,5 +167,36 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown."""
-    return pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then three for the report's own use.
+
+    `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
+    the configuration tells networks of one model and size apart.
+    """
+    prints = [record.get("fingerprints", {}) for record in found]
+    rows = pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
+    return rows.assign(
+        training=[p.get("training") for p in prints],
+        judged_by=[digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints],
+        variant=variants(found),
+    )
+
+
+def variants(found: list[dict[str, Any]]) -> list[str]:
+    """Per record, the settings under `model` and `train` that differ between records of the same model, size and data."""
+    flat = [_flatten({k: record.get("config", {}).get(k, {}) for k in ("model", "train", "sample_batch")}) for record in found]
+    groups: dict[tuple, list[int]] = {}
+    for i, record in enumerate(found):
+        groups.setdefault(tuple(record["row"].get(k) for k in ("model", "size", "data", "image_size")), []).append(i)
+    names = [""] * len(found)
+    for members in groups.values():
+        keys = sorted({key for i in members for key in flat[i]} - TOLD_ELSEWHERE)
+        differing = [key for key in keys if len({str(flat[i].get(key)) for i in members}) > 1]
+        for i in members:
+            names[i] = ", ".join(f"{key.split('.', 1)[-1]} {flat[i].get(key)}" for key in differing)
+    return names
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, part in value.items() for k, v in _flatten(part, f"{prefix}.{name}" if prefix else name).items()}

@@ -10,8 +10,9 @@ import pandas as pd
 
 from benchmarks import plots, records
 from benchmarks.store import atomic_file, write_json
+from metrics.features import LocalFeatures
 
-FEATURE_DIMS = {"local": 128, "inception": 2048}
+FEATURE_DIMS = {LocalFeatures.name: LocalFeatures.dim}
 
 
 def build(folder: Path) -> str:
@@ -21,14 +22,14 @@ def build(folder: Path) -> str:
         return f"{folder}: no records yet"
     table = records.table(found)
     with atomic_file(folder / "results.csv") as path:
-        table.to_csv(path, index=False)
+        table[records.NAMES].to_csv(path, index=False)
     write_json(folder / "results.json", found)
     good = table[table["status"] == "ok"]
     paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
     if len(good):
         paths += [plots.distance_plot(good, x, folder / "plots") for x in plots.AXES]
         paths += plots.sample_grids(good, folder / "records", folder / "samples")
-    paths += filter(None, [plots.loss_plot(found, folder / "plots")])
+    paths += filter(None, [plots.loss_plot(found, list(table["variant"]), folder / "plots")])
     summary = "\n".join(_summary(table, good, found, folder))
     with atomic_file(folder / "summary.md") as path:
         path.write_text(summary + "\n")
@@ -55,44 +56,34 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[st
     return lines + ["| " + " | ".join(_show(value) for value in row) + " |" for row in rows]
 
 
+POINTS = ["steps", "nfe", "guidance", "fd", "fd_sd", "label_accuracy", "gflops_per_image", "seconds_per_image"]
+POINTS += ["images_per_second", "latency_seconds", "peak_memory_mb"]
+TRAINING = ["model", "size", "seed", "variant", "params_m", "train_images", "train_flops", "train_seconds"]
+TRAINING += ["train_images_per_second", "train_utilisation"]
+
+
+def _header(name: str, features: str) -> str:
+    """A column's heading: its name, its unit, and an arrow towards better."""
+    column = records.MEANING.get(name)
+    if column is None:
+        return "differs in" if name == "variant" else name
+    label = plots.distance_name(features) if name == "fd" else name.replace("_", " ")
+    return " ".join(filter(None, [label, f"({column.unit})" if column.unit else "", {-1: "↓", 1: "↑", 0: ""}[column.better]]))
+
+
 def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
-    """Header and rows of the main table of one comparable group, best distance last within a model."""
-    name = plots.distance_name(part["features"].iloc[0])
-    header = [
-        "model",
-        "steps",
-        "NFE",
-        "guidance",
-        name,
-        "± SD",
-        "label accuracy",
-        "GFLOPs/image",
-        "s/image",
-        "images/s",
-        "latency s",
-        "peak MiB",
-    ]
-    columns = ["curve", "steps", "nfe", "guidance", "fd", "fd_sd", "label_accuracy", "gflops_per_image", "seconds_per_image"]
-    columns += ["images_per_second", "latency_seconds", "peak_memory_mb"]
-    part = part.assign(curve=plots.curve_names(part)).sort_values(["curve", "steps", "guidance"])
-    return header, part[columns].values.tolist()
+    """Header and rows of the main table of one comparable group."""
+    header = [_header(name, part["features"].iloc[0]) for name in ["curve", *POINTS]]
+    part = part.assign(curve=plots.curve_names(part)).sort_values(["steps", "guidance"])
+    rows = [part[part["curve"] == name][["curve", *POINTS]].values.tolist() for name in plots.in_order(part)]
+    return ["model", *header[1:]], [row for block in rows for row in block]
 
 
 def _training(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the training table: one row per trained network."""
-    header = ["model", "size", "seed", "params M", "images", "training FLOPs", "seconds", "images/s", "utilisation"]
-    columns = [
-        "model",
-        "size",
-        "seed",
-        "params_m",
-        "train_images",
-        "train_flops",
-        "train_seconds",
-        "train_images_per_second",
-        "train_utilisation",
-    ]
-    return header, part[columns].drop_duplicates(["model", "size", "seed", "train_flops"]).values.tolist()
+    columns = [name for name in TRAINING if name != "variant" or part["variant"].any()]
+    part = part.assign(curve=plots.curve_names(part)).drop_duplicates("training")
+    return [_header(name, "") for name in columns], part[columns].values.tolist()
 
 
 def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
@@ -112,10 +103,12 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     if first["num_samples"] < 2 * dim:
         notes.append(f"WARNING: N = {first['num_samples']:.0f} is below twice the {dim} feature dimensions; the distance is mostly bias.")
     details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
-    if details.get("overlap"):
+    if details.get("overlap") is None:
+        notes.append("Whether the autoencoder, codebook and judge were trained on these classes is not known.")
+    elif details["overlap"]:
         seen, some = details["overlap"], ", ".join(details["overlap"][:3])
         notes.append(
-            f"The shipped autoencoder, codebook and judge were trained on other pictures of {len(seen)} of these "
+            f"The shipped autoencoder, codebook and judge were trained on pictures of {len(seen)} of these "
             f"{first['num_classes']:.0f} classes ({some}{', ...' if len(seen) > 3 else ''}): they are not new to them."
         )
     if details.get("skipped"):
@@ -131,10 +124,18 @@ def _failures(found: list[dict]) -> list[str]:
 def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder: Path) -> list[str]:
     preset = found[-1].get("config", {}).get("name", folder.name)
     lines = [f"# {preset}: {len(good)} measurements", ""]
+    code = good[["git_sha", "git_dirty", "torch"]].drop_duplicates().astype(str).values.tolist()
+    lines += [f"Code {sha}{' with uncommitted changes' * (dirty == 'True')}, torch {version}." for sha, dirty, version in code] + [""]
     for title, part in plots.groups(good) if len(good) else []:
         lines += [f"## {title.replace(chr(10), ', on ')}", "", *markdown(*_points(part)), "", *_notes(part, found), ""]
         lines += ["### Training", "", *markdown(*_training(part)), ""]
     if len(good):
+        lines += [
+            "## Columns",
+            "",
+            *(f"- {_header(n, 'local')}: {records.MEANING[n].meaning}" for n in [*POINTS, *TRAINING] if n in records.MEANING),
+            "",
+        ]
         pictures = [name for _, name in plots.AXES.values()] + ["loss_vs_flops"]
         lines += ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in pictures), ""]
         lines += [f"![samples](samples/{path.name})" for path in sorted((folder / "samples").glob("*.png"))]

@@ -4,20 +4,21 @@ A cell is one (family, size, data, seed): trained once, measured at every `steps
 measurement and rebuilds the report of `results/<name>` from all records there. What is already done is not done again.
 """
 
+import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import build, data, latents, plots, records, report, sample, score, train
-from benchmarks.store import BadInput, digest, read_json
+from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
@@ -42,11 +43,16 @@ class Cell:
 
     @property
     def results(self) -> Path:
-        return Path(self.cfg.results_dir) / self.cfg.name
+        return Path(self.cfg.results_dir) / str(self.cfg.name)
 
     @property
     def work(self) -> Path:
         return Path(self.cfg.cache_dir) / "cells" / f"{self.cfg.model.name}-{self.cfg.size.name}-{self.key}"
+
+    @property
+    def failure(self) -> Path:
+        """The record of a training or sampling that ended badly."""
+        return self.results / "records" / f"{self.key[:12]}.json"
 
     def run_id(self, point: sample.Setting) -> str:
         return digest(self.key, self.generator.sampler, self.judge.fingerprint, self.dataset.key, point)[:12]
@@ -55,36 +61,52 @@ class Cell:
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of a picture, once: prepare, train, draw, score, record, report."""
     cell = prepare(cfg)
+    failure = read_json(cell.failure) or {}
+    diverged = failure.get("row", {}).get("status") == "diverged"
     missing = [point for point in cell.points if not recorded(cell, point)]
     print(
         f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}: {len(cell.points) - len(missing)} of {len(cell.points)} measurements are there",
         flush=True,
     )
-    if missing:
-        try:
-            trained = train.train(
-                cell.generator.to(cell.device),
-                cell.encoded.to(cell.device),
-                cfg.train,
-                lr=cfg.model.lr,
-                seed=cfg.seed,
-                forward_macs=build.forward_macs(cell.meta),
-                folder=cell.work,
-                key=cell.key,
-                device=cell.device,
-            )
-            for point in missing:
-                measure(cell, point, trained)
-            (cell.results / "records" / f"{cell.key[:12]}.json").unlink(missing_ok=True)  # an earlier failure of this cell
-        except BadInput:
-            raise
-        except Exception as error:
-            record_failure(cell, error)
+    if missing and diverged:
+        complain(
+            f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} diverged before: {failure.get('reason')}; remove {cell.failure} to try again"
+        )
+    elif missing:
+        train_and_measure(cell, missing)
     REPORTS[cell.results] = report.build(cell.results)
+
+
+def train_and_measure(cell: Cell, missing: list[sample.Setting]) -> None:
+    """Train (or load what is trained), then measure each missing point; one that fails takes no other with it."""
+    cfg = cell.cfg
+    try:
+        trained = train.train(
+            cell.generator.to(cell.device),
+            cell.encoded.to(cell.device),
+            cfg.train,
+            lr=cfg.model.lr,
+            seed=cfg.seed,
+            forward_macs=build.forward_macs(cell.meta),
+            folder=cell.work,
+            key=cell.key,
+            device=cell.device,
+        )
+    except BadInput:
+        raise
+    except Exception as error:
+        return record_failure(cell, error)
+    cell.failure.unlink(missing_ok=True)
+    for point in missing:
+        try:
+            measure(cell, point, trained)
+        except Exception as error:
+            record_failure(cell, error, point)
 
 
 def prepare(cfg: DictConfig) -> Cell:
     """Pictures to latents and judge (each cached), and a freshly initialised generator."""
+    check(cfg)
     device = pick_device(cfg.device)
     space = latents.load_space(cfg.autoencoder)
     shape = latents.latent_shape(space, cfg.data.image_size)
@@ -100,23 +122,46 @@ def prepare(cfg: DictConfig) -> Cell:
     else:
         print(f"sampler={cfg.sampler.name} is not one of {cfg.model.name}'s; using {generator.sampler}")
     recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k != "checkpoint_seconds"}
-    key = digest("cell", 1, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
+    libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
+    key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
     points = settings(cfg, generator)
     return Cell(cfg, device, dataset, space.to(device), encoded, judge, generator, build.on_meta(generator), points, key)
 
 
+def check(cfg: DictConfig) -> None:
+    """Types and ranges of what a user sets, before anything is computed. Raises BadInput naming the key."""
+    whole = {"seed": 0, "num_samples": 2, "sample_batch": 1, "data.image_size": 8, "data.reference_images": 2, "train.batch": 1}
+    for key, least in whole.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BadInput(f"{key}={value}: a whole number from {least} up")
+    for key in ("train.budget", "model.lr", "train.grad_clip"):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise BadInput(f"{key}={value}: a number above 0")
+    if cfg.train.precision not in ("bf16", "fp32"):
+        raise BadInput(f"train.precision={cfg.train.precision}: one of bf16, fp32")
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in many(cfg.steps)) or not many(cfg.steps):
+        raise BadInput(f"steps={cfg.steps}: a list of whole numbers, such as steps=[4,16,64]")
+    if not all(isinstance(g, int | float) for g in many(cfg.guidance)) or not many(cfg.guidance):
+        raise BadInput(f"guidance={cfg.guidance}: a list of numbers, such as guidance=[1,2]; 1 is none")
+
+
+def many(value: Any) -> list[Any]:
+    """A list of settings, or a list of the one that was given."""
+    return list(value) if isinstance(value, ListConfig) else [value]
+
+
 def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
     """The points of the sweep that this family can honour; those it cannot are named. Raises BadInput where none is left."""
-    requested = [cfg.steps] if isinstance(cfg.steps, int) else list(cfg.steps)
-    guidance = [cfg.guidance] if isinstance(cfg.guidance, int | float) else list(cfg.guidance)
+    requested, guidance = many(cfg.steps), many(cfg.guidance)
     honoured = generator.step_counts(requested)
     left_out = [n for n in requested if n not in honoured]
-    if not honoured or not guidance:
+    if not honoured:
         try:
-            generator.nfe(requested[0] if requested else 0, 1.0)
+            generator.nfe(requested[0], 1.0)
         except ValueError as error:
             raise BadInput(f"model={cfg.model.name}: {error}") from None
-        raise BadInput("guidance=[]: give at least one guidance scale; 1 is none")
     if left_out:
         print(f"{cfg.model.name}: measured at {honoured} steps; it cannot honour {left_out}")
     shared = dict(count=cfg.num_samples, batch=cfg.sample_batch, seed=cfg.seed, precision=cfg.train.precision)
@@ -131,8 +176,8 @@ def recorded(cell: Cell, point: sample.Setting) -> bool:
 
 def measure(cell: Cell, point: sample.Setting, trained: dict) -> None:
     """Draw one setting, count and score it, and write its record."""
-    started, run_id = now(), cell.run_id(point)
-    path = cell.work / f"samples-{digest(cell.key, cell.generator.sampler, point)[:12]}.safetensors"
+    run_id = cell.run_id(point)
+    path = cell.work / f"samples-{digest(trained['weights'], cell.generator.sampler, point)[:12]}.safetensors"
     drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
@@ -158,22 +203,23 @@ def measure(cell: Cell, point: sample.Setting, trained: dict) -> None:
         "images_per_second": 1 / drawn.seconds_per_image,
         "latency_seconds": drawn.latency_seconds,
         "peak_memory_mb": drawn.peak_memory_mb,
-        "started_at": started,
+        **drawn.made,
     }
     plots.strip(drawn.images.numpy(), cell.results / "records" / f"{run_id}.png")
-    records.write(cell.results, row, train_log=trained["log"], **details(cell))
+    records.write(cell.results, row, train_log=trained["log"], trained_by=trained["trained_by"], **details(cell))
     print(f"  {point.steps} steps, guidance {point.guidance:g}: {plots.distance_name(cell.judge.name)} {row['fd']:.2f}", flush=True)
 
 
-def record_failure(cell: Cell, error: Exception) -> None:
-    """A cell that diverged or broke is a row with its status and reason, never an absence."""
-    status = "diverged" if isinstance(error, train.Diverged) else "failed"
+def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = None) -> None:
+    """A cell, or one point of it, that diverged or broke is a row with its status and reason, never an absence."""
+    status = "diverged" if isinstance(error, Diverged) else "failed"
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    row = identity(cell) | {"run_id": cell.key[:12], "status": status, "started_at": now()}
+    run_id = cell.run_id(point) if point else cell.failure.stem
+    row = identity(cell) | records.provenance(cell.device) | {"run_id": run_id, "status": status, "started_at": records.now()}
+    if point:
+        row |= {"steps": point.steps, "guidance": point.guidance}
     records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell))
-    complain(
-        f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {cell.key[:12]})"
-    )
+    complain(f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {run_id})")
 
 
 def identity(cell: Cell) -> dict[str, Any]:
@@ -195,24 +241,28 @@ def identity(cell: Cell) -> dict[str, Any]:
         "num_samples": cfg.num_samples,
         "reference_images": len(cell.dataset.reference),
         "features": cell.judge.name,
-        "device": records.device_name(cell.device),
         "dtype": cfg.train.precision,
-        "torch": torch.__version__,
-        **records.git_state(),
     }
 
 
 def details(cell: Cell) -> dict[str, Any]:
     """What a record holds beside its row: the resolved configuration, and fingerprints of everything it rests on."""
-    seen = read_json(latents.SHIPPED / "data.json") or {}
-    overlap = sorted(set(cell.dataset.classes) & set(seen.get("classes", [])))
     prints = {"data": cell.dataset.key, "latents": cell.space.key, "features": cell.judge.fingerprint, "training": cell.key}
     return {
         "config": OmegaConf.to_container(cell.cfg, resolve=True),
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
-        "overlap": overlap,
+        "overlap": overlap(cell),
     }
+
+
+def overlap(cell: Cell) -> list[str] | None:
+    """Classes of the data that the shipped weights were trained on; None where their names cannot tell."""
+    cfg, classes = cell.cfg, cell.dataset.classes
+    replaced = any(cfg[group].get(key) for group, key in (("autoencoder", "weights"), ("autoencoder", "codebook"), ("features", "weights")))
+    seen = set((read_json(latents.SHIPPED / "data.json") or {}).get("classes", []))
+    comparable = cfg.data.source == "procedural" or all(re.fullmatch(r"n\d{8}", name) for name in classes)  # WordNet ids
+    return None if replaced or not comparable else [name for name in classes if name in seen]
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -221,11 +271,8 @@ def pick_device(wanted: str) -> torch.device:
         raise BadInput(f"device={wanted}: one of auto, cpu, cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
+    torch.backends.cudnn.allow_tf32 = False  # else a U-Net in fp32, and the judge, would be less exact than they say
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def complain(line: str) -> None:
@@ -239,11 +286,17 @@ def complain(line: str) -> None:
 def job(cfg: DictConfig) -> None:
     """One cell of a run or sweep; bad input and failures become one line, so that the cells after it still run."""
     try:
+        speed.free_memory()
         run_cell(cfg)
     except BadInput as error:
         complain(str(error))
     except OmegaConfBaseException as error:
         complain(f"configuration: {str(error).splitlines()[0]}")
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        complain(f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)")
 
 
 def main() -> None:
@@ -251,7 +304,8 @@ def main() -> None:
     if not any(argument.lstrip("+").startswith("experiment=") for argument in sys.argv[1:]):
         preset = "gpu" if torch.cuda.is_available() else "cpu"
         print(f"preset {preset} ({'CUDA device found' if preset == 'gpu' else 'no CUDA device'})", flush=True)
-        sys.argv.append(f"experiment={preset}")
+        first = next((i for i, a in enumerate(sys.argv) if i and "=" in a and not a.startswith("-")), len(sys.argv))
+        sys.argv.insert(first, f"experiment={preset}")  # beside the other overrides: argparse wants them in one run
     speed.keep_memory()
     job()
     print("\n".join(text for _, text in sorted(REPORTS.items())))

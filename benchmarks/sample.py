@@ -1,5 +1,6 @@
 """Draw the pictures of one setting, on the clock: labels -> latents -> uint8, the decoder included."""
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,19 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import records
 from benchmarks.latents import LatentSet, LatentSpace
-from benchmarks.store import read_tensors, seeded, write_tensors
+from benchmarks.store import Diverged, read_tensors, seeded, write_tensors
 from metrics import speed
 from models.generator import Generator
+
+ABSURD = 1e3  # whitened latents have unit variance; quantising would hide that these do not
 
 
 class Samples(NamedTuple):
     """Pictures of one setting and what they cost. Labels are 0, 1, ..., K-1, 0, 1, ...: class-balanced, the same for all."""
 
     images: Tensor  # (N, 3, H, W) uint8, on the CPU
-    seconds_per_image: float  # median over the batches
+    seconds_per_image: float  # median over the full batches
     latency_seconds: float  # one picture alone, median of three
     peak_memory_mb: float
+    made: dict[str, Any]  # when, by which code and on which device: these stay with the pictures when they are scored again
 
 
 class Setting(NamedTuple):
@@ -51,9 +56,13 @@ def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Set
     def pictures(labels: Tensor, rng: torch.Generator) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
             latents = generator.sample(labels.to(device), steps=setting.steps, guidance=setting.guidance, rng=rng)
+        if not latents.isfinite().all() or latents.abs().max() > ABSURD:
+            raise Diverged(
+                f"samples at {setting.steps} steps, guidance {setting.guidance:g} are not finite or beyond {ABSURD:g} standard deviations"
+            )
         return decode(space, data, latents)
 
-    labels = labels_for(setting.count, generator.num_classes)
+    started, labels = records.now(), labels_for(setting.count, generator.num_classes)
     latency = speed.median_seconds(lambda: pictures(labels[:1], seeded("latency", setting.seed)), device)
     if device.type == "cuda":  # the first batch of a shape also pays for the choice of its kernels
         pictures(labels[: setting.batch], seeded("latency", setting.seed))
@@ -62,8 +71,10 @@ def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Set
     for part in labels.split(setting.batch):
         drawn, spent = speed.timed(lambda part=part: pictures(part, rng), device)
         images.append(drawn)
-        seconds.append(spent / len(part))
-    return Samples(torch.cat(images), statistics.median(seconds), latency, speed.peak_memory_mb(device))
+        if len(part) == min(setting.batch, setting.count):  # a shorter last batch is drawn but not counted
+            seconds.append(spent / len(part))
+    made = records.provenance(device) | {"started_at": started}
+    return Samples(torch.cat(images), statistics.median(seconds), latency, speed.peak_memory_mb(device), made)
 
 
 def cached_draw(path: Path, key: str, *args: Any) -> Samples:
@@ -71,8 +82,8 @@ def cached_draw(path: Path, key: str, *args: Any) -> Samples:
     ready = read_tensors(path, key)
     if ready:
         tensors, costs = ready
-        return Samples(tensors["images"], *(float(costs[name]) for name in Samples._fields[1:]))
+        return Samples(tensors["images"], *(json.loads(costs[name]) for name in Samples._fields[1:]))
     samples = draw(*args)
-    costs = {name: repr(value) for name, value in zip(Samples._fields[1:], samples[1:], strict=True)}
+    costs = {name: json.dumps(value) for name, value in zip(Samples._fields[1:], samples[1:], strict=True)}
     write_tensors(path, key, {"images": samples.images}, **costs)
     return samples

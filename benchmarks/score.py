@@ -45,6 +45,8 @@ class Judge:
 
 def load_features(cfg: Any) -> tuple[nn.Module, str]:
     """The feature network of `conf/features/*.yaml` and its fingerprint. Raises BadInput for weights that do not fit."""
+    if cfg.name != LocalFeatures.name:
+        raise BadInput(f"features.name={cfg.name}: the only feature network here is called {LocalFeatures.name}")
     path = Path(cfg.get("weights") or WEIGHTS)
     try:
         with safe_open(str(path), "pt") as file:

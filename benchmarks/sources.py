@@ -12,10 +12,11 @@ SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 
 
 class Entry(NamedTuple):
-    """One picture before it is decoded: its label, a stable name to sort by, and how to open it."""
+    """One picture before it is decoded: its label, a stable name to sort by, a stamp that changes with it, how to open it."""
 
     label: int
     name: str
+    stamp: str
     held_out: bool
     open: Callable[[], Image.Image]
 
@@ -35,8 +36,10 @@ def list_folder(given: Any) -> tuple[list[str], list[Entry]]:
         for label, name in enumerate(classes):
             files = [p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
             for p in files:
-                stamp = f"{p.relative_to(root)}:{p.stat().st_size}"
-                entries.append(Entry(label, stamp, folder == held_out, lambda p=p: Image.open(p)))
+                relative, stat = str(p.relative_to(root)), p.stat()
+                entries.append(
+                    Entry(label, relative, f"{relative}:{stat.st_size}:{stat.st_mtime_ns}", folder == held_out, lambda p=p: Image.open(p))
+                )
     if not entries:
         raise BadInput(f"data.path={given}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     return classes, entries

@@ -18,6 +18,10 @@ class BadInput(Exception):
     """The user's input cannot be used; the message is one line: what, where, and the mend."""
 
 
+class Diverged(Exception):
+    """A training or its samples became NaN, infinite or absurdly large."""
+
+
 def digest(*parts: Any) -> str:
     """Sixteen hex digits that name a configuration: sha256 of its canonical JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -14,17 +14,14 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
+from benchmarks import records
 from benchmarks.latents import LatentSet
-from benchmarks.store import BadInput, atomic_file, read_json, read_tensors, seeded, write_json, write_tensors
+from benchmarks.store import BadInput, Diverged, atomic_file, file_digest, read_json, read_tensors, seeded, write_json, write_tensors
 from metrics import speed
 from models.generator import Generator
 
 UNITS = ("flops", "images", "steps", "minutes")
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
-
-
-class Diverged(Exception):
-    """The loss became NaN or infinite."""
 
 
 @dataclass
@@ -100,9 +97,7 @@ def train(
     bar = _bar(schedule, progress, folder.name)
     clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
     while schedule.done(progress) < 1:
-        rate = learning_rate(schedule.done(progress), cfg, lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = _set_rate(optimizer, learning_rate(schedule.done(progress), cfg, lr))
         batch = data.batch(seed, progress.step, schedule.batch)
         loss = model(batch, rng=seeded("noise", seed, progress.step))
         accelerator.backward(loss)
@@ -117,12 +112,14 @@ def train(
         if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
             _log(progress, schedule, losses, rate, bar)
             losses = []
-        if progress.seconds - saved > cfg.checkpoint_seconds:
-            _checkpoint(generator, ema, optimizer, progress, folder, key)
-            saved = progress.seconds
+            if progress.seconds - saved > cfg.checkpoint_seconds:
+                _checkpoint(generator, ema, optimizer, progress, folder, key)
+                saved = progress.seconds
+    speed.synchronise(device)
+    progress.seconds = time.perf_counter() - clock
     bar.close()
     ema.copy_to(generator.parameters())
-    return _finish(generator, progress, schedule, folder, key, speed.ceiling_flops(device))
+    return _finish(generator, progress, schedule, folder, key, device)
 
 
 def _accelerate(generator: Generator, cfg: Any, lr: float, device: torch.device) -> tuple[Accelerator, torch.nn.Module, Any]:
@@ -133,6 +130,12 @@ def _accelerate(generator: Generator, cfg: Any, lr: float, device: torch.device)
         raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
     return accelerator, *accelerator.prepare(generator.train(), optimizer)
+
+
+def _set_rate(optimizer: Any, rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _bar(schedule: Plan, progress: Progress, name: str) -> tqdm:
@@ -163,23 +166,39 @@ def _resume(generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, k
     if not path.exists():
         return Progress()
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["key"] != key:
             raise ValueError("another configuration's")
+        progress = Progress(**state["progress"])
+        averaged, moments = state["ema"], state["optimizer"]
+        fits = _load(generator, state["model"])
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        print(f"train: {path} cannot be used ({str(error).splitlines()[0]}); starting over")
+        fits, reason = False, f"{type(error).__name__} {error}".splitlines()[0]
+    else:
+        reason = "its tensors are another network's"
+    if not fits:
+        print(f"train: {path} cannot be used ({reason}); starting over")
         return Progress()
-    generator.load_state_dict(state["model"])
-    ema.load_state_dict(state["ema"])
+    ema.load_state_dict(averaged)
     ema.to(device)
-    optimizer.load_state_dict(state["optimizer"])
-    progress = Progress(**state["progress"])
+    optimizer.load_state_dict(moments)
     print(f"train: resuming {folder.name} at step {progress.step}")
     return progress
 
 
-def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Path, key: str, ceiling: float) -> dict:
+def _load(generator: Generator, state: dict[str, torch.Tensor]) -> bool:
+    """Load a state that fits; leave the generator as it was, and say so, where one does not."""
+    own = generator.state_dict()
+    if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+        return False
+    generator.load_state_dict(state)
+    return True
+
+
+def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Path, key: str, device: torch.device) -> dict:
     """Write the EMA weights, then the summary that says they are whole; the checkpoint has served."""
+    if not all(p.isfinite().all() for p in generator.parameters()):
+        raise Diverged(f"the weights were not finite after {progress.step} steps")
     write_tensors(folder / "weights.safetensors", key, generator.state_dict())
     images = progress.step * schedule.batch
     summary = {
@@ -189,8 +208,10 @@ def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Pa
         "flops": images * schedule.flops_per_image,
         "seconds": progress.seconds,
         "images_per_second": images / progress.seconds,
-        "utilisation": images * schedule.flops_per_image / progress.seconds / ceiling,
+        "utilisation": images * schedule.flops_per_image / progress.seconds / speed.ceiling_flops(device),
         "log": progress.log,
+        "weights": file_digest(folder / "weights.safetensors")[:16],
+        "trained_by": records.provenance(device),
     }
     write_json(folder / "train.json", summary)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -204,8 +225,7 @@ def _load_finished(generator: Generator, folder: Path, key: str) -> dict | None:
     if not isinstance(summary, dict) or summary.get("key") != key:
         return None
     ready = read_tensors(folder / "weights.safetensors", key)
-    if not ready:
+    if not ready or not _load(generator, ready[0]):
         return None
-    generator.load_state_dict(ready[0])
     generator.eval()
     return summary

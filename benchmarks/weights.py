@@ -9,6 +9,7 @@ are mixed in, from a seed the benchmark never draws. Each stage writes one safet
 import argparse
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,9 +182,11 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models_dir, judge_path = args.out or MODEL_WEIGHTS, (args.out / "judge.safetensors") if args.out else JUDGE_WEIGHTS
-    train, labels, held_out, held_out_labels, class_names = pictures(args.folder, args.cache)
+    try:
+        train, labels, held_out, held_out_labels, class_names = pictures(args.folder, args.cache)
+    except data.BadInput as error:
+        sys.exit(f"latentbench: {error}")
     classes = len(class_names)
-    write_json(models_dir / "data.json", {"pictures": len(train), "classes": class_names})  # reports on these classes say so
     print(f"{len(train)} training pictures, {classes} classes, device {device}", flush=True)
 
     def report(stage: str, started: float, scores: dict) -> None:
@@ -209,6 +212,7 @@ def main() -> None:
         judge = train_judge(train, labels, classes, count=int(250_000 * args.scale), device=device)
         with atomic_file(judge_path) as path:
             save_judge(judge, path, classes)
+        write_json(models_dir / "data.json", {"pictures": len(train), "classes": class_names})  # reports on these classes say so
         report("judge", started, {"top1": round(accuracy(judge, held_out, held_out_labels, device), 4), "classes": classes})
 
 

@@ -1,6 +1,7 @@
 """Seconds and bytes: synchronised clocks, medians, peak memory, and the machine's own ceiling."""
 
 import ctypes
+import gc
 import resource
 import statistics
 import time
@@ -21,6 +22,13 @@ def keep_memory() -> None:
         ctypes.CDLL("libc.so.6").mallopt(-2, 2**28)  # M_TOP_PAD
     except (OSError, AttributeError):
         pass
+
+
+def free_memory() -> None:
+    """Between the cells of a sweep, which share a process: give back what the last one held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def synchronise(device: torch.device) -> None:
@@ -46,8 +54,9 @@ def median_seconds(call: Callable[[], Any], device: torch.device, *, repeats: in
 
 
 @lru_cache(maxsize=4)
-def ceiling_flops(device: torch.device, size: int = 2048) -> float:
+def ceiling_flops(device: torch.device) -> float:
     """FLOP/s of the best of five square bf16 matrix products: what 100% utilisation means on this machine."""
+    size = 8192 if device.type == "cuda" else 2048  # on a large GPU a small product is mostly launch time
     a = torch.randn(size, size, device=device).bfloat16()
     a @ a
     return 2 * size**3 / min(timed(lambda: a @ a, device)[1] for _ in range(5))

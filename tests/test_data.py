@@ -1,6 +1,7 @@
 """Pictures from every source, in every mode, into disjoint and deterministic splits; bad input in one clear line."""
 
 import hashlib
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_the_split_is_deterministic_and_cached(root, tmp_path):
     second = data.load(folder_config(root), num_samples=6, cache=tmp_path / "b")
     assert first.key == second.key and contents(first.floor) == contents(second.floor)
     for path in root.rglob("*.png"):
-        path.write_bytes(b"x" * path.stat().st_size)  # still listed, no longer readable: only the cache can serve
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)  # still listed, no longer readable: only the cache can serve
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert data.load(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
 
 
@@ -149,6 +152,25 @@ def test_the_crop_is_central_and_the_resize_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(data.to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, "aliasing would give 0 or 255"
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stays(root, tmp_path):
+    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    victim = next(p for p in sorted((root / "val").rglob("*.png")))
+    other = victim.with_name("other.bmp")
+    Image.new("RGB", (40, 40), "red").save(other)
+    second = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    Image.new("RGB", (40, 40), "blue").save(other)
+    os.utime(other, ns=(1, 1))
+    third = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    assert first.train_key == second.train_key == third.train_key, "the training pictures are the same ones"
+    assert len({second.key, third.key}) == 2 or contents(second.reference) == contents(third.reference)
+
+
+def test_the_training_split_s_key_does_not_change_with_the_others(tmp_path):
+    cfg = Config(source="procedural", name="procedural", image_size=32, train_images=100, reference_images=50, seed=0)
+    few, many = (data.load(cfg, num_samples=n, cache=tmp_path) for n in (20, 30))
+    assert few.train_key == many.train_key and few.key != many.key
 
 
 # --- bad input
@@ -243,6 +265,13 @@ def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
     assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (16, 8, 4)
     validation = {data.to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
     assert set(contents(dataset.reference)) == validation
+
+
+def test_a_held_out_split_of_another_name_is_found_and_said(parquet, tmp_path, capsys):
+    cfg = folder_config(parquet, source="hub", name="mine", config=None, held_out="valid", reference_images=8)
+    dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
+    assert set(contents(dataset.reference)) == {data.to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
+    assert "data.held_out=valid" in capsys.readouterr().out
 
 
 def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
