@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
+from benchmarks.records import MEANING
 from benchmarks.store import atomic_file
 
 FLOORS = [
@@ -90,7 +91,12 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         for column, name, line in FLOORS:
             if part[column].notna().any():
                 axis.axhline(part[column].median(), color="0.45", linewidth=1, linestyle=line, label=f"floor: {name}")
-        axis.set(xscale="log", yscale="log", xlabel=AXES[x][0], ylabel=f"{distance_name(part['features'].iloc[0])} (lower is better)")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel=AXES[x][0],
+            ylabel=f"{distance_name(part['features'].iloc[0])} ({'lower' if MEANING['fd'].better < 0 else 'higher'} is better)",
+        )
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         if x == "steps":

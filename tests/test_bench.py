@@ -132,18 +132,9 @@ def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tmp_path):
     assert len(list((tmp_path / "cache" / "latents").glob("*"))) == 1 and len(list((tmp_path / "cache" / "data").glob("*"))) == 1
 
 
-@pytest.mark.parametrize("model", ["unet", "dit", "ar"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, model):
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     """SIGKILL after a checkpoint; the resumed run's weights are bit for bit those of an unbroken one."""
-    options = [
-        "experiment=smoke",
-        f"model={model}",
-        "name=kill",
-        "steps=[2,64]" if model == "ar" else "steps=[2]",
-        *TINY,
-        "train.budget=100",
-        "train.checkpoint_seconds=0",
-    ]
+    options = ["experiment=smoke", "model=dit", "name=kill", "steps=[2]", *TINY, "train.budget=100", "train.checkpoint_seconds=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, _, err = run(whole, *options)
     assert code == 0, err
@@ -160,33 +151,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, model):
     assert expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in expected)
     logs = [json.loads(next((f / "cache" / "cells").glob("*/train.json")).read_text())["log"] for f in (whole, broken)]
     assert [row[:4] for row in logs[0]] == [row[:4] for row in logs[1]], "the loss log is the unbroken run's too"
-
-
-@pytest.mark.parametrize("damage", ["empty", "half", "another's", "other tensors"])
-def test_a_checkpoint_that_is_cut_short_or_another_s_is_not_used(tmp_path, damage):
-    options = ["experiment=smoke", "model=dit", "name=cut", "steps=[2]", *TINY, "train.budget=3"]
-    assert run(tmp_path, *options)[0] == 0
-    expected = weights(tmp_path)
-    cell = next((tmp_path / "cache" / "cells").glob("*"))
-    key = json.loads((cell / "train.json").read_text())["key"]
-    (cell / "weights.safetensors").write_bytes((cell / "weights.safetensors").read_bytes()[:-50])
-    whole = {
-        "key": key if damage == "other tensors" else "x",
-        "progress": {"step": 1},
-        "model": {"w": torch.ones(2)},
-        "ema": {},
-        "optimizer": {},
-    }
-    torch.save(whole, cell / "checkpoint.pt")
-    if damage in ("empty", "half"):
-        data = (cell / "checkpoint.pt").read_bytes()
-        (cell / "checkpoint.pt").write_bytes(data[: len(data) // 2] if damage == "half" else b"")
-    for path in [*cell.glob("samples-*"), *(tmp_path / "results" / "cut" / "records").glob("*.json")]:
-        path.unlink()
-    code, out, err = run(tmp_path, *options)
-    assert code == 0, err
-    assert "weights.safetensors cannot be used" in out and "checkpoint.pt cannot be used" in out
-    assert all(torch.equal(v, expected[k]) for k, v in weights(tmp_path).items())
 
 
 def test_a_diverged_cell_is_a_row_the_others_still_run_and_it_is_not_tried_again(tmp_path):
