@@ -128,7 +128,7 @@ def _accelerate(generator: Generator, cfg: Any, lr: float, device: torch.device)
     accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     return accelerator, *accelerator.prepare(generator.train(), optimizer)
 
 

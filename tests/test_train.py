@@ -103,7 +103,7 @@ def test_finished_weights_that_cannot_be_used_are_trained_again(tmp_path, damage
 
 
 def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
-    with pytest.raises(Diverged, match="loss was|weights were"):
+    with pytest.raises(Diverged, match=r"loss was|weights were"):
         run(tmp_path, "dit", lr=1e30)
     assert not (tmp_path / "weights.safetensors").exists()
 
