@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from benchmarks.records import MEANING
@@ -78,6 +78,14 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, list(axes[0])
 
 
+def _plain_log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, ... along a logarithmic x axis, and no labels between them."""
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+
+
 def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
     """Distance against `x`, a curve per model and setting, the floors as lines, one panel per comparable group."""
     panels = groups(rows)
@@ -104,9 +112,7 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
             axis.set_xticks(ticks, [f"{t:.0f}" for t in ticks])
             axis.xaxis.minorticks_off()
         else:
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("{x:g}")
-            axis.tick_params(axis="x", which="both", labelsize=7)
+            _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=7)
     return _save(figure, folder / f"{AXES[x][1]}.png")
@@ -129,7 +135,7 @@ def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) ->
         for name, log in sorted(curves.items()):
             axis.plot(log[:, 1], log[:, 2], label=name, linewidth=1)
         axis.set(xscale="log", xlabel="training FLOPs (3 x forward)", ylabel=kind)
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(axis)
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.legend(fontsize=7)
     return _save(figure, folder / "loss_vs_flops.png")

@@ -1,6 +1,7 @@
 """Records to a report: results.csv, results.json, summary.md, plots and sample grids. `make report` does this alone."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,8 +68,9 @@ def _header(name: str, features: str) -> str:
     column = records.MEANING.get(name)
     if column is None:
         return "differs in" if name == "variant" else name
-    label = plots.distance_name(features) if name == "fd" else name.replace("_", " ")
-    return " ".join(filter(None, [label, f"({column.unit})" if column.unit else "", {-1: "↓", 1: "↑", 0: ""}[column.better]]))
+    label = plots.distance_name(features) if name == "fd" else re.sub("_(m|mb|seconds)$", "", name).replace("_", " ")
+    unit = f"({column.unit})" if column.unit and " per " not in label else ""  # "seconds per image" says it already
+    return " ".join(filter(None, [label, unit, {-1: "↓", 1: "↑", 0: ""}[column.better]]))
 
 
 def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:

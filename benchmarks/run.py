@@ -308,7 +308,7 @@ def main() -> None:
         sys.argv.insert(first, f"experiment={preset}")  # beside the other overrides: argparse wants them in one run
     speed.keep_memory()
     job()
-    print("\n".join(text for _, text in sorted(REPORTS.items())))
+    print("\n".join(text for _, text in sorted(REPORTS.items())), flush=True)
     sys.exit(1 if ERRORS else 0)
 
 
