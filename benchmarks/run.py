@@ -247,9 +247,12 @@ def identity(cell: Cell) -> dict[str, Any]:
 
 def details(cell: Cell) -> dict[str, Any]:
     """What a record holds beside its row: the resolved configuration, and fingerprints of everything it rests on."""
+    config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
+    if Path(str(config["data"].get("path") or "")).is_absolute():
+        config["data"]["path"] = Path(config["data"]["path"]).name  # records travel; a machine's folders do not
     prints = {"data": cell.dataset.key, "latents": cell.space.key, "features": cell.judge.fingerprint, "training": cell.key}
     return {
-        "config": OmegaConf.to_container(cell.cfg, resolve=True),
+        "config": config,
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
         "overlap": overlap(cell),
