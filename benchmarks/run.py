@@ -309,6 +309,7 @@ def main() -> None:
         print(f"preset {preset} ({'CUDA device found' if preset == 'gpu' else 'no CUDA device'})", flush=True)
         first = next((i for i, a in enumerate(sys.argv) if i and "=" in a and not a.startswith("-")), len(sys.argv))
         sys.argv.insert(first, f"experiment={preset}")  # beside the other overrides: argparse wants them in one run
+    records.git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     speed.keep_memory()
     job()
     print("\n".join(text for _, text in sorted(REPORTS.items())), flush=True)
