@@ -172,14 +172,18 @@ def save_judge(judge: LocalFeatures, path: Path, classes: int) -> None:
     save_file(state, str(path), metadata={"kind": "latentbench-judge", "classes": str(classes)})
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--only", nargs="+", choices=["autoencoder", "codebook", "judge"], default=["autoencoder", "codebook", "judge"])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full recipe's pictures (for trials)")
     parser.add_argument("--out", type=Path, help="write all files there instead of over the shipped ones")
     parser.add_argument("--cache", default=".cache")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = _arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models_dir, judge_path = args.out or MODEL_WEIGHTS, (args.out / "judge.safetensors") if args.out else JUDGE_WEIGHTS
     try:
