@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 PRESET ?=
 ARGS ?=
 WEIGHTS_DATA ?=
+UNSEEN_DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test lint cost report weights clean
+.PHONY: help setup bench test lint cost report weights judge-study clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo '  PRESET=smoke|cpu|gpu|imagenette  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
 
 setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
@@ -22,6 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hub,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/test-only torch-fidelity
 	@touch $@
 
 bench: $(READY) ## train, sample and report the three families: results/<preset>/
@@ -40,9 +42,12 @@ cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
 report: $(READY) ## rebuild tables and plots from the records in results/
 	$(PY) -m benchmarks.report
 
-weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder>
+weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder> UNSEEN_DATA=<another, to score>
 	@test -n "$(WEIGHTS_DATA)" || { echo "WEIGHTS_DATA=<folder with train/<class>/* and val/<class>/*> is needed"; exit 2; }
-	$(PY) -m benchmarks.weights "$(WEIGHTS_DATA)" $(ARGS)
+	$(PY) -m benchmarks.weights "$(WEIGHTS_DATA)" $(if $(UNSEEN_DATA),--unseen "$(UNSEEN_DATA)") $(ARGS)
+
+judge-study: $(READY) ## is the judge worth listening to: real pictures spoiled step by step: results/reference/judge/
+	$(PY) -m benchmarks.study results_dir=results/reference $(ARGS)
 
 clean: ## remove caches and results (never results/reference nor .venv)
 	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info

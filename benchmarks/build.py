@@ -61,3 +61,9 @@ def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> i
     """MACs of decoding one picture's latents."""
     meta = copy.deepcopy(autoencoder).to("meta")
     return flops.count_macs(lambda: meta.decode(torch.empty(1, *latent_shape, device="meta")))
+
+
+def encoder_macs(autoencoder: torch.nn.Module, image_size: int) -> int:
+    """MACs of encoding one picture."""
+    meta = copy.deepcopy(autoencoder).to("meta")
+    return flops.count_macs(lambda: meta.encode(torch.empty(1, 3, image_size, image_size, dtype=torch.uint8, device="meta")))

@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks import build, latents
+from benchmarks import build
 from benchmarks.report import markdown
+from benchmarks.space import shipped_codebook_size
 from benchmarks.store import atomic_file
 from metrics import flops
 from models.codebook import Codebook
@@ -87,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/cost"))
     out = parser.parse_args().out
-    codebook_size = latents.shipped_codebook_size()
+    codebook_size = shipped_codebook_size()
     table = pd.DataFrame([*configured(codebook_size), *paper()], columns=COLUMNS)
     table["patch"] = table["patch"].astype("Int64")
     with atomic_file(out / "cost.csv") as path:

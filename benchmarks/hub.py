@@ -1,10 +1,12 @@
-"""Hub and local parquet data through `datasets`: the one module that imports it."""
+"""The hub: data through `datasets` (the one module that imports it), and the files of pretrained networks."""
 
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from PIL import Image
 
 from benchmarks.sources import Entry
@@ -12,6 +14,41 @@ from benchmarks.store import BadInput
 
 HELD_OUT = ("validation", "valid", "val")
 _FAILED: dict[str, str] = {}  # what could not be had, so that the other cells of a sweep do not wait for it again
+
+
+class Unreachable(BadInput):
+    """The hub did not give what was asked for."""
+
+
+def _hush() -> None:
+    """Retries of the hub's client would bury our one line."""
+    for name in ("datasets", "huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def folder(path: str, files: Sequence[str], key: str) -> Path:
+    """The folder that holds `files` of a pretrained network: `path` itself, or a snapshot of that name on the hub.
+
+    Raises BadInput, in one line that says which files to put where. `key` is the setting that names the path.
+    """
+    local = Path(path).expanduser()
+    mend = f"download {' and '.join(files)} of {path} elsewhere and give their folder as {key}"
+    if local.is_dir():
+        missing = [name for name in files if not (local / name).is_file()]
+        if missing:
+            raise BadInput(f"{key}={path}: the folder has no {missing[0]}")
+        return local
+    if path.count("/") != 1 or path.startswith((".", "~", "/")):
+        raise BadInput(f"{key}={path}: no such folder")
+    if path in _FAILED:
+        raise Unreachable(_FAILED[path])
+    _hush()
+    try:
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(files)))
+    except Exception as error:  # the client raises whatever its network and cache layers raise
+        reason = " ".join(str(error).split())[:160]
+        _FAILED[path] = f"{key}={path}: the hub did not give it ({type(error).__name__}: {reason}); {mend}"
+        raise Unreachable(_FAILED[path]) from None
 
 
 def _load(cfg: Any):
@@ -24,8 +61,7 @@ def _load(cfg: Any):
         raise BadInput(f"data.path={cfg.path}: hub and parquet data need the `datasets` package; `pip install datasets`") from None
     path = Path(str(cfg.path)).expanduser()
     datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub", "httpx"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their retries would bury our one line
+    _hush()
     try:
         if path.is_dir():
             return datasets.load_dataset(str(path)), datasets

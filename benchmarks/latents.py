@@ -3,34 +3,17 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.data import Dataset
-from benchmarks.store import BadInput, digest, file_digest, read_tensors, seeded, write_tensors
-from models.autoencoder import Autoencoder, load_weights
-from models.codebook import Codebook
+from benchmarks.space import LatentSpace
+from benchmarks.store import digest, read_tensors, seeded, write_tensors
 from models.generator import Batch
 
-SHIPPED = Path(__file__).parent.parent / "models" / "weights"
 TENSORS = ("latents", "tokens", "labels", "mean", "std")
-
-
-@dataclass(frozen=True)
-class LatentSpace:
-    """The frozen autoencoder, its codebook and the fingerprint of both."""
-
-    autoencoder: Autoencoder
-    codebook: Codebook
-    name: str
-    key: str
-
-    def to(self, device: torch.device) -> "LatentSpace":
-        return replace(self, autoencoder=self.autoencoder.to(device), codebook=self.codebook.to(device))
 
 
 @dataclass(frozen=True)
@@ -74,37 +57,6 @@ def batch_indices(count: int, size: int, seed: int, step: int) -> Tensor:
     return torch.cat(parts)
 
 
-def load_space(cfg: Any) -> LatentSpace:
-    """The autoencoder and codebook of `conf/autoencoder/*.yaml`. Raises BadInput for files that do not fit."""
-    paths = {name: Path(cfg.get(name) or SHIPPED / f"{name}.safetensors") for name in ("weights", "codebook")}
-    if not cfg.get("weights"):
-        paths["weights"] = SHIPPED / "autoencoder.safetensors"
-    try:
-        autoencoder = load_weights(Autoencoder(), paths["weights"], "autoencoder.weights")
-        with safe_open(str(paths["codebook"]), "pt") as file:
-            entries = file.get_slice("entries").get_shape()
-        codebook = load_weights(Codebook(*entries), paths["codebook"], "autoencoder.codebook")
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"autoencoder.codebook: {paths['codebook']} is not a codebook ({error})") from None
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    return LatentSpace(autoencoder, codebook, cfg.name, digest(*(file_digest(path) for path in paths.values())))
-
-
-def shipped_codebook_size() -> int:
-    """Entries of the codebook in models/weights."""
-    with safe_open(str(SHIPPED / "codebook.safetensors"), "pt") as file:
-        return file.get_slice("entries").get_shape()[0]
-
-
-def latent_shape(space: LatentSpace, image_size: int) -> tuple[int, int, int]:
-    """(C, H, W); raises BadInput for a size the autoencoder cannot take."""
-    try:
-        return space.autoencoder.latent_shape(image_size)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-
-
 def prepare(dataset: Dataset, space: LatentSpace, *, cache: str | Path, device: torch.device) -> LatentSet:
     """The training latents and tokens of a data set, encoded on first use and cached."""
     key = digest("latents", 1, dataset.train_key, space.key)
@@ -118,9 +70,9 @@ def prepare(dataset: Dataset, space: LatentSpace, *, cache: str | Path, device: 
 
 
 @torch.inference_mode()
-def _encode(dataset: Dataset, space: LatentSpace, device: torch.device, batch: int = 128) -> dict[str, Tensor]:
+def _encode(dataset: Dataset, space: LatentSpace, device: torch.device) -> dict[str, Tensor]:
     """Encode every training picture and its mirror image, whiten per channel, and look up the tokens."""
-    space, raw, tokens = space.to(device), [], []
+    space, raw, tokens, batch = space.to(device), [], [], space.at_once(dataset.image_size)
     for start in tqdm(range(0, len(dataset.train), batch), desc="encoding", unit="batch", leave=False, disable=None):
         images = torch.from_numpy(dataset.train[start : start + batch]).to(device)
         latents = space.autoencoder.encode(torch.cat([images, images.flip(3)]))

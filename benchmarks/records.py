@@ -148,6 +148,15 @@ def clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def shorten_paths(config: dict[str, Any]) -> None:
+    """In place, every absolute path to its last name: records travel; a machine's folders do not."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            shorten_paths(value)
+        elif isinstance(value, str) and Path(value).is_absolute():
+            config[key] = Path(value).name
+
+
 def write(folder: Path, row: dict[str, Any], **details: Any) -> None:
     """`folder/records/<run_id>.json`: the row of results.csv and whatever else a reader needs to repeat it.
 

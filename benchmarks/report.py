@@ -11,9 +11,6 @@ import pandas as pd
 
 from benchmarks import plots, records
 from benchmarks.store import atomic_file, write_json
-from metrics.features import LocalFeatures
-
-FEATURE_DIMS = {LocalFeatures.name: LocalFeatures.dim}
 
 
 def build(folder: Path) -> str:
@@ -101,17 +98,23 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     ]
     if name != "FID":
         notes.append(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
-    dim = FEATURE_DIMS.get(first["features"], 0)
+    details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
+    dim = details["fingerprints"].get("features_dim", 0)
     if first["num_samples"] < 2 * dim:
         notes.append(f"WARNING: N = {first['num_samples']:.0f} is below twice the {dim} feature dimensions; the distance is mostly bias.")
-    details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
-    if details.get("overlap") is None:
-        notes.append("Whether the autoencoder, codebook and judge were trained on these classes is not known.")
-    elif details["overlap"]:
+    parts = details.get("shipped", [])
+    if details.get("overlap") is None or len(parts) < 3:
+        others = ", ".join(name for name in ("autoencoder", "codebook", "judge") if name not in parts or details.get("overlap") is None)
+        notes.append(f"Whether these classes are new to this {others} is not known.")
+    if details.get("overlap") and parts:
         seen, some = details["overlap"], ", ".join(details["overlap"][:3])
         notes.append(
-            f"The shipped autoencoder, codebook and judge were trained on pictures of {len(seen)} of these "
+            f"The shipped {', '.join(parts)} were trained on pictures of {len(seen)} of these "
             f"{first['num_classes']:.0f} classes ({some}{', ...' if len(seen) > 3 else ''}): they are not new to them."
+        )
+    if details.get("probe_split") == "floor":
+        notes.append(
+            "The probe behind label accuracy is fitted on the floor split, because the judge may have trained on the training pictures."
         )
     if details.get("skipped"):
         notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")

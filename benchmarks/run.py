@@ -4,8 +4,6 @@ A cell is one (family, size, data, seed): trained once, measured at every `steps
 measurement and rebuilds the report of `results/<name>` from all records there. What is already done is not done again.
 """
 
-import os
-import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -15,15 +13,14 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks import build, data, latents, plots, records, report, sample, score, train
+from benchmarks import build, data, latents, plots, records, report, sample, score, space, train
+from benchmarks.cli import complain, finish, guarded, pick_device
 from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
-ERRORS: list[str] = []  # one line for each cell that ended badly
 
 
 @dataclass
@@ -33,12 +30,12 @@ class Cell:
     cfg: DictConfig
     device: torch.device
     dataset: data.Dataset
-    space: latents.LatentSpace
+    space: space.LatentSpace
     encoded: latents.LatentSet
-    judge: score.Judge
+    judges: list[score.Judge]
     generator: Generator
     meta: Generator  # the same without data: calls on it cost nothing and are counted
-    points: list[sample.Setting]
+    points: list[tuple[sample.Setting, score.Judge]]  # a measurement is one setting, seen by one judge
     key: str  # names the training
 
     @property
@@ -54,8 +51,8 @@ class Cell:
         """The record of a training or sampling that ended badly."""
         return self.results / "records" / f"{self.key[:12]}.json"
 
-    def run_id(self, point: sample.Setting) -> str:
-        return digest(self.key, self.generator.sampler, self.judge.fingerprint, self.dataset.key, point)[:12]
+    def run_id(self, point: sample.Setting, judge: score.Judge) -> str:
+        return digest(self.key, self.generator.sampler, judge.features.key, self.dataset.key, point)[:12]
 
 
 def run_cell(cfg: DictConfig) -> None:
@@ -63,7 +60,7 @@ def run_cell(cfg: DictConfig) -> None:
     cell = prepare(cfg)
     failure = read_json(cell.failure) or {}
     diverged = failure.get("row", {}).get("status") == "diverged"
-    missing = [point for point in cell.points if not recorded(cell, point)]
+    missing = [point for point in cell.points if not recorded(cell, *point)]
     print(
         f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}: {len(cell.points) - len(missing)} of {len(cell.points)} measurements are there",
         flush=True,
@@ -77,7 +74,7 @@ def run_cell(cfg: DictConfig) -> None:
     REPORTS[cell.results] = report.build(cell.results)
 
 
-def train_and_measure(cell: Cell, missing: list[sample.Setting]) -> None:
+def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judge]]) -> None:
     """Train (or load what is trained), then measure each missing point; one that fails takes no other with it."""
     cfg = cell.cfg
     try:
@@ -99,23 +96,27 @@ def train_and_measure(cell: Cell, missing: list[sample.Setting]) -> None:
     cell.failure.unlink(missing_ok=True)
     for point in missing:
         try:
-            measure(cell, point, trained)
+            measure(cell, *point, trained)
         except Exception as error:
-            record_failure(cell, error, point)
+            record_failure(cell, error, *point)
 
 
 def prepare(cfg: DictConfig) -> Cell:
     """Pictures to latents and judge (each cached), and a freshly initialised generator."""
     check(cfg)
     device = pick_device(cfg.device)
-    space = latents.load_space(cfg.autoencoder)
-    shape = latents.latent_shape(space, cfg.data.image_size)
+    shape = space.latent_shape(cfg.autoencoder, cfg.data.image_size)
+    features = score.load_features(cfg.features)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
-    encoded = latents.prepare(dataset, space, cache=cfg.cache_dir, device=device)
-    judge = score.prepare(cfg.features, dataset, space, encoded, cache=cfg.cache_dir, device=device)
+    latent_space = space.load(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
+    encoded = latents.prepare(dataset, latent_space, cache=cfg.cache_dir, device=device)
+    judges = []
+    for one in features:
+        split = score.probe_split(cfg, one, dataset.classes)
+        judges.append(score.prepare(one, dataset, latent_space, encoded, cache=cfg.cache_dir, device=device, split=split))
 
     torch.manual_seed(cfg.seed)
-    codebook = space.codebook.whitened(encoded.mean, encoded.std)
+    codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
     if cfg.sampler.name in generator.samplers:
         generator.sampler = cfg.sampler.name
@@ -124,8 +125,8 @@ def prepare(cfg: DictConfig) -> Cell:
     recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k != "checkpoint_seconds"}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
     key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
-    points = settings(cfg, generator)
-    return Cell(cfg, device, dataset, space.to(device), encoded, judge, generator, build.on_meta(generator), points, key)
+    points = [(point, judge) for point in settings(cfg, generator) for judge in judges]
+    return Cell(cfg, device, dataset, latent_space.to(device), encoded, judges, generator, build.on_meta(generator), points, key)
 
 
 def check(cfg: DictConfig) -> None:
@@ -168,24 +169,25 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
     return [sample.Setting(steps=n, guidance=float(g), **shared) for n in honoured for g in guidance]
 
 
-def recorded(cell: Cell, point: sample.Setting) -> bool:
+def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
     """Whether this measurement has a whole record."""
-    record = read_json(cell.results / "records" / f"{cell.run_id(point)}.json")
+    record = read_json(cell.results / "records" / f"{cell.run_id(point, judge)}.json")
     return isinstance(record, dict) and record.get("row", {}).get("status") == "ok"
 
 
-def measure(cell: Cell, point: sample.Setting, trained: dict) -> None:
-    """Draw one setting, count and score it, and write its record."""
-    run_id = cell.run_id(point)
+def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict) -> None:
+    """Draw one setting (once for all judges), count and score it, and write its record."""
+    run_id = cell.run_id(point, judge)
     path = cell.work / f"samples-{digest(trained['weights'], cell.generator.sampler, point)[:12]}.safetensors"
     drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
     gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
-    row = identity(cell) | cell.judge.ceilings | cell.judge.score(drawn.images, labels)
+    row = identity(cell) | judge.ceilings | judge.score(drawn.images, labels)
     row |= {
         "run_id": run_id,
         "status": "ok",
+        "features": judge.features.name,
         "train_images": trained["images"],
         "train_flops": trained["flops"],
         "train_fraction": 1.0,
@@ -206,19 +208,19 @@ def measure(cell: Cell, point: sample.Setting, trained: dict) -> None:
         **drawn.made,
     }
     plots.strip(drawn.images.numpy(), cell.results / "records" / f"{run_id}.png")
-    records.write(cell.results, row, train_log=trained["log"], trained_by=trained["trained_by"], **details(cell))
-    print(f"  {point.steps} steps, guidance {point.guidance:g}: {plots.distance_name(cell.judge.name)} {row['fd']:.2f}", flush=True)
+    records.write(cell.results, row, train_log=trained["log"], trained_by=trained["trained_by"], **details(cell, judge))
+    print(f"  {point.steps} steps, guidance {point.guidance:g}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}", flush=True)
 
 
-def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = None) -> None:
+def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = None, judge: score.Judge | None = None) -> None:
     """A cell, or one point of it, that diverged or broke is a row with its status and reason, never an absence."""
     status = "diverged" if isinstance(error, Diverged) else "failed"
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    run_id = cell.run_id(point) if point else cell.failure.stem
+    run_id = cell.run_id(point, judge) if point and judge else cell.failure.stem
     row = identity(cell) | records.provenance(cell.device) | {"run_id": run_id, "status": status, "started_at": records.now()}
-    if point:
-        row |= {"steps": point.steps, "guidance": point.guidance}
-    records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell))
+    if point and judge:
+        row |= {"steps": point.steps, "guidance": point.guidance, "features": judge.features.name}
+    records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell, judge))
     complain(f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {run_id})")
 
 
@@ -240,66 +242,32 @@ def identity(cell: Cell) -> dict[str, Any]:
         "sampler": generator.sampler,
         "num_samples": cfg.num_samples,
         "reference_images": len(cell.dataset.reference),
-        "features": cell.judge.name,
         "dtype": cfg.train.precision,
     }
 
 
-def details(cell: Cell) -> dict[str, Any]:
+def details(cell: Cell, judge: score.Judge | None) -> dict[str, Any]:
     """What a record holds beside its row: the resolved configuration, and fingerprints of everything it rests on."""
     config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
-    if Path(str(config["data"].get("path") or "")).is_absolute():
-        config["data"]["path"] = Path(config["data"]["path"]).name  # records travel; a machine's folders do not
-    prints = {"data": cell.dataset.key, "latents": cell.space.key, "features": cell.judge.fingerprint, "training": cell.key}
+    records.shorten_paths(config)
+    prints = {"data": cell.dataset.key, "latents": cell.space.key, "training": cell.key}
+    if judge:
+        prints |= {"features": judge.features.key, **{f"features_{k}": v for k, v in judge.features.fingerprint.items()}}
     return {
         "config": config,
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
-        "overlap": overlap(cell),
+        "overlap": score.overlap(cell.cfg, cell.dataset.classes),
+        "shipped": score.shipped_parts(cell.cfg),
+        "probe_split": judge.probe_split if judge else None,
     }
-
-
-def overlap(cell: Cell) -> list[str] | None:
-    """Classes of the data that the shipped weights were trained on; None where their names cannot tell."""
-    cfg, classes = cell.cfg, cell.dataset.classes
-    replaced = any(cfg[group].get(key) for group, key in (("autoencoder", "weights"), ("autoencoder", "codebook"), ("features", "weights")))
-    seen = set((read_json(latents.SHIPPED / "data.json") or {}).get("classes", []))
-    comparable = cfg.data.source == "procedural" or all(re.fullmatch(r"n\d{8}", name) for name in classes)  # WordNet ids
-    return None if replaced or not comparable else [name for name in classes if name in seen]
-
-
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises BadInput for a device that is not there."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"device={wanted}: one of auto, cpu, cuda")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
-    torch.backends.cudnn.allow_tf32 = False  # else a U-Net in fp32, and the judge, would be less exact than they say
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def complain(line: str) -> None:
-    """One line on stderr, once, and a non-zero exit at the end."""
-    if line not in ERRORS:
-        ERRORS.append(line)
-        print(f"latentbench: {line}", file=sys.stderr, flush=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(records.ROOT / "conf"), config_name="config")
 def job(cfg: DictConfig) -> None:
-    """One cell of a run or sweep; bad input and failures become one line, so that the cells after it still run."""
-    try:
-        speed.free_memory()
-        run_cell(cfg)
-    except BadInput as error:
-        complain(str(error))
-    except OmegaConfBaseException as error:
-        complain(f"configuration: {str(error).splitlines()[0]}")
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        complain(f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)")
+    """One cell of a run or sweep."""
+    speed.free_memory()
+    guarded(run_cell, cfg)
 
 
 def main() -> None:
@@ -313,7 +281,7 @@ def main() -> None:
     speed.keep_memory()
     job()
     print("\n".join(text for _, text in sorted(REPORTS.items())), flush=True)
-    sys.exit(1 if ERRORS else 0)
+    finish()
 
 
 if __name__ == "__main__":

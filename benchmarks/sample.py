@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import records
-from benchmarks.latents import LatentSet, LatentSpace
+from benchmarks.latents import LatentSet
+from benchmarks.space import LatentSpace
 from benchmarks.store import Diverged, read_tensors, seeded, write_tensors
 from metrics import speed
 from models.generator import Generator
@@ -44,8 +45,9 @@ def labels_for(count: int, num_classes: int) -> Tensor:
 
 
 @torch.inference_mode()
-def decode(space: LatentSpace, data: LatentSet, latents: Tensor, *, batch: int = 128) -> Tensor:
+def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
     """Whitened latents to uint8 pictures on the CPU, in float32: generated and floor pictures take the same way."""
+    batch = space.at_once(latents.shape[-1] * space.autoencoder.factor)
     return torch.cat([space.autoencoder.decode(data.raw(part.float())).cpu() for part in latents.split(batch)])
 
 

@@ -1,6 +1,8 @@
-"""The judge of one data set: features of its real pictures, its floors, and the scores of generated ones."""
+"""The judges of one data set: features of its real pictures, its floors, and the scores of generated ones."""
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +10,130 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from benchmarks import hub, procedural
 from benchmarks.data import Dataset, Split
-from benchmarks.latents import LatentSet, LatentSpace
+from benchmarks.latents import LatentSet
 from benchmarks.sample import decode
-from benchmarks.store import BadInput, digest, file_digest, read_tensors, seeded, write_tensors
+from benchmarks.space import SHIPPED, LatentSpace
+from benchmarks.store import BadInput, digest, file_digest, load_weights, read_json, read_tensors, seeded, write_tensors
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
 from metrics.probe import Probe, fit_probe
-from models.autoencoder import load_weights
 
 PROBE_IMAGES = 5000
+DINOV2_FILES = ("config.json", "model.safetensors")
+
+
+class Unavailable(BadInput):
+    """A feature network that is not on this machine and could not be fetched: others may still be measured."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature network and what names it: two distances compare only where name, weights, resize and dtype are the same."""
+
+    name: str
+    net: nn.Module
+    weights: str  # sha256
+    dtype: str = "float32"
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name, "weights_sha256": self.weights, "resize": self.net.resize, "dtype": self.dtype, "dim": self.net.dim}
+
+    @property
+    def key(self) -> str:
+        return digest("features", self.fingerprint)
+
+
+def load_features(cfg: Any) -> list[Features]:
+    """The feature networks of `conf/features/*.yaml`, one or several. Raises BadInput for weights that do not fit.
+
+    Of several, one that is not to be had is named in one line and left out; where none is left, that is an error.
+    """
+    loaders = {"local": _local, "inception": _inception, "dinov2": _dinov2}
+    wanted = [name for name in loaders if name in cfg]
+    if not wanted:
+        raise BadInput(f"features: none of {', '.join(loaders)} is asked for")
+    found, reasons = [], []
+    for name in wanted:
+        try:
+            found.append(loaders[name](cfg[name]))
+        except Unavailable as error:
+            reasons.append(str(error))
+    if not found:
+        raise BadInput("; ".join(reasons))
+    for reason in reasons:
+        _say_once(f"not measured: {reason}")
+    return found
+
+
+@lru_cache
+def _say_once(line: str) -> None:
+    """Print a line, once in a process, however many cells of a sweep have the same to say."""
+    print(line, flush=True)
+
+
+def _local(cfg: Any) -> Features:
+    path = Path(cfg.get("weights") or WEIGHTS)
+    try:
+        with safe_open(str(path), "pt") as file:
+            classes = file.get_slice("head.weight").get_shape()[0]
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"features.weights: {path} is not a whole judge ({error})") from None
+    return Features("local", load_weights(LocalFeatures(classes), path, "features.weights"), file_digest(path))
+
+
+def _inception(cfg: Any) -> Features:
+    """Called `inception` over the published weights only; any other file's distances are FD[inception-<its hash>]."""
+    from metrics import inception
+
+    mend = f"download {inception.URL} elsewhere and give the file as features.inception.weights"
+    path = Path(cfg.weights).expanduser() if cfg.get("weights") else None
+    if path and not path.is_file():
+        raise BadInput(f"features.inception.weights={path}: no such file")
+    try:
+        inception.extractor_class()
+        path = path or inception.published_weights()
+        net, weights = inception.InceptionFeatures(path), file_digest(path)
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
+    except OSError as error:
+        raise Unavailable(f"features=inception: its weights could not be fetched ({' '.join(str(error).split())[:100]}); {mend}") from None
+    except ValueError as error:
+        raise BadInput(f"features.inception.weights: {error}") from None
+    name = "inception" if weights.startswith(inception.PUBLISHED) else f"inception-{weights[:8]}"
+    return Features(name, net, weights)
+
+
+def _dinov2(cfg: Any) -> Features:
+    from metrics.dinov2 import Dinov2Features
+
+    try:
+        folder = hub.folder(str(cfg.path), DINOV2_FILES, "features.dinov2.path")
+    except hub.Unreachable as error:
+        raise Unavailable(str(error)) from None
+    try:
+        return Features("dinov2", Dinov2Features(folder), file_digest(folder / DINOV2_FILES[1]))
+    except ValueError as error:
+        raise BadInput(f"features.dinov2.path: {error}") from None
 
 
 @dataclass(frozen=True)
 class Judge:
     """Scores pictures against one data set's reference split."""
 
-    name: str
-    fingerprint: str
-    net: nn.Module
+    features: Features
     reference: Tensor  # (M, d) features
     probe: Probe
+    probe_split: str  # the split whose pictures it was fitted on
     ceilings: dict[str, float]  # columns that are the same for every row: the floors and the real label accuracy
     device: torch.device
 
     def score(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Columns fd, fd_sd and label_accuracy of uint8 pictures (N, 3, H, W) drawn for `labels` (N,)."""
-        features = extract(self.net, images.numpy(), device=self.device)
-        rng = seeded("bootstrap", self.fingerprint)
+        features = extract(self.features.net, images.numpy(), device=self.device)
+        rng = seeded("bootstrap", self.features.key)
         return {
             "fd": frechet_distance(self.reference, features),
             "fd_sd": bootstrap_sd(self.reference, features, rng=rng),
@@ -43,29 +141,17 @@ class Judge:
         }
 
 
-def load_features(cfg: Any) -> tuple[nn.Module, str]:
-    """The feature network of `conf/features/*.yaml` and its fingerprint. Raises BadInput for weights that do not fit."""
-    if cfg.name != LocalFeatures.name:
-        raise BadInput(f"features.name={cfg.name}: the only feature network here is called {LocalFeatures.name}")
-    path = Path(cfg.get("weights") or WEIGHTS)
-    try:
-        with safe_open(str(path), "pt") as file:
-            classes = file.get_slice("head.weight").get_shape()[0]
-        net = load_weights(LocalFeatures(classes), path, "features.weights")
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"features.weights: {path} is not a whole safetensors file ({error})") from None
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    return net, digest("features", cfg.name, file_digest(path), "bilinear-antialias-64", "float32")
+def prepare(
+    features: Features, dataset: Dataset, space: LatentSpace, data: LatentSet, *, cache: str | Path, device: torch.device, split: str
+) -> Judge:
+    """The judge of a data set: features of the real pictures, the probe and the floors, computed once and cached.
 
-
-def prepare(cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, cache: str | Path, device: torch.device) -> Judge:
-    """The judge of a data set: features of the real pictures, the probe and the floors, computed once and cached."""
-    net, fingerprint = load_features(cfg)
-    key = digest("judge", 1, fingerprint, dataset.key, data.key)
+    The probe is fitted on pictures of `split`: see `probe_split`.
+    """
+    key = digest("judge", 2, features.key, dataset.key, data.key, split)
     path = Path(cache) / "judge" / f"{key}.safetensors"
     ready = read_tensors(path, key)
-    tensors = ready[0] if ready else _measure(net, dataset, space, data, device)
+    tensors = ready[0] if ready else _measure(features.net, dataset, space, data, device, split)
     if not ready:
         write_tensors(path, key, tensors)
     probe, reference = Probe(*(tensors[name] for name in Probe._fields)), tensors["reference"]
@@ -77,26 +163,53 @@ def prepare(cfg: Any, dataset: Dataset, space: LatentSpace, data: LatentSet, *, 
         "fd_floor_codebook": frechet_distance(reference, tensors["floor_codebook"]),
         "label_accuracy_real": probe.accuracy(reference, labels),
     }
-    return Judge(cfg.name, fingerprint, net, reference, probe, ceilings, device)
+    return Judge(features, reference, probe, split, ceilings, device)
 
 
-def _measure(net: nn.Module, dataset: Dataset, space: LatentSpace, data: LatentSet, device: torch.device) -> dict[str, Tensor]:
-    """Features of the reference, of the floor split as it is and rebuilt in two ways, and the probe fitted on training pictures."""
-    some = torch.randperm(len(dataset.train), generator=seeded("probe"))[:PROBE_IMAGES].numpy()
-    train = Split(dataset.train.pixels, dataset.train.index[some], dataset.train.labels[some])
+def shipped_parts(cfg: Any) -> list[str]:
+    """Which of the networks behind a measurement are the shipped ones."""
+    autoencoder = cfg.autoencoder.kind == "shipped" and not cfg.autoencoder.get("weights")
+    codebook = autoencoder and not cfg.autoencoder.get("codebook") and not cfg.autoencoder.get("codebook_size")
+    judge = "local" in cfg.features and not cfg.features.local.get("weights")
+    return [name for name, is_shipped in (("autoencoder", autoencoder), ("codebook", codebook), ("judge", judge)) if is_shipped]
+
+
+def overlap(cfg: Any, classes: list[str]) -> list[str] | None:
+    """Classes of the data that the shipped weights were trained on; None where their names cannot tell."""
+    seen = set((read_json(SHIPPED / "data.json") or {}).get("classes", []))
+    comparable = cfg.data.source == "procedural" or all(re.fullmatch(r"n\d{8}", name) for name in classes)  # WordNet ids
+    return [name for name in classes if name in seen] if comparable else None
+
+
+def probe_split(cfg: Any, features: Features, classes: list[str]) -> str:
+    """Where the probe's real pictures come from: `train` if the judge has certainly not trained on those, else `floor`."""
+    if cfg.data.source == "procedural":
+        unseen = features.name != "local" or cfg.data.seed != procedural.WEIGHTS_SEED
+    else:
+        unseen = features.name == "local" and "judge" in shipped_parts(cfg) and overlap(cfg, classes) == []
+    return "train" if unseen else "floor"
+
+
+def _measure(
+    net: nn.Module, dataset: Dataset, space: LatentSpace, data: LatentSet, device: torch.device, probe_split: str
+) -> dict[str, Tensor]:
+    """Features of the reference, of the floor split as it is and rebuilt in two ways, and the probe fitted on real pictures."""
     rebuilt = reconstruct(dataset.floor, space, data, device)
     pictures = {"reference": dataset.reference, "floor": dataset.floor} | {f"floor_{k}": v.numpy() for k, v in rebuilt.items()}
     tensors = {name: extract(net, images, device=device) for name, images in pictures.items()}
-    labels = torch.from_numpy(train.labels.copy())
-    probe = fit_probe(extract(net, train, device=device), labels, len(dataset.classes))
+    whole = getattr(dataset, probe_split)
+    some = torch.randperm(len(whole), generator=seeded("probe"))[:PROBE_IMAGES].numpy()
+    split = Split(whole.pixels, whole.index[some], whole.labels[some])
+    probe = fit_probe(extract(net, split, device=device), torch.from_numpy(split.labels.copy()), len(dataset.classes))
     return tensors | probe._asdict()
 
 
 @torch.inference_mode()
-def reconstruct(split: Split, space: LatentSpace, data: LatentSet, device: torch.device, batch: int = 128) -> dict[str, Tensor]:
+def reconstruct(split: Split, space: LatentSpace, data: LatentSet, device: torch.device) -> dict[str, Tensor]:
     """A split's pictures through the autoencoder and through autoencoder and codebook, uint8 (N, 3, H, W) each."""
     space, out = space.to(device), {"autoencoder": [], "codebook": []}
     book = space.codebook.whitened(data.mean, data.std)
+    batch = space.at_once(split.pixels.shape[-1])
     for start in range(0, len(split), batch):
         images = torch.from_numpy(split[start : start + batch]).to(device)
         latents = space.autoencoder.encode(images)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 class BadInput(Exception):
@@ -103,3 +104,25 @@ def read_tensors(path: str | Path, key: str) -> tuple[dict[str, torch.Tensor], d
     except (OSError, ValueError, SafetensorError) as error:
         print(f"{path} cannot be used ({str(error).splitlines()[0]}); rebuilding it")
         return None
+
+
+def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
+    """Fill `module` from a safetensors file and freeze it.
+
+    Where a model card lies beside it (the same name, .json), the file must have the sha256 that the card states. Raises BadInput, in
+    one line, for a file that is missing, cut short, changed, or another network's.
+    """
+    try:
+        state = load_file(str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{what}: no file {path}; `make weights WEIGHTS_DATA=<folder>` writes it") from None
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
+    stated = (read_json(Path(path).with_suffix(".json")) or {}).get("sha256")
+    if stated and stated != file_digest(path):
+        raise BadInput(f"{what}: {path} is not the file its model card describes (sha256 {stated[:12]}...); restore it or write it anew")
+    try:
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except RuntimeError:
+        raise BadInput(f"{what}: {path} holds another network's weights") from None
+    return module.eval().requires_grad_(False)

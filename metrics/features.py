@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGE_SIZE = 64
+WIDTHS = (32, 64, 128, 256)  # at 32, 16, 8 and 4 px
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
@@ -32,23 +33,32 @@ class _Block(nn.Module):
 
 
 class LocalFeatures(nn.Module):
-    """uint8 (B, 3, H, W) of any size -> float32 (B, 128). Pictures are resized to 64 px, bilinear and antialiased."""
+    """uint8 (B, 3, H, W) of any size -> float32 (B, 128), each about unit variance. Resized to 64 px, bilinear and antialiased.
 
-    name = "local"
+    A residual network of 0.1 GMACs; the features are a batch-normalised linear map of its pooled last layer, and what the
+    classifier it was trained as is linear in.
+    """
+
     dim = 128
+    resize = f"bilinear-antialias-{IMAGE_SIZE}"
 
     def __init__(self, num_classes: int):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-        self.blocks = nn.Sequential(_Block(32, 32, 1), _Block(32, 64, 2), _Block(64, 64, 1), _Block(64, 128, 2), _Block(128, 128, 1))
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        pairs = [(a, b, stride) for a, b in zip(WIDTHS[:1] + WIDTHS, WIDTHS, strict=False) for stride in ((2, 1) if a != b else (1,))]
+        self.blocks = nn.Sequential(*(_Block(a if stride == 2 else b, b, stride) for a, b, stride in pairs))
+        self.neck = nn.Sequential(nn.Linear(WIDTHS[-1], self.dim, bias=False), nn.BatchNorm1d(self.dim))
         self.head = nn.Linear(self.dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float() / 127.5 - 1
+        return self.trunk(images.float() / 127.5 - 1)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Features of pictures in [-1, 1]."""
         if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             x = F.interpolate(x, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True, align_corners=False)
         x = self.blocks(self.stem(x.to(memory_format=torch.channels_last)))
-        return x.float().mean(dim=(2, 3))
+        return self.neck(x.float().mean(dim=(2, 3))).float()
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores (B, num_classes), used only while the judge itself is trained."""

@@ -1,10 +1,12 @@
-"""Tiny members of every family, and batches for them."""
+"""Tiny members of every family, batches for them, and configurations."""
 
 from functools import partial
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from benchmarks import cost
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
 from models.diffusion import Diffusion
@@ -40,6 +42,12 @@ def tiny(name: str, **extra) -> Generator:
             model.head.weight.normal_(std=0.5)
             model.classes.weight.normal_()
     return model
+
+
+def composed(*overrides: str):
+    """The configuration of the command line `overrides`."""
+    with initialize_config_dir(str(cost.CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 def steps_of(model: Generator) -> int:

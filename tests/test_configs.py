@@ -5,27 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from conftest import composed
 
-from benchmarks import build, cost, data, latents, score, train
+from benchmarks import build, cost, data, score, space, train
 from benchmarks.train import UNITS
 from models.codebook import Codebook
 from models.diffusion import Diffusion
 from models.generator import Generator
+from models.pretrained import CLASSES
 
 GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment"]
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(cost.CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 @pytest.mark.parametrize("group, name", [(group, name) for group in GROUPS for name in cost.names(group)])
 def test_every_yaml_composes(group, name):
     cfg = composed(f"{group}={name}")
     assert cfg.seed == 0 and cfg.model.family in ("unet", "dit", "ar")
-    if group not in ("experiment", "train"):
+    if group == "features":
+        assert set(cfg.features) - {"weights", "path"} == {name}, "a list of features merges them, each under its own name"
+    elif group not in ("experiment", "train"):
         assert cfg[group].name == name
     if group == "experiment":
         assert cfg.name == name, "results/<name> is the preset's name"
@@ -98,15 +96,17 @@ def test_every_sampler_is_one_that_some_family_has(name):
 
 
 @pytest.mark.parametrize("name", cost.names("autoencoder"))
-def test_every_autoencoder_loads(name):
-    space = latents.load_space(composed(f"autoencoder={name}").autoencoder)
-    assert space.name == name and 512 <= space.codebook.size <= 16384
+def test_every_autoencoder_says_where_its_codebook_comes_from(name):
+    cfg = composed(f"autoencoder={name}").autoencoder
+    assert cfg.kind in ("shipped", "trained", *CLASSES) and "codebook" in cfg
+    assert (cfg.codebook_size is None) == (name == "shipped")
 
 
-@pytest.mark.parametrize("name", cost.names("features"))
-def test_every_feature_network_loads(name):
-    net, _ = score.load_features(composed(f"features={name}").features)
-    assert net.name == name
+def test_the_shipped_networks_load():
+    (local,) = score.load_features(composed().features)
+    assert local.name == "local" and local.net.dim <= 256
+    assert space.latent_shape(composed().autoencoder, 64) == (4, 16, 16)
+    assert 512 <= space.shipped_codebook_size() <= 4096
 
 
 def test_budgets_of_every_unit_become_the_same_plan():

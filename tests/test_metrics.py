@@ -6,8 +6,6 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks.score import load_features
-from metrics.features import LocalFeatures, extract
 from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
 from metrics.probe import fit_probe
 
@@ -105,24 +103,3 @@ def test_the_probe_separates_what_is_separable_and_guesses_what_is_not():
     assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(noise[2000:], torch.arange(2000) % 4) == pytest.approx(
         0.25, abs=0.05
     )
-
-
-def test_local_features_take_any_size_in_any_batching():
-    net = LocalFeatures(7).eval()
-    images = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8).numpy()
-    whole = extract(net, images, batch=10)
-    assert whole.shape == (10, net.dim) and net.dim <= 128 and whole.dtype == torch.float32
-    torch.testing.assert_close(extract(net, images, batch=3), whole, atol=1e-5, rtol=1e-4)
-    assert extract(net, images.repeat(2, axis=2).repeat(2, axis=3)).shape == (10, net.dim)
-
-
-def test_the_shipped_judge_tells_procedural_classes_apart():
-    from types import SimpleNamespace
-
-    from benchmarks.procedural import draw
-
-    net, fingerprint = load_features(SimpleNamespace(name="local", get=lambda key: None))
-    assert len(fingerprint) == 16
-    (train, labels), (test, truth) = draw(400, 32, seed=3), draw(200, 32, seed=3, stream="reference")
-    probe = fit_probe(extract(net, train), torch.from_numpy(labels), 10)
-    assert probe.accuracy(extract(net, test), torch.from_numpy(truth)) > 0.9

@@ -1,0 +1,41 @@
+"""What a judge is worth on some data: one JSON line for each feature network.
+
+    python -m benchmarks.judge [features=local|inception|dinov2|[local,inception]] [data=...]
+
+`images_per_second` is inference in float32 at the data's picture size; `probe_accuracy` a linear probe's on the reference split.
+"""
+
+import json
+
+import hydra
+from omegaconf import DictConfig
+
+from benchmarks import data, judging, records, score
+from benchmarks.cli import finish, guarded, pick_device
+
+
+def examine(cfg: DictConfig) -> None:
+    device = pick_device(cfg.device)
+    networks = score.load_features(cfg.features)
+    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+    held_out = (dataset.reference, dataset.reference.labels)
+    for features in networks:
+        net = features.net.to(device)
+        fitted_on = getattr(dataset, score.probe_split(cfg, features, dataset.classes))
+        line = {
+            "features": features.name,
+            "dim": net.dim,
+            "images_per_second": judging.images_per_second(net, dataset.image_size, device.type),
+            "probe_accuracy": judging.probe_accuracy(net, fitted_on, held_out, len(dataset.classes), device.type),
+        }
+        print(json.dumps(line), flush=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(records.ROOT / "conf"), config_name="config")
+def job(cfg: DictConfig) -> None:
+    guarded(examine, cfg)
+
+
+if __name__ == "__main__":
+    job()
+    finish()

@@ -1,0 +1,57 @@
+"""What the latent space loses: a picture of originals, reconstructions and codebook reconstructions, and one JSON line.
+
+    python -m benchmarks.reconstruct [data=...] [autoencoder=...] [autoencoder.codebook_size=...]
+
+Scored are the data's `reference` pictures, which nothing trained on this data has seen; the line comes last.
+"""
+
+import json
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from benchmarks import autoencoding, build, data, records, space
+from benchmarks.cli import finish, guarded, pick_device
+from benchmarks.store import atomic_file
+
+COLUMNS = 12  # pictures shown
+
+
+def picture(rows: list[torch.Tensor], path: Path) -> None:
+    """Rows of uint8 pictures (n, 3, H, W), one below the other, small ones enlarged without smoothing."""
+    sheet = np.concatenate([np.concatenate(list(row.permute(0, 2, 3, 1).cpu().numpy()), axis=1) for row in rows])
+    zoom = max(1, 96 // rows[0].shape[-1])
+    with atomic_file(path) as temporary:
+        Image.fromarray(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)).save(temporary, format="png")
+
+
+def reconstruct(cfg: DictConfig) -> None:
+    device = pick_device(cfg.device)
+    shape = space.latent_shape(cfg.autoencoder, cfg.data.image_size)
+    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+    latents = space.load(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device).to(device)
+    model, book, held_out = latents.autoencoder, latents.codebook, dataset.reference
+    scores = autoencoding.reconstruction_scores(model, book, held_out, device.type, batch=latents.at_once(dataset.image_size))
+    shown = torch.from_numpy(held_out[:COLUMNS]).to(device)
+    path = Path(cfg.results_dir) / "reconstruct" / f"{dataset.name}-{dataset.image_size}-{latents.name}-{book.size}.png"
+    picture([shown, *autoencoding.reconstruct(model, book, shown)[:2]], path)
+    macs = {
+        "encoder_gmacs": build.encoder_macs(model, dataset.image_size) / 1e9,
+        "decoder_gmacs": build.decoder_macs(model, shape) / 1e9,
+    }
+    print(f"{path}: originals, through the autoencoder, through the codebook")
+    print(json.dumps({"images": len(held_out), **scores, **macs}))
+
+
+@hydra.main(version_base="1.3", config_path=str(records.ROOT / "conf"), config_name="config")
+def job(cfg: DictConfig) -> None:
+    guarded(reconstruct, cfg)
+
+
+if __name__ == "__main__":
+    job()
+    finish()

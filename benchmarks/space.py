@@ -1,0 +1,134 @@
+"""Which autoencoder and codebook: shipped, from a file, pretrained from the hub or a folder, or trained and fitted on the data itself."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from benchmarks import autoencoding, hub
+from benchmarks.data import Dataset
+from benchmarks.store import BadInput, Diverged, digest, file_digest, load_weights, read_tensors, write_tensors
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.pretrained import CLASSES, load_pretrained
+
+SHIPPED = Path(__file__).parent.parent / "models" / "weights"
+PRETRAINED_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+DEFAULT_SIZE = 2048
+SMALLEST, LARGEST = 2, 65536
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The frozen autoencoder, its codebook and the fingerprint of both."""
+
+    autoencoder: nn.Module
+    codebook: Codebook
+    name: str
+    key: str
+
+    def to(self, device: torch.device) -> "LatentSpace":
+        return replace(self, autoencoder=self.autoencoder.to(device), codebook=self.codebook.to(device))
+
+    def at_once(self, image_size: int) -> int:
+        """Pictures to encode or decode together: as many pixels as 128 pictures of 64 px have."""
+        return max(1, min(128, 128 * 64**2 // image_size**2))
+
+
+def shipped_codebook_size() -> int:
+    """Entries of the codebook in models/weights."""
+    return len(load_codebook(SHIPPED / "codebook.safetensors").entries)
+
+
+def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
+    """(C, H, W) of the latents of square pictures. Raises BadInput for a size or an autoencoder that cannot be used."""
+    autoencoder = Autoencoder() if cfg.kind == "trained" else load_autoencoder(cfg)[0]
+    factor, side = autoencoder.factor, image_size // autoencoder.factor
+    if image_size % factor or side < 4:
+        raise BadInput(f"data.image_size={image_size}: autoencoder={cfg.name} takes multiples of {factor} from {4 * factor} px up")
+    return autoencoder.channels, side, side
+
+
+def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
+    """An autoencoder that needs no training, frozen, and its fingerprint. Raises BadInput for files that do not fit."""
+    if cfg.kind == "shipped":
+        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors")
+        return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
+    if cfg.kind not in CLASSES:
+        raise BadInput(f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}")
+    folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
+    try:
+        return load_pretrained(cfg.kind, folder), digest(*(file_digest(folder / name) for name in PRETRAINED_FILES))
+    except ValueError as error:
+        raise BadInput(f"autoencoder.path={cfg.path}: not a {cfg.kind}: {str(error)[:200]}") from None
+
+
+def load_codebook(path: Path) -> Codebook:
+    """A codebook from its file. Raises BadInput for one that does not fit."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            shape = file.get_slice("entries").get_shape()
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"autoencoder.codebook: {path} is not a codebook ({error})") from None
+    return load_weights(Codebook(*shape), path, "autoencoder.codebook")
+
+
+def load(cfg: Any, dataset: Dataset, *, cache: str | Path, device: torch.device) -> LatentSpace:
+    """The latent space of `conf/autoencoder/*.yaml` for one data set; what is trained or fitted on its pictures is cached.
+
+    A codebook file is read where one is given; else one is fitted where `codebook_size` is set or the autoencoder has none. Raises BadInput.
+    """
+    if cfg.kind == "trained":
+        autoencoder, key = _trained(cfg, dataset, Path(cache), device)
+    else:
+        autoencoder, key = load_autoencoder(cfg)
+    file, size = cfg.get("codebook"), cfg.get("codebook_size")
+    if not file and not size and cfg.kind == "shipped" and not cfg.get("weights"):
+        file = SHIPPED / "codebook.safetensors"
+    if file:
+        codebook, codebook_key = load_codebook(Path(file)), file_digest(file)
+        if codebook.entries.shape[1] != autoencoder.channels:
+            raise BadInput(f"autoencoder.codebook: {file} has {codebook.entries.shape[1]} channels, the latents {autoencoder.channels}")
+    else:
+        codebook, codebook_key = _fitted(autoencoder.to(device), key, int(size or DEFAULT_SIZE), dataset, Path(cache), device)
+    name = f"{cfg.name}-{codebook.size}" if size and not file else cfg.name
+    return LatentSpace(autoencoder, codebook, name, digest(key, codebook_key))
+
+
+def _trained(cfg: Any, dataset: Dataset, cache: Path, device: torch.device) -> tuple[Autoencoder, str]:
+    """The shipped architecture, trained on this data's training pictures and cached."""
+    if not isinstance(cfg.images, int) or cfg.images < autoencoding.BATCH:
+        raise BadInput(f"autoencoder.images={cfg.images}: how many pictures to train on, repeats included; {autoencoding.BATCH} or more")
+    key = digest("autoencoder", 1, int(cfg.images), int(cfg.seed), dataset.train_key, device.type)
+    path = cache / "autoencoder" / f"{key}.safetensors"
+    ready, model = read_tensors(path, key), Autoencoder()
+    if ready:
+        model.load_state_dict(ready[0])
+    else:
+        model = autoencoding.train_autoencoder(dataset.train, count=int(cfg.images), device=device.type, seed=int(cfg.seed))
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
+        write_tensors(path, key, model.state_dict())
+    return model.eval().requires_grad_(False), key
+
+
+def _fitted(autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device) -> tuple[Codebook, str]:
+    """A codebook fitted on the latents of this data's training pictures and cached."""
+    if not SMALLEST <= size <= LARGEST:
+        raise BadInput(f"autoencoder.codebook_size={size}: {SMALLEST} to {LARGEST} entries")
+    key = digest("codebook", 1, key, size, dataset.train_key, device.type)
+    path = cache / "codebook" / f"{key}.safetensors"
+    ready = read_tensors(path, key)
+    if ready:
+        codebook = Codebook(*ready[0]["entries"].shape)
+        codebook.load_state_dict(ready[0])
+        return codebook.requires_grad_(False), key
+    try:
+        codebook = autoencoding.fit_codebook(autoencoder, dataset.train, size, device=device.type)
+    except ValueError as error:
+        raise BadInput(f"autoencoder.codebook_size={size}: {error}; lower it or add training pictures") from None
+    write_tensors(path, key, codebook.state_dict())
+    return codebook.requires_grad_(False), key

@@ -1,0 +1,173 @@
+"""Is the judge worth listening to? `make judge-study`: real pictures spoiled step by step, and what each measure says of them.
+
+    python -m benchmarks.study [data=...] [features=...] [num_samples=1500]
+
+Six ladders of five levels (benchmarks/ladders.py) over `num_samples` training pictures are compared with the `reference` split, by
+FD over the features, FD over raw pixels (the strawman), KID, precision and recall. A measure passes a ladder if it gets strictly
+worse at every level, the unspoiled level 0 included. Writes results/judge/<data>: study.csv, study.md, study.png, ladders.png.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from benchmarks import data, records, score
+from benchmarks.cli import finish, guarded, pick_device
+from benchmarks.ladders import LADDERS, Ladder, spoiled
+from benchmarks.plots import distance_name
+from benchmarks.reconstruct import picture
+from benchmarks.report import markdown
+from benchmarks.store import BadInput, atomic_file
+from metrics.features import extract
+from metrics.frechet import bootstrap_sd, frechet_distance
+from metrics.kid import kid
+from metrics.prdc import prdc
+
+POOL = 5  # pictures to choose from for each one compared: with four of five classes missing, the rest must fill the places
+RISING = {"fd": 1, "fd_pixels": 1, "kid": 1, "precision": -1, "recall": -1}  # which way is worse
+
+
+def balanced(split: data.Split, classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and labels 0, 1, ..., K-1, 0, 1, ...: any prefix is class-balanced."""
+    each = min(-(-count // classes), np.bincount(split.labels, minlength=classes).min())
+    places = np.stack([np.flatnonzero(split.labels == label)[:each] for label in range(classes)], axis=1).flatten()
+    return split[places], split.labels[places]
+
+
+def pixels(pictures: Any) -> Tensor:
+    """Raw pixels as features, float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures[:])).flatten(1).float() / 255
+
+
+def measures(net: torch.nn.Module, device: torch.device, reference: tuple[Tensor, Tensor], pictures: np.ndarray) -> dict[str, float]:
+    """Every measure of one set of pictures against the reference's features and pixels."""
+    features = extract(net, pictures, device=device)
+    near = prdc(reference[0], features)
+    return {
+        "fd": frechet_distance(reference[0], features),
+        "fd_sd": bootstrap_sd(reference[0], features, rng=torch.Generator().manual_seed(0), repeats=10),
+        "fd_pixels": frechet_distance(reference[1], pixels(pictures)),
+        "kid": kid(reference[0], features),
+        "precision": near.precision,
+        "recall": near.recall,
+    }
+
+
+def climb(net: torch.nn.Module, device: torch.device, dataset: data.Dataset, n: int) -> pd.DataFrame:
+    """One row per ladder and level, level 0 being the unspoiled pictures."""
+    pool, labels = balanced(dataset.train, len(dataset.classes), POOL * n)
+    if len(pool) < n:
+        raise BadInput(f"num_samples={n}: the study needs as many training pictures, class-balanced, and there are {len(pool)}")
+    reference = (extract(net, dataset.reference, device=device), pixels(dataset.reference))
+    start, rows = measures(net, device, reference, pool[:n]), []
+    for ladder in LADDERS:
+        rows.append({"ladder": ladder.name, "unit": ladder.unit, "level": 0, "amount": 0.0, **start})
+        for level, amount in enumerate(ladder.levels, 1):
+            read = measures(net, device, reference, spoiled(ladder, pool, labels, n, amount))
+            rows.append({"ladder": ladder.name, "unit": ladder.unit, "level": level, "amount": amount, **read})
+        print(f"{ladder.name}: fd", *(format(row["fd"], ".3g") for row in rows[-6:]), flush=True)
+    return pd.DataFrame(rows)
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Per ladder and measure, the steps (of five) at which it gets strictly worse."""
+    steps = {
+        name: {measure: int((sign * np.diff(part[measure]) > 0).sum()) for measure, sign in RISING.items()}
+        for name, part in table.groupby("ladder", sort=False)
+    }
+    return pd.DataFrame(steps).T
+
+
+def summary(table: pd.DataFrame, features: score.Features, dataset: data.Dataset, n: int) -> list[str]:
+    """study.md: the verdicts, where each measure fails, and every number."""
+    steps, name = verdicts(table), distance_name(features.name)
+    labels = {"fd": name, "fd_pixels": "FD[pixels]", "kid": f"KID[{features.name}]", "precision": "precision", "recall": "recall"}
+    lines = [f"# Is {name} worth listening to? {dataset.name}, {dataset.image_size} px", ""]
+    lines += [f"{n} training pictures, spoiled, against {len(dataset.reference)} reference pictures; weights {features.weights[:12]}.", ""]
+    lines += ["Steps, of five, at which a measure gets strictly worse:", ""]
+    lines += markdown(
+        ["ladder", *labels.values()], [[ladder, *row] for ladder, row in zip(steps.index, steps.values.tolist(), strict=True)]
+    )
+    lines += ["", "## Where it fails", ""]
+    for measure, label in labels.items():
+        failed = [f"{ladder} ({row[measure]} of 5)" for ladder, row in steps.iterrows() if row[measure] < 5]
+        lines.append(f"- {label}: {', '.join(failed) if failed else 'rises at every step of every ladder'}.")
+    first = table[table["level"] == 1].set_index("ladder")
+    start = table[table["level"] == 0].iloc[0]
+    weak = [f"{k} ({(v - start['fd']) / start['fd_sd']:.1f})" for k, v in first["fd"].items() if v - start["fd"] < 2 * start["fd_sd"]]
+    weak_text = ", ".join(weak) or "none"
+    lines.append(f"- First levels that move {name} by less than two bootstrap SD of the unspoiled pictures' (in SD): {weak_text}.")
+    lines += ["", "![measures](study.png)", "", "![pictures](ladders.png)", "", "## Every number", ""]
+    columns = ["ladder", "amount", "unit", *RISING, "fd_sd"]
+    return [*lines, *markdown(columns, table[columns].values.tolist())]
+
+
+def plot(table: pd.DataFrame, features: score.Features, path: Path) -> None:
+    """A column per ladder; FD over features, FD over pixels, KID, precision and recall below each other."""
+    rows = [("fd", distance_name(features.name)), ("fd_pixels", "FD[pixels]"), ("kid", "KID"), ("precision", "precision, recall")]
+    figure, axes = plt.subplots(len(rows), len(LADDERS), figsize=(17, 9), sharex="col", squeeze=False)
+    for column, (name, part) in zip(axes.T, table.groupby("ladder", sort=False), strict=True):
+        for ax, (measure, label) in zip(column, rows, strict=True):
+            sd = part["fd_sd"] if measure == "fd" else None
+            ax.errorbar(part["level"], part[measure], yerr=sd, marker="o", capsize=3)
+            if measure == "precision":
+                ax.errorbar(part["level"], part["recall"], marker="s", ls="--")
+                ax.legend(["precision", "recall"], fontsize=7)
+            if column is axes.T[0]:
+                ax.set_ylabel(label)
+        column[0].set_title(name)
+        column[-1].set_xlabel(f"level: {part['unit'].iloc[0]}\n" + ", ".join(f"{a:g}" for a in part["amount"][1:]), fontsize=8)
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def show(ladders: list[Ladder], dataset: data.Dataset, n: int, path: Path) -> None:
+    """For each ladder, two pictures unspoiled and at its five levels; of those that choose pictures, the first twelve at level 5."""
+    pool, labels = balanced(dataset.train, len(dataset.classes), POOL * n)
+    rows = []
+    for ladder in ladders:
+        if ladder.chooses:
+            rows.append(spoiled(ladder, pool, labels, n, ladder.levels[-1])[: 2 * (len(ladder.levels) + 1)])
+        else:
+            both = [spoiled(ladder, pool, labels, 2, level) for level in (0, *ladder.levels)]
+            rows.append(np.concatenate([np.stack([pictures[i] for pictures in both]) for i in range(2)]))
+    picture([torch.from_numpy(np.ascontiguousarray(row)) for row in rows], path)
+
+
+def study(cfg: DictConfig) -> None:
+    device, n = pick_device(cfg.device), int(cfg.num_samples)
+    networks = score.load_features(cfg.features)
+    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+    for features in networks:
+        table = climb(features.net.to(device), device, dataset, n)
+        folder = Path(cfg.results_dir) / "judge" / f"{dataset.name}-{dataset.image_size}-{features.name}"
+        with atomic_file(folder / "study.csv") as path:
+            table.to_csv(path, index=False)
+        with atomic_file(folder / "study.md") as path:
+            path.write_text("\n".join(summary(table, features, dataset, n)) + "\n")
+        plot(table, features, folder / "study.png")
+        show(LADDERS, dataset, n, folder / "ladders.png")
+        print("\n".join(summary(table, features, dataset, n)[:13]))
+        print(folder / "study.md")
+
+
+@hydra.main(version_base="1.3", config_path=str(records.ROOT / "conf"), config_name="config")
+def job(cfg: DictConfig) -> None:
+    guarded(study, cfg)
+
+
+if __name__ == "__main__":
+    job()
+    finish()
