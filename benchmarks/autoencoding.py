@@ -72,11 +72,14 @@ def _optimise(step: int, steps: int, peak: float, optimizer: torch.optim.Optimiz
     optimizer.step()
 
 
-def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0) -> Autoencoder:
-    """From scratch on `count` pictures, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W) arrays."""
+def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None) -> nn.Module:
+    """From scratch on `count` pictures, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W) arrays.
+
+    `model` is a new Autoencoder, or another network with an `encoder` and a `decoder` to compare it with.
+    """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
-    model = Autoencoder().to(device, memory_format=torch.channels_last)
+    model = (model or Autoencoder()).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     steps, started, none = max(1, count // BATCH), time.perf_counter(), np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, none, steps, BATCH, rng, device):
@@ -100,7 +103,7 @@ def latent_vectors(model: nn.Module, images: Any, wanted: int, *, rng: torch.Gen
     """About `wanted` raw latent vectors (n, C), at most 64 of a picture, of at most 10,000 random pictures, at half their size or not."""
     pictures = min(MOST_PICTURES, len(images), math.ceil(wanted / VECTORS_PER_PICTURE))
     at, vectors = torch.randperm(len(images), generator=rng)[:pictures], []
-    for part in at.split(100):
+    for part in at.split(max(1, min(100, 100 * CROP**2 // images[:1].shape[-1] ** 2))):
         x = torch.from_numpy(np.ascontiguousarray(images[part.numpy()])).to(device)
         z = model.encode(shrunk(x, x.shape[-1] // 2) if halved else x).flatten(2)
         vectors.append(z[:, :, torch.randperm(z.shape[2], generator=rng)[:VECTORS_PER_PICTURE].to(device)].transpose(1, 2).flatten(0, 1))

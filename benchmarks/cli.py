@@ -1,11 +1,12 @@
-"""How a command ends: bad input and failures become one line on stderr and a non-zero exit."""
+"""How a command begins and ends: its settings checked, its failures one line on stderr each and a non-zero exit."""
 
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.store import BadInput
@@ -43,6 +44,30 @@ def pick_device(wanted: str) -> torch.device:
         raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
     torch.backends.cudnn.allow_tf32 = False  # else a U-Net in fp32, and the judge, would be less exact than they say
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check(cfg: DictConfig) -> None:
+    """Types and ranges of what a user sets, before anything is computed. Raises BadInput naming the key."""
+    whole = {"seed": 0, "num_samples": 2, "sample_batch": 1, "data.image_size": 8, "data.reference_images": 2, "train.batch": 1}
+    for key, least in whole.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BadInput(f"{key}={value}: a whole number from {least} up")
+    for key in ("train.budget", "model.lr", "train.grad_clip"):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise BadInput(f"{key}={value}: a number above 0")
+    if cfg.train.precision not in ("bf16", "fp32"):
+        raise BadInput(f"train.precision={cfg.train.precision}: one of bf16, fp32")
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in many(cfg.steps)) or not many(cfg.steps):
+        raise BadInput(f"steps={cfg.steps}: a list of whole numbers, such as steps=[4,16,64]")
+    if not all(isinstance(g, int | float) for g in many(cfg.guidance)) or not many(cfg.guidance):
+        raise BadInput(f"guidance={cfg.guidance}: a list of numbers, such as guidance=[1,2]; 1 is none")
+
+
+def many(value: Any) -> list[Any]:
+    """A list of settings, or a list of the one that was given."""
+    return list(value) if isinstance(value, ListConfig) else [value]
 
 
 def finish() -> None:

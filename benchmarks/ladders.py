@@ -1,5 +1,6 @@
 """Six ways to spoil a set of real pictures, five levels each: what a judge must notice, and more so at each level."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.store import seeded
+from benchmarks.store import BadInput, seeded
 
-PATCH = 8  # of the side, in pixels at 64 px
+PATCHES = 8  # along each side
 
 
 class Ladder(NamedTuple):
@@ -49,19 +50,22 @@ def salted(x: Tensor, share: float) -> Tensor:
 
 def shuffled(x: Tensor, share: float) -> Tensor:
     """`share` of each picture's 64 patches change places among themselves."""
-    rng, side = seeded("ladder", "patches"), x.shape[-1] // PATCH
-    patches = F.unfold(x.float(), side, stride=side)  # (N, 3 side^2, 64)
+    rng, side = seeded("ladder", "patches"), x.shape[-1] // PATCHES
+    inner = x[..., : PATCHES * side, : PATCHES * side]  # a side that is no multiple of eight keeps its last few pixels
+    patches = F.unfold(inner.float(), side, stride=side)  # (N, 3 side^2, 64)
     count = round(share * patches.shape[2])
     for i in range(len(x)):
         moved = torch.randperm(patches.shape[2], generator=rng)[:count]
         patches[i, :, moved] = patches[i, :, moved.roll(1)]
-    return _quantised(F.fold(patches, x.shape[2:], side, stride=side))
+    out = x.clone()
+    out[..., : PATCHES * side, : PATCHES * side] = _quantised(F.fold(patches, inner.shape[2:], side, stride=side))
+    return out
 
 
 def fewer_classes(labels: Tensor, n: int, share: float) -> Tensor:
     """`share` of the classes gone; more pictures of the others take their places, repeated only where they run short."""
     classes = int(labels.max()) + 1
-    pool = (labels < classes - round(share * classes)).nonzero().flatten()
+    pool = (labels < max(1, classes - round(share * classes))).nonzero().flatten()
     return pool[torch.arange(n) % len(pool)]
 
 
@@ -79,13 +83,25 @@ def _quantised(x: Tensor) -> Tensor:
 
 
 LADDERS = [
-    Ladder("Gaussian blur", "sigma, px", (0.5, 0.75, 1.0, 1.5, 2.5), blurred),
+    Ladder("Gaussian blur", "sigma, px at 64 px", (0.75, 1.0, 1.5, 2.0, 3.0), blurred),
     Ladder("Gaussian noise", "std, grey levels", (4, 8, 16, 32, 64), noisy),
     Ladder("salt and pepper", "share of pixels", (0.005, 0.01, 0.02, 0.05, 0.1), salted),
     Ladder("patch shuffling", "share of patches", (0.1, 0.2, 0.4, 0.7, 1.0), shuffled),
     Ladder("missing classes", "share of classes", (0.1, 0.2, 0.4, 0.6, 0.8), fewer_classes, chooses=True),
-    Ladder("mode collapse", "share of variety gone", (0.5, 0.8, 0.9, 0.95, 0.98), collapsed, chooses=True),
+    Ladder("mode collapse", "share of variety gone", (0.5, 0.75, 0.85, 0.9, 0.95), collapsed, chooses=True),
 ]
+
+
+def check(labels: np.ndarray, n: int) -> None:
+    """Raises BadInput where classes, or pictures of each, are too few for the levels to differ: equal levels would blame the judge."""
+    y, classes = torch.from_numpy(labels), int(labels.max()) + 1
+    for ladder in (ladder for ladder in LADDERS if ladder.chooses):
+        sets = [set(range(n)), *(set(ladder.spoil(y, n, level).tolist()) for level in ladder.levels)]
+        if any(a == b for a, b in itertools.pairwise(sets)):
+            raise BadInput(
+                f"num_samples={n} of {classes} classes: too few for five different levels of {ladder.name}; "
+                f"10 classes and 20 pictures of each are enough"
+            )
 
 
 def spoiled(ladder: Ladder, pool: np.ndarray, labels: np.ndarray, n: int, level: float) -> np.ndarray:

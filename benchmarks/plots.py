@@ -35,8 +35,8 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Rows that may share an axis: same data, judge, sample sizes and machine; with a title that says which."""
     found = []
     for key, part in rows.groupby(GROUP, dropna=False, sort=True):
-        data, size, _, features, n, m, device, _ = key
-        found.append((f"{data} {size:.0f} px, N={n:.0f}, M={m:.0f}, {features}\n{device}", part))
+        data, size, autoencoder, features, n, m, device, _ = key
+        found.append((f"{data} {size:.0f} px, {autoencoder} latents, N={n:.0f}, M={m:.0f}, {features}\n{device}", part))
     return found
 
 

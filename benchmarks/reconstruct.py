@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from benchmarks import autoencoding, build, data, records, space
-from benchmarks.cli import finish, guarded, pick_device
+from benchmarks.cli import check, finish, guarded, pick_device
 from benchmarks.store import atomic_file
 
 COLUMNS = 12  # pictures shown
@@ -30,6 +30,7 @@ def picture(rows: list[torch.Tensor], path: Path) -> None:
 
 
 def reconstruct(cfg: DictConfig) -> None:
+    check(cfg)
     device = pick_device(cfg.device)
     shape = space.latent_shape(cfg.autoencoder, cfg.data.image_size)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)

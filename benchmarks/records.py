@@ -191,8 +191,9 @@ def table(found: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def variants(found: list[dict[str, Any]]) -> list[str]:
-    """Per record, the settings under `model` and `train` that differ between records of the same model, size and data."""
+    """Per record, the settings under `model` and `train`, and the autoencoder, that differ between records of the same model, size and data."""
     flat = [_flatten({k: record.get("config", {}).get(k, {}) for k in ("model", "train", "sample_batch")}) for record in found]
+    flat = [{**settings, "autoencoder": record["row"].get("autoencoder")} for settings, record in zip(flat, found, strict=True)]
     groups: dict[tuple, list[int]] = {}
     for i, record in enumerate(found):
         groups.setdefault(tuple(record["row"].get(k) for k in ("model", "size", "data", "image_size")), []).append(i)

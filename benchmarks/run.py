@@ -12,10 +12,10 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import build, data, latents, plots, records, report, sample, score, space, train
-from benchmarks.cli import complain, finish, guarded, pick_device
+from benchmarks.cli import check, complain, finish, guarded, many, pick_device
 from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
@@ -129,30 +129,6 @@ def prepare(cfg: DictConfig) -> Cell:
     return Cell(cfg, device, dataset, latent_space.to(device), encoded, judges, generator, build.on_meta(generator), points, key)
 
 
-def check(cfg: DictConfig) -> None:
-    """Types and ranges of what a user sets, before anything is computed. Raises BadInput naming the key."""
-    whole = {"seed": 0, "num_samples": 2, "sample_batch": 1, "data.image_size": 8, "data.reference_images": 2, "train.batch": 1}
-    for key, least in whole.items():
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise BadInput(f"{key}={value}: a whole number from {least} up")
-    for key in ("train.budget", "model.lr", "train.grad_clip"):
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise BadInput(f"{key}={value}: a number above 0")
-    if cfg.train.precision not in ("bf16", "fp32"):
-        raise BadInput(f"train.precision={cfg.train.precision}: one of bf16, fp32")
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in many(cfg.steps)) or not many(cfg.steps):
-        raise BadInput(f"steps={cfg.steps}: a list of whole numbers, such as steps=[4,16,64]")
-    if not all(isinstance(g, int | float) for g in many(cfg.guidance)) or not many(cfg.guidance):
-        raise BadInput(f"guidance={cfg.guidance}: a list of numbers, such as guidance=[1,2]; 1 is none")
-
-
-def many(value: Any) -> list[Any]:
-    """A list of settings, or a list of the one that was given."""
-    return list(value) if isinstance(value, ListConfig) else [value]
-
-
 def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
     """The points of the sweep that this family can honour; those it cannot are named. Raises BadInput where none is left."""
     requested, guidance = many(cfg.steps), many(cfg.guidance)
@@ -258,7 +234,7 @@ def details(cell: Cell, judge: score.Judge | None) -> dict[str, Any]:
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
         "overlap": score.overlap(cell.cfg, cell.dataset.classes),
-        "shipped": score.shipped_parts(cell.cfg),
+        "shipped": score.shipped_parts(cell.cfg, judge.features if judge else None),
         "probe_split": judge.probe_split if judge else None,
     }
 

@@ -34,7 +34,7 @@ class Features:
 
     name: str
     net: nn.Module
-    weights: str  # sha256
+    weights: str  # sha256; of several files, a hash of theirs
     dtype: str = "float32"
 
     @property
@@ -75,13 +75,32 @@ def _say_once(line: str) -> None:
 
 
 def _local(cfg: Any) -> Features:
-    path = Path(cfg.get("weights") or WEIGHTS)
+    path = Path(cfg.get("weights") or WEIGHTS).expanduser()
     try:
         with safe_open(str(path), "pt") as file:
             classes = file.get_slice("head.weight").get_shape()[0]
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"features.weights: {path} is not a whole judge ({error})") from None
+        mend = "the local judge's; FID's go to features.inception.weights"
+        raise BadInput(f"features.weights: {path} is not a whole safetensors file of {mend} ({error})") from None
     return Features("local", load_weights(LocalFeatures(classes), path, "features.weights"), file_digest(path))
+
+
+@lru_cache
+def _asked() -> dict[str, str]:
+    """What could not be fetched, so that the other cells of a sweep do not ask again."""
+    return {}
+
+
+def _published() -> Path:
+    """FID's weights. Raises OSError, in one line, where they cannot be fetched or come damaged."""
+    from metrics import inception
+
+    try:
+        if "inception" not in _asked():
+            return inception.published_weights()
+    except (OSError, RuntimeError) as error:  # torch.hub raises the latter for a wrong hash
+        _asked()["inception"] = " ".join(str(error).split())[:100]
+    raise OSError(_asked()["inception"])
 
 
 def _inception(cfg: Any) -> Features:
@@ -94,12 +113,12 @@ def _inception(cfg: Any) -> Features:
         raise BadInput(f"features.inception.weights={path}: no such file")
     try:
         inception.extractor_class()
-        path = path or inception.published_weights()
+        path = path or _published()
         net, weights = inception.InceptionFeatures(path), file_digest(path)
     except ImportError as error:
         raise Unavailable(str(error)) from None
     except OSError as error:
-        raise Unavailable(f"features=inception: its weights could not be fetched ({' '.join(str(error).split())[:100]}); {mend}") from None
+        raise Unavailable(f"features=inception: its weights could not be fetched ({error}); {mend}") from None
     except ValueError as error:
         raise BadInput(f"features.inception.weights: {error}") from None
     name = "inception" if weights.startswith(inception.PUBLISHED) else f"inception-{weights[:8]}"
@@ -114,7 +133,7 @@ def _dinov2(cfg: Any) -> Features:
     except hub.Unreachable as error:
         raise Unavailable(str(error)) from None
     try:
-        return Features("dinov2", Dinov2Features(folder), file_digest(folder / DINOV2_FILES[1]))
+        return Features("dinov2", Dinov2Features(folder), digest(*(file_digest(folder / name) for name in DINOV2_FILES)))
     except ValueError as error:
         raise BadInput(f"features.dinov2.path: {error}") from None
 
@@ -166,11 +185,11 @@ def prepare(
     return Judge(features, reference, probe, split, ceilings, device)
 
 
-def shipped_parts(cfg: Any) -> list[str]:
+def shipped_parts(cfg: Any, features: Features | None) -> list[str]:
     """Which of the networks behind a measurement are the shipped ones."""
     autoencoder = cfg.autoencoder.kind == "shipped" and not cfg.autoencoder.get("weights")
     codebook = autoencoder and not cfg.autoencoder.get("codebook") and not cfg.autoencoder.get("codebook_size")
-    judge = "local" in cfg.features and not cfg.features.local.get("weights")
+    judge = features is not None and features.name == "local" and not cfg.features.local.get("weights")
     return [name for name, is_shipped in (("autoencoder", autoencoder), ("codebook", codebook), ("judge", judge)) if is_shipped]
 
 
@@ -186,8 +205,15 @@ def probe_split(cfg: Any, features: Features, classes: list[str]) -> str:
     if cfg.data.source == "procedural":
         unseen = features.name != "local" or cfg.data.seed != procedural.WEIGHTS_SEED
     else:
-        unseen = features.name == "local" and "judge" in shipped_parts(cfg) and overlap(cfg, classes) == []
+        unseen = "judge" in shipped_parts(cfg, features) and overlap(cfg, classes) == []
     return "train" if unseen else "floor"
+
+
+def probe_pictures(dataset: Dataset, split: str) -> Split:
+    """The real pictures that the probe is fitted on: at most 5000 of a split, at random but always the same."""
+    whole = getattr(dataset, split)
+    some = torch.randperm(len(whole), generator=seeded("probe"))[:PROBE_IMAGES].numpy()
+    return Split(whole.pixels, whole.index[some], whole.labels[some])
 
 
 def _measure(
@@ -197,9 +223,7 @@ def _measure(
     rebuilt = reconstruct(dataset.floor, space, data, device)
     pictures = {"reference": dataset.reference, "floor": dataset.floor} | {f"floor_{k}": v.numpy() for k, v in rebuilt.items()}
     tensors = {name: extract(net, images, device=device) for name, images in pictures.items()}
-    whole = getattr(dataset, probe_split)
-    some = torch.randperm(len(whole), generator=seeded("probe"))[:PROBE_IMAGES].numpy()
-    split = Split(whole.pixels, whole.index[some], whole.labels[some])
+    split = probe_pictures(dataset, probe_split)
     probe = fit_probe(extract(net, split, device=device), torch.from_numpy(split.labels.copy()), len(dataset.classes))
     return tensors | probe._asdict()
 

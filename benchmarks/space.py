@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks import autoencoding, hub
 from benchmarks.data import Dataset
-from benchmarks.store import BadInput, Diverged, digest, file_digest, load_weights, read_tensors, write_tensors
+from benchmarks.store import BadInput, Diverged, digest, file_digest, load_weights, read_json, read_tensors, write_tensors
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.pretrained import CLASSES, load_pretrained
@@ -55,7 +55,7 @@ def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
 def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
     """An autoencoder that needs no training, frozen, and its fingerprint. Raises BadInput for files that do not fit."""
     if cfg.kind == "shipped":
-        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors")
+        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors").expanduser()
         return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
     if cfg.kind not in CLASSES:
         raise BadInput(f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}")
@@ -73,6 +73,8 @@ def load_codebook(path: Path) -> Codebook:
             shape = file.get_slice("entries").get_shape()
     except (OSError, SafetensorError) as error:
         raise BadInput(f"autoencoder.codebook: {path} is not a codebook ({error})") from None
+    if len(shape) != 2:
+        raise BadInput(f"autoencoder.codebook: {path} is not a codebook (its entries are {len(shape)}-dimensional)")
     return load_weights(Codebook(*shape), path, "autoencoder.codebook")
 
 
@@ -86,20 +88,34 @@ def load(cfg: Any, dataset: Dataset, *, cache: str | Path, device: torch.device)
     else:
         autoencoder, key = load_autoencoder(cfg)
     file, size = cfg.get("codebook"), cfg.get("codebook_size")
-    if not file and not size and cfg.kind == "shipped" and not cfg.get("weights"):
-        file = SHIPPED / "codebook.safetensors"
-    if file:
-        codebook, codebook_key = load_codebook(Path(file)), file_digest(file)
-        if codebook.entries.shape[1] != autoencoder.channels:
-            raise BadInput(f"autoencoder.codebook: {file} has {codebook.entries.shape[1]} channels, the latents {autoencoder.channels}")
+    if file and size is not None and cfg.kind == "shipped":
+        raise BadInput("autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: set one of them")
+    names = [str(cfg.name)] + ([key[:6]] if cfg.get("weights") else [])
+    if not file and size is None and cfg.kind == "shipped" and not cfg.get("weights"):
+        codebook, codebook_key = _matching(SHIPPED / "codebook.safetensors", autoencoder, key)
+    elif file:
+        codebook, codebook_key = _matching(Path(file).expanduser(), autoencoder, key)
+        names.append(codebook_key[:6])
     else:
-        codebook, codebook_key = _fitted(autoencoder.to(device), key, int(size or DEFAULT_SIZE), dataset, Path(cache), device)
-    name = f"{cfg.name}-{codebook.size}" if size and not file else cfg.name
-    return LatentSpace(autoencoder, codebook, name, digest(key, codebook_key))
+        size = DEFAULT_SIZE if size is None else int(size)
+        codebook, codebook_key = _fitted(autoencoder.to(device), key, size, dataset, Path(cache), device)
+        names.append(str(size))
+    return LatentSpace(autoencoder, codebook, "-".join(names), digest(key, codebook_key))
+
+
+def _matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:
+    """A codebook file and its sha256. Raises BadInput for one that is of other latents, as far as its channels and its card tell."""
+    codebook = load_codebook(path)
+    if codebook.entries.shape[1] != autoencoder.channels:
+        raise BadInput(f"autoencoder.codebook: {path} has {codebook.entries.shape[1]} channels, the latents {autoencoder.channels}")
+    stated = (read_json(path.with_suffix(".json")) or {}).get("autoencoder_sha256")
+    if stated and stated != key:
+        raise BadInput(f"autoencoder.codebook: {path} was fitted on the latents of another autoencoder ({stated[:12]}...), says its card")
+    return codebook, file_digest(path)
 
 
 def _trained(cfg: Any, dataset: Dataset, cache: Path, device: torch.device) -> tuple[Autoencoder, str]:
-    """The shipped architecture, trained on this data's training pictures and cached."""
+    """The shipped architecture, trained on this data's training pictures and cached; and its sha256."""
     if not isinstance(cfg.images, int) or cfg.images < autoencoding.BATCH:
         raise BadInput(f"autoencoder.images={cfg.images}: how many pictures to train on, repeats included; {autoencoding.BATCH} or more")
     key = digest("autoencoder", 1, int(cfg.images), int(cfg.seed), dataset.train_key, device.type)
@@ -112,11 +128,11 @@ def _trained(cfg: Any, dataset: Dataset, cache: Path, device: torch.device) -> t
         if not all(p.isfinite().all() for p in model.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
         write_tensors(path, key, model.state_dict())
-    return model.eval().requires_grad_(False), key
+    return model.eval().requires_grad_(False), file_digest(path)
 
 
 def _fitted(autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device) -> tuple[Codebook, str]:
-    """A codebook fitted on the latents of this data's training pictures and cached."""
+    """A codebook fitted on the latents of this data's training pictures and cached; and its sha256, for it may differ between machines."""
     if not SMALLEST <= size <= LARGEST:
         raise BadInput(f"autoencoder.codebook_size={size}: {SMALLEST} to {LARGEST} entries")
     key = digest("codebook", 1, key, size, dataset.train_key, device.type)
@@ -125,10 +141,10 @@ def _fitted(autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache
     if ready:
         codebook = Codebook(*ready[0]["entries"].shape)
         codebook.load_state_dict(ready[0])
-        return codebook.requires_grad_(False), key
+        return codebook.requires_grad_(False), file_digest(path)
     try:
         codebook = autoencoding.fit_codebook(autoencoder, dataset.train, size, device=device.type)
     except ValueError as error:
         raise BadInput(f"autoencoder.codebook_size={size}: {error}; lower it or add training pictures") from None
     write_tensors(path, key, codebook.state_dict())
-    return codebook.requires_grad_(False), key
+    return codebook.requires_grad_(False), file_digest(path)

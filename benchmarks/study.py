@@ -22,8 +22,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks import data, records, score
+from benchmarks.cli import check as check_settings
 from benchmarks.cli import finish, guarded, pick_device
-from benchmarks.ladders import LADDERS, Ladder, spoiled
+from benchmarks.ladders import LADDERS, Ladder, check, spoiled
 from benchmarks.plots import distance_name
 from benchmarks.reconstruct import picture
 from benchmarks.report import markdown
@@ -68,6 +69,7 @@ def climb(net: torch.nn.Module, device: torch.device, dataset: data.Dataset, n: 
     pool, labels = balanced(dataset.train, len(dataset.classes), POOL * n)
     if len(pool) < n:
         raise BadInput(f"num_samples={n}: the study needs as many training pictures, class-balanced, and there are {len(pool)}")
+    check(labels, n)
     reference = (extract(net, dataset.reference, device=device), pixels(dataset.reference))
     start, rows = measures(net, device, reference, pool[:n]), []
     for ladder in LADDERS:
@@ -101,7 +103,7 @@ def summary(table: pd.DataFrame, features: score.Features, dataset: data.Dataset
     lines += ["", "## Where it fails", ""]
     for measure, label in labels.items():
         failed = [f"{ladder} ({row[measure]} of 5)" for ladder, row in steps.iterrows() if row[measure] < 5]
-        lines.append(f"- {label}: {', '.join(failed) if failed else 'rises at every step of every ladder'}.")
+        lines.append(f"- {label}: {', '.join(failed) if failed else 'worse at every step of every ladder'}.")
     first = table[table["level"] == 1].set_index("ladder")
     start = table[table["level"] == 0].iloc[0]
     weak = [f"{k} ({(v - start['fd']) / start['fd_sd']:.1f})" for k, v in first["fd"].items() if v - start["fd"] < 2 * start["fd_sd"]]
@@ -116,16 +118,17 @@ def plot(table: pd.DataFrame, features: score.Features, path: Path) -> None:
     """A column per ladder; FD over features, FD over pixels, KID, precision and recall below each other."""
     rows = [("fd", distance_name(features.name)), ("fd_pixels", "FD[pixels]"), ("kid", "KID"), ("precision", "precision, recall")]
     figure, axes = plt.subplots(len(rows), len(LADDERS), figsize=(17, 9), sharex="col", squeeze=False)
-    for column, (name, part) in zip(axes.T, table.groupby("ladder", sort=False), strict=True):
+    for i, (name, part) in enumerate(table.groupby("ladder", sort=False)):
+        column = axes[:, i]
         for ax, (measure, label) in zip(column, rows, strict=True):
             sd = part["fd_sd"] if measure == "fd" else None
             ax.errorbar(part["level"], part[measure], yerr=sd, marker="o", capsize=3)
             if measure == "precision":
                 ax.errorbar(part["level"], part["recall"], marker="s", ls="--")
                 ax.legend(["precision", "recall"], fontsize=7)
-            if column is axes.T[0]:
-                ax.set_ylabel(label)
+            ax.set_ylabel(label if i == 0 else "")
         column[0].set_title(name)
+        column[-1].set_xticks(part["level"])
         column[-1].set_xlabel(f"level: {part['unit'].iloc[0]}\n" + ", ".join(f"{a:g}" for a in part["amount"][1:]), fontsize=8)
     figure.tight_layout()
     with atomic_file(path) as temporary:
@@ -147,6 +150,7 @@ def show(ladders: list[Ladder], dataset: data.Dataset, n: int, path: Path) -> No
 
 
 def study(cfg: DictConfig) -> None:
+    check_settings(cfg)
     device, n = pick_device(cfg.device), int(cfg.num_samples)
     networks = score.load_features(cfg.features)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
@@ -159,7 +163,7 @@ def study(cfg: DictConfig) -> None:
             path.write_text("\n".join(summary(table, features, dataset, n)) + "\n")
         plot(table, features, folder / "study.png")
         show(LADDERS, dataset, n, folder / "ladders.png")
-        print("\n".join(summary(table, features, dataset, n)[:13]))
+        print("\n".join(summary(table, features, dataset, n)[:14]))
         print(folder / "study.md")
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,10 @@ from models.codebook import Codebook
 
 SIZE = 64
 CODEBOOK_SIZE = 2048
-PICTURES = {"autoencoder": 240_000, "judge": 700_000}  # seen in training, repeats included
+PICTURES = {  # seen in training, repeats included; the CUDA figures are a guess at half an hour, not yet tried
+    "cpu": {"autoencoder": 240_000, "judge": 500_000},
+    "cuda": {"autoencoder": 3_000_000, "judge": 3_000_000},
+}
 RECIPES = {
     "autoencoder": "benchmarks/autoencoding.py, train_autoencoder: per-picture log MSE, AdamW, warm-up and cosine, bfloat16 autocast; "
     "every sixth batch at 32 px",
@@ -40,8 +44,9 @@ RECIPES = {
     "bfloat16 autocast; mirrored, shifted, zoomed and mixed pictures; every third batch has been through 32 px",
 }
 STAGES = tuple(RECIPES)
+Save = Callable[[Path], None]
 LICENCE = (
-    "Made from scratch; no other network's weights were used. The pictures are ImageNet's (as Tiny-ImageNet, 64 px), whose terms "
+    "Made from scratch; no other network's weights were used. Where the pictures are ImageNet's (Tiny-ImageNet's are), their terms "
     "allow non-commercial research and education only: treat the file accordingly. The code that made it is Apache-2.0."
 )
 
@@ -59,22 +64,22 @@ class Pictures(SimpleNamespace):
 
 def folder_data(folder: str, cache: str, held_out: int) -> data.Dataset:
     cfg = Config(source="imagefolder", name="imagefolder", path=folder, image_size=SIZE, reference_images=held_out)
-    return data.load(cfg, num_samples=1000, cache=cache)
+    return data.load(cfg, num_samples=2, cache=cache)
 
 
-def load_pictures(folder: str, unseen: str | None, cache: str) -> Pictures:
+def load_pictures(folder: str, unseen: str | None, cache: str, held_out: int = 2000) -> Pictures:
     """Everything to train on and to score with. Raises BadInput for folders that cannot be used."""
-    real = folder_data(folder, cache, 2000)
+    real = folder_data(folder, cache, held_out)
     drawn, drawn_labels = procedural.draw(len(real.train) // 10, SIZE, seed=procedural.WEIGHTS_SEED)
     train = np.concatenate([real.train[:], drawn])
     labels = np.concatenate([real.train.labels, drawn_labels + len(real.classes)])
-    held_drawn, held_labels = procedural.draw(1000, SIZE, seed=procedural.WEIGHTS_SEED, stream="reference")
+    held_drawn, held_labels = procedural.draw(held_out // 2, SIZE, seed=procedural.WEIGHTS_SEED, stream="reference")
     scored = {
         "held-out pictures of the training classes": (real.reference[:], real.reference.labels, None),
         "procedural pictures": (held_drawn, held_labels + len(real.classes), None),
     }
     if unseen:
-        other = folder_data(unseen, cache, 1000)
+        other = folder_data(unseen, cache, held_out // 2)
         overlap = set(other.classes) & set(real.classes)
         if overlap:
             raise BadInput(f"--unseen {unseen}: {len(overlap)} of its classes are trained on, e.g. {sorted(overlap)[0]}")
@@ -82,34 +87,25 @@ def load_pictures(folder: str, unseen: str | None, cache: str) -> Pictures:
     return Pictures(train=train, labels=labels, scored=scored, classes=real.classes + procedural.CLASS_NAMES)
 
 
-def make_autoencoder(pictures: Pictures, out: Path, scale: float, device: str) -> Path:
-    model = autoencoding.train_autoencoder(pictures.train, count=int(PICTURES["autoencoder"] * scale), device=device)
-    with atomic_file(out / "autoencoder.safetensors") as path:
-        model.save(path)
-    return out / "autoencoder.safetensors"
+def make_autoencoder(pictures: Pictures, out: Path, count: int, device: str) -> Save:
+    return autoencoding.train_autoencoder(pictures.train, count=count, device=device).save
 
 
-def make_codebook(pictures: Pictures, out: Path, scale: float, device: str) -> Path:
+def make_codebook(pictures: Pictures, out: Path, count: int, device: str) -> Save:
     model = load_weights(Autoencoder(), out / "autoencoder.safetensors", "autoencoder").to(device)
-    book = autoencoding.fit_codebook(model, pictures.train, CODEBOOK_SIZE, device=device, both_sizes=True)
-    with atomic_file(out / "codebook.safetensors") as path:
-        book.save(path)
-    return out / "codebook.safetensors"
+    return autoencoding.fit_codebook(model, pictures.train, CODEBOOK_SIZE, device=device, both_sizes=True).save
 
 
-def make_judge(pictures: Pictures, out: Path, scale: float, device: str) -> Path:
-    judge = judging.train_judge(pictures.train, pictures.labels, len(pictures.classes), count=int(PICTURES["judge"] * scale), device=device)
+def make_judge(pictures: Pictures, out: Path, count: int, device: str) -> Save:
+    judge = judging.train_judge(pictures.train, pictures.labels, len(pictures.classes), count=count, device=device)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in judge.state_dict().items()}
-    with atomic_file(out / "judge.safetensors") as path:
-        save_file(state, str(path), metadata={"kind": "latentbench-judge"})
-    write_json(SHIPPED / "data.json" if out == JUDGE_WEIGHTS.parent else out / "data.json", {"classes": pictures.classes})
-    return out / "judge.safetensors"
+    return lambda path: save_file(state, str(path), metadata={"kind": "latentbench-judge"})
 
 
 def latent_scores(pictures: Pictures, folder: Path, device: str, *, coded: bool) -> dict[str, Any]:
     """Of each scored set at 64 and 32 px: PSNR; with the codebook also through it, its usage and perplexity."""
     model = load_weights(Autoencoder(), folder / "autoencoder.safetensors", "autoencoder").to(device)
-    book = load_codebook(folder / "codebook.safetensors").to(device) if coded else Codebook(2)
+    book = (load_codebook(folder / "codebook.safetensors") if coded else Codebook(2)).to(device)
     scores: dict[str, Any] = {}
     for name, (images, _, _) in pictures.scored.items():
         for size in (SIZE, 32):
@@ -133,26 +129,31 @@ def judge_scores(pictures: Pictures, folder: Path, device: str) -> dict[str, Any
     return scores
 
 
-def write_card(path: Path, stage: str, seconds: float, scale: float, pictures: Pictures, scores: dict[str, Any], device: str) -> None:
+def write_card(
+    path: Path, stage: str, about: str, seconds: float, seen: int, pictures: Pictures, scores: dict[str, Any], device: str
+) -> None:
     """The model card, as JSON beside the weights (their hash is checked against it) and as Markdown to read."""
+    real = len(pictures.classes) - len(procedural.CLASS_NAMES)
     card = {
         "name": stage,
         "file": path.name,
         "sha256": file_digest(path),
         "bytes": path.stat().st_size,
-        "data": f"{len(pictures.train)} training pictures of {SIZE} px: those of {len(pictures.classes) - len(procedural.CLASS_NAMES)} "
-        f"Tiny-ImageNet classes (listed in models/weights/data.json), and procedural ones (benchmarks/procedural.py, seed "
-        f"{procedural.WEIGHTS_SEED}), one in eleven",
+        "data": f"{len(pictures.train)} training pictures of {SIZE} px: {about}, {real} classes (listed in models/weights/data.json), and "
+        f"procedural ones (benchmarks/procedural.py, seed {procedural.WEIGHTS_SEED}), one in eleven",
+        "pictures_seen": seen or "at most 10000 at each size",
         "recipe": RECIPES[stage],
-        "command": f"make weights WEIGHTS_DATA=<those classes> UNSEEN_DATA=<others> ARGS='--only {stage} --scale {scale:g}'",
+        "command": f"make weights WEIGHTS_DATA=<those classes> UNSEEN_DATA=<others> ARGS='--only {stage}'",
         "seed": 0,
         "hardware": device_name(torch.device(device)),
         "seconds": round(seconds),
         "torch": torch.__version__,
-        "git_sha": git_state()["git_sha"],
+        **git_state(),
         "scores": scores,
         "licence": LICENCE,
     }
+    if stage == "codebook":
+        card["autoencoder_sha256"] = file_digest(path.with_name("autoencoder.safetensors"))
     write_json(path.with_suffix(".json"), card)
     lines = [f"# {stage}", ""]
     for key, value in card.items():
@@ -164,15 +165,18 @@ def write_card(path: Path, stage: str, seconds: float, scale: float, pictures: P
         temporary.write_text("\n".join(lines) + "\n")
 
 
-def run_stage(stage: str, pictures: Pictures, out: Path, scale: float, device: str) -> None:
-    """One file, its scores and its card; the card goes first, so that a killed run leaves no card of another file."""
+def run_stage(stage: str, pictures: Pictures, out: Path, args: argparse.Namespace, device: str) -> None:
+    """One file, its scores and its card; the old card goes just before the old file, so that no card describes another's file."""
     make = {"autoencoder": make_autoencoder, "codebook": make_codebook, "judge": make_judge}[stage]
-    (out / f"{stage}.json").unlink(missing_ok=True)
-    started = time.perf_counter()
-    path = make(pictures, out, scale, device)
+    count, started = int(PICTURES[device].get(stage, 0) * args.scale), time.perf_counter()
+    save, path = make(pictures, out, count, device), out / f"{stage}.safetensors"
+    with atomic_file(path) as temporary:
+        save(temporary)
+        path.with_suffix(".json").unlink(missing_ok=True)
     seconds = time.perf_counter() - started
+    write_json(SHIPPED / "data.json" if args.out is None else out / "data.json", {"classes": pictures.classes})
     scores = judge_scores(pictures, out, device) if stage == "judge" else latent_scores(pictures, out, device, coded=stage == "codebook")
-    write_card(path, stage, seconds, scale, pictures, scores, device)
+    write_card(path, stage, args.about, seconds, count, pictures, scores, device)
     print(json.dumps({"stage": stage, "seconds": round(seconds), "scores": scores}), flush=True)
 
 
@@ -180,9 +184,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--unseen", help="an image folder of other classes, to score with")
+    parser.add_argument("--about", default="an image folder", help="what the pictures are, for the model cards")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full recipe's pictures (for trials)")
     parser.add_argument("--out", type=Path, help="write all files there instead of over the shipped ones")
+    parser.add_argument("--held-out", type=int, default=2000, help="validation pictures to score with; half as many of other kinds")
     parser.add_argument("--cache", default=".cache")
     return parser.parse_args()
 
@@ -191,10 +197,10 @@ def main() -> None:
     args = _arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        pictures = load_pictures(args.folder, args.unseen, args.cache)
+        pictures = load_pictures(args.folder, args.unseen, args.cache, args.held_out)
         print(f"{len(pictures.train)} training pictures, {len(pictures.classes)} classes, device {device}", flush=True)
         for stage in args.only:
-            run_stage(stage, pictures, args.out or (JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED), args.scale, device)
+            run_stage(stage, pictures, args.out or (JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED), args, device)
     except BadInput as error:
         sys.exit(f"latentbench: {error}")
 

@@ -3,7 +3,6 @@
 Optional: `pip install -e '.[fid]'`. Only distances over the published weights may be called FID.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -58,7 +57,8 @@ def extractor_class() -> type[nn.Module]:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise ValueError(f"{path} is not a whole weights file ({' '.join(str(error).split())[:100]})") from None
 
@@ -72,9 +72,3 @@ def published_weights() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(URL, str(folder / NAMES[0]), hash_prefix=PUBLISHED, progress=False)
     return folder / NAMES[0]
-
-
-def distance_is_fid(path: Path) -> bool:
-    """Whether these are the published weights, bit for bit."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(PUBLISHED)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import data, hub, latents, space
 from benchmarks.autoencoding import psnr
-from benchmarks.store import BadInput, load_weights, write_json
+from benchmarks.store import BadInput, file_digest, load_weights, write_json, write_tensors
 from models.autoencoder import Autoencoder
 
 CPU = torch.device("cpu")
@@ -69,6 +69,9 @@ def test_pretrained_latents_are_diffusers_own_and_whitened_and_coded_like_any(na
     assert encoded.tokens.shape == (2, 60, 64) and encoded.tokens.max() < 32 and loaded.codebook.size == 32
     again = load(tmp_path, dataset, *overrides)
     assert again.key == loaded.key and torch.equal(again.codebook.entries, loaded.codebook.entries)
+    file = next((tmp_path / "codebook").glob("*.safetensors"))
+    write_tensors(file, file.stem, {"entries": loaded.codebook.entries + 0.01})
+    assert load(tmp_path, dataset, *overrides).key != loaded.key, "another machine's codebook must not pass for this one's"
 
 
 @pytest.mark.parametrize("damage", ["another class", "cut", "no weights", "no folder"])
@@ -125,6 +128,18 @@ def test_a_codebook_file_must_have_the_latents_channels(dataset, tmp_path):
     (tmp_path / "no.safetensors").write_bytes(b"no")
     with pytest.raises(BadInput, match="is not a codebook"):
         load(tmp_path, dataset, f"autoencoder.codebook={tmp_path / 'no.safetensors'}")
+
+
+def test_a_codebook_of_other_latents_is_refused_where_its_card_says_so(dataset, tmp_path):
+    for suffix in ("safetensors", "json"):
+        (tmp_path / f"codebook.{suffix}").write_bytes((space.SHIPPED / f"codebook.{suffix}").read_bytes())
+    Autoencoder().save(tmp_path / "other.safetensors")
+    override = f"autoencoder.codebook={tmp_path / 'codebook.safetensors'}"
+    assert load(tmp_path, dataset, override).name.startswith("shipped-")
+    with pytest.raises(BadInput, match="fitted on the latents of another autoencoder"):
+        load(tmp_path, dataset, override, f"autoencoder.weights={tmp_path / 'other.safetensors'}")
+    with pytest.raises(BadInput, match="set one of them"):
+        load(tmp_path, dataset, override, "autoencoder.codebook_size=64")
 
 
 def test_an_autoencoder_trained_on_the_data_learns_is_cached_and_is_not_the_shipped_one(dataset, tmp_path, capsys):
@@ -209,4 +224,16 @@ def test_shipped_weights_are_small_described_and_whole():
         for field in ("data", "recipe", "command", "seed", "hardware", "seconds", "scores", "sha256", "licence"):
             assert card[field] not in (None, "", {}), field
             assert f"**{field}**" in path.with_suffix(".md").read_text()
-        assert card["sha256"] == space.file_digest(path)
+        assert card["sha256"] == file_digest(path)
+    assert json.loads((space.SHIPPED / "codebook.json").read_text())["autoencoder_sha256"] == file_digest(
+        space.SHIPPED / "autoencoder.safetensors"
+    )
+
+
+def test_the_shipped_weights_are_as_good_as_the_issue_asks_on_classes_they_have_not_seen():
+    """The scores in their cards; `make weights` measured them on the validation pictures of twenty other ImageNet classes."""
+    from metrics.features import WEIGHTS
+
+    scores = json.loads((space.SHIPPED / "codebook.json").read_text())["scores"]["validation pictures of unseen classes, 64 px"]
+    assert scores["psnr"] >= 24.8 and scores["psnr_codebook"] >= 23.8 and scores["codebook_size"] <= 4096
+    assert json.loads(WEIGHTS.with_suffix(".json").read_text())["scores"]["images_per_second"] >= 300

@@ -251,3 +251,14 @@ def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
     assert found["row"]["fd"] is None and found["extra"] == [None]
     with pytest.raises(ValueError, match="fid_score"):
         records.write(tmp_path, {"run_id": "y", "fid_score": 1.0})
+
+
+def test_tables_of_different_latents_have_different_headings():
+    import pandas as pd
+
+    from benchmarks import plots
+
+    same = {"data": "d", "image_size": 32.0, "features": "local", "num_samples": 64, "reference_images": 64, "device": "cpu"}
+    rows = pd.DataFrame([same | {"autoencoder": f"shipped-{size}", "judged_by": str(size)} for size in (512, 2048)])
+    titles = [title for title, _ in plots.groups(rows)]
+    assert len(set(titles)) == 2 and all("latents" in title for title in titles)

@@ -72,6 +72,9 @@ def test_the_probe_never_sees_pictures_the_judge_trained_on():
     drawn = composed()
     assert score.probe_split(drawn, local, procedural.CLASS_NAMES) == "train", "the benchmark's own seed is another"
     assert score.probe_split(composed(f"data.seed={procedural.WEIGHTS_SEED}"), local, procedural.CLASS_NAMES) == "floor"
+    assert score.shipped_parts(drawn, local) == ["autoencoder", "codebook", "judge"]
+    other = score.Features("dinov2", local.net, "0")
+    assert score.shipped_parts(drawn, other) == ["autoencoder", "codebook"], "not every row was judged by the shipped judge"
     imagenet = score.Features("dinov2", local.net, "0")
     assert score.probe_split(folder, imagenet, ["n00000001"]) == "floor", "it may have trained on any ImageNet picture"
 
@@ -151,13 +154,17 @@ def test_without_inception_the_others_are_still_measured(monkeypatch, capsys):
 
 def test_weights_that_cannot_be_fetched_say_what_to_download(monkeypatch, tmp_path):
     def fetch(*args, **kwargs):
-        raise OSError("no network")
+        raise getattr(fetch, "error", OSError("no network"))
 
     monkeypatch.setattr(inception, "extractor_class", lambda: None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(BadInput, match=r"download https://.*6726825d\.pth .*features\.inception\.weights"):
-        features("features=inception")
+    for _ in range(2):
+        score._asked.cache_clear()
+        with pytest.raises(BadInput, match=r"download https://.*6726825d\.pth .*features\.inception\.weights"):
+            features("features=inception")
+        fetch.error = RuntimeError("invalid hash value")
+    score._asked.cache_clear()
 
 
 @pytest.fixture(scope="module")
