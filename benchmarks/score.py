@@ -34,7 +34,7 @@ class Features:
 
     name: str
     net: nn.Module
-    weights: str  # sha256; of several files, a hash of theirs
+    weights: str  # sha256
     dtype: str = "float32"
 
     @property
@@ -133,7 +133,7 @@ def _dinov2(cfg: Any) -> Features:
     except hub.Unreachable as error:
         raise Unavailable(str(error)) from None
     try:
-        return Features("dinov2", Dinov2Features(folder), digest(*(file_digest(folder / name) for name in DINOV2_FILES)))
+        return Features("dinov2", Dinov2Features(folder), file_digest(*(folder / name for name in DINOV2_FILES)))
     except ValueError as error:
         raise BadInput(f"features.dinov2.path: {error}") from None
 

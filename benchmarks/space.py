@@ -61,7 +61,7 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
         raise BadInput(f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}")
     folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
     try:
-        return load_pretrained(cfg.kind, folder), digest(*(file_digest(folder / name) for name in PRETRAINED_FILES))
+        return load_pretrained(cfg.kind, folder), file_digest(*(folder / name for name in PRETRAINED_FILES))
     except ValueError as error:
         raise BadInput(f"autoencoder.path={cfg.path}: not a {cfg.kind}: {str(error)[:200]}") from None
 

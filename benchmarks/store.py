@@ -34,10 +34,14 @@ def seeded(*parts: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest(*parts), 16) >> 1)
 
 
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_digest(*paths: str | Path) -> str:
+    """sha256 of a file's bytes, in hex; of several files, of their bytes one after the other."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
 
 
 @contextlib.contextmanager

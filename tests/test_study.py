@@ -146,7 +146,7 @@ def test_verdicts_count_the_steps_that_get_worse():
 
 
 def test_the_study_on_a_small_version(tmp_path):
-    small = ["data.train_images=1000", "data.reference_images=400", "num_samples=200"]
+    small = ["data.image_size=64", "data.train_images=1000", "data.reference_images=400", "num_samples=200"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.study", *small, f"cache_dir={tmp_path}/cache", f"results_dir={tmp_path}"],
         capture_output=True,
@@ -154,7 +154,7 @@ def test_the_study_on_a_small_version(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "judge" / "procedural-32-local"
+    folder = tmp_path / "judge" / "procedural-64-local"
     table = pd.read_csv(folder / "study.csv")
     assert len(table) == 36 and table.notna().all(axis=None)
     for name, part in table.groupby("ladder"):
