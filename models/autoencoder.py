@@ -42,7 +42,7 @@ class Autoencoder(nn.Module):
     """Convolutional autoencoder, `factor` = 4 pixels a latent, `channels` = 4.
 
     Pixels are folded into channels first and unfolded last, so that every convolution works on the latents' grid (as ESPCN,
-    arXiv 1609.05158). At equal CPU time this led a diffusers AutoencoderTiny of equal cost by 2 dB: results/reference/latents.
+    arXiv 1609.05158). Trials of this and other networks: results/reference/latents/README.md.
     Works on any size divisible by 4. Trained by `make weights`; frozen ever after.
     """
 
