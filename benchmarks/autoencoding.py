@@ -63,15 +63,6 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     return ((out.float() - target).square().mean(dim=(1, 2, 3)) + 1e-4).log().mean()
 
 
-def _optimise(step: int, steps: int, peak: float, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, steps, peak)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    optimizer.step()
-
-
 def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None) -> nn.Module:
     """From scratch on `count` pictures, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W) arrays.
 
@@ -83,6 +74,8 @@ def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, mo
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     steps, started, none = max(1, count // BATCH), time.perf_counter(), np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, none, steps, BATCH, rng, device):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, PEAK_RATE)
         x = cropped(x, CROP, rng)
         if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
             x = shrunk(x, x.shape[-1] // 2)
@@ -91,7 +84,10 @@ def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, mo
             z = model.encoder(target)
             out = model.decoder(z)
         loss = reconstruction_loss(out, target)
-        _optimise(step, steps, PEAK_RATE, optimizer, loss + 1e-3 * z.float().square().mean())
+        optimizer.zero_grad()
+        (loss + 1e-3 * z.float().square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
         if step % 200 == 0 or step == steps - 1:
             rate = (step + 1) * BATCH / (time.perf_counter() - started)
             print(f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)

@@ -159,11 +159,12 @@ def study(cfg: DictConfig) -> None:
         folder = Path(cfg.results_dir) / "judge" / f"{dataset.name}-{dataset.image_size}-{features.name}"
         with atomic_file(folder / "study.csv") as path:
             table.to_csv(path, index=False)
+        lines = summary(table, features, dataset, n)
         with atomic_file(folder / "study.md") as path:
-            path.write_text("\n".join(summary(table, features, dataset, n)) + "\n")
+            path.write_text("\n".join(lines) + "\n")
         plot(table, features, folder / "study.png")
         show(LADDERS, dataset, n, folder / "ladders.png")
-        print("\n".join(summary(table, features, dataset, n)[:14]))
+        print("\n".join(lines[:14]))  # up to the table of verdicts
         print(folder / "study.md")
 
 

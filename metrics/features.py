@@ -17,7 +17,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
 class _Block(nn.Module):
-    """Pre-norm-free residual block (He et al. 2015, arXiv 1512.03385, basic block)."""
+    """Basic residual block (He et al. 2015, arXiv 1512.03385)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -35,7 +35,7 @@ class _Block(nn.Module):
 class LocalFeatures(nn.Module):
     """uint8 (B, 3, H, W) of any size -> float32 (B, 128), each about unit variance. Resized to 64 px, bilinear and antialiased.
 
-    A residual network of 0.1 GMACs; the features are a batch-normalised linear map of its pooled last layer, and what the
+    A residual network of 0.12 GMACs; the features are a batch-normalised linear map of its pooled last layer, and what the
     classifier it was trained as is linear in.
     """
 
@@ -59,10 +59,6 @@ class LocalFeatures(nn.Module):
             x = F.interpolate(x, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True, align_corners=False)
         x = self.blocks(self.stem(x.to(memory_format=torch.channels_last)))
         return self.neck(x.float().mean(dim=(2, 3))).float()
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Class scores (B, num_classes), used only while the judge itself is trained."""
-        return self.head(self(images))
 
 
 @torch.inference_mode()
