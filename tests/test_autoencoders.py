@@ -208,9 +208,9 @@ def test_the_reconstruct_command_ends_with_its_json_line(tmp_path):
 def test_the_autoencoder_costs_what_its_layers_say():
     from benchmarks import build
 
-    width, positions = 128, 16 * 16
-    encoder = 9 * positions * (48 * width + 3 * 2 * width**2 + width * 4)
-    decoder = 9 * positions * (4 * width + 6 * 2 * width**2 + width * 48)
+    fine, coarse, positions = 64, 128, 16 * 16  # channels at half the pictures' side and at a quarter; latents of a picture
+    encoder = 4 * positions * 9 * (12 * fine + 2 * 2 * fine**2) + positions * (4 * fine * coarse + 9 * (2 * coarse**2 + coarse * 4))
+    decoder = positions * (9 * (4 * coarse + 2 * 2 * coarse**2) + 4 * fine * coarse) + 4 * positions * 9 * (4 * 2 * fine**2 + fine * 12)
     assert build.encoder_macs(Autoencoder(), 64) == encoder
     assert build.decoder_macs(Autoencoder(), (4, 16, 16)) == decoder
 
