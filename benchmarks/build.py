@@ -35,6 +35,27 @@ def generator(
         raise BadInput(f"model={model_cfg.get('name')}: {reason}") from error
 
 
+def choose_sampler(model: Generator, cfg: Any) -> None:
+    """Set the model to draw as `conf/sampler` says; what another family's sampler has and this one's has not is named and left out.
+
+    Raises BadInput for a value out of range.
+    """
+    choice = {k: v for k, v in OmegaConf.to_container(cfg.sampler, resolve=True).items() if v is not None}
+    name = choice.pop("name")
+    if name == "default":
+        name = None
+    elif name not in model.samplers:
+        print(f"{cfg.model.name}: sampler={name} is not one of its own ({', '.join(model.samplers)}); using {model.samplers[0]}")
+        name = None
+    for option in [k for k in choice if k not in model.options]:
+        print(f"{cfg.model.name}: sampler.{option} is not one of its options ({', '.join(model.options)}); left out")
+        del choice[option]
+    try:
+        model.use(name, **choice)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"model={cfg.model.name}: {error}") from None
+
+
 def on_meta(model: Generator) -> Generator:
     """A copy without data, whose calls cost nothing and are counted."""
     return copy.deepcopy(model).to("meta").eval()

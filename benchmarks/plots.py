@@ -124,7 +124,7 @@ def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) ->
     for record, variant in zip(found, variants, strict=True):
         row, log = record["row"], record.get("train_log")
         if log:
-            kind = "next-token cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"
+            kind = f"{row['objective']} cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"
             name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
             name += f", {variant}" * bool(variant)
             logs.setdefault(kind, {})[name] = np.array(log, dtype=float)

@@ -52,7 +52,7 @@ class Cell:
         return self.results / "records" / f"{self.key[:12]}.json"
 
     def run_id(self, point: sample.Setting, judge: score.Judge) -> str:
-        return digest(self.key, self.generator.sampler, judge.features.key, self.dataset.key, point)[:12]
+        return digest(self.key, self.generator.drawn_by(), judge.features.key, self.dataset.key, point)[:12]
 
 
 def run_cell(cfg: DictConfig) -> None:
@@ -118,10 +118,7 @@ def prepare(cfg: DictConfig) -> Cell:
     torch.manual_seed(cfg.seed)
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
-    if cfg.sampler.name in generator.samplers:
-        generator.sampler = cfg.sampler.name
-    else:
-        print(f"sampler={cfg.sampler.name} is not one of {cfg.model.name}'s; using {generator.sampler}")
+    build.choose_sampler(generator, cfg)
     recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k != "checkpoint_seconds"}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
     key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
@@ -154,7 +151,7 @@ def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
 def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict) -> None:
     """Draw one setting (once for all judges), count and score it, and write its record."""
     run_id = cell.run_id(point, judge)
-    path = cell.work / f"samples-{digest(trained['weights'], cell.generator.sampler, point)[:12]}.safetensors"
+    path = cell.work / f"samples-{digest(trained['weights'], cell.generator.drawn_by(), point)[:12]}.safetensors"
     drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
@@ -214,8 +211,8 @@ def identity(cell: Cell) -> dict[str, Any]:
         "image_size": cell.dataset.image_size,
         "autoencoder": cell.space.name,
         "latent_shape": "x".join(map(str, generator.latent_shape)),
-        "objective": getattr(generator, "objective", "next-token"),
-        "sampler": generator.sampler,
+        "objective": getattr(generator, "objective", None),
+        "sampler": generator.drawn_by(),
         "num_samples": cfg.num_samples,
         "reference_images": len(cell.dataset.reference),
         "dtype": cfg.train.precision,

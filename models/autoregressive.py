@@ -1,6 +1,7 @@
-"""The autoregressive family: a Llama decoder over codebook tokens in raster order (as LlamaGen, arXiv 2406.06525).
+"""The autoregressive family in raster order: a Llama decoder over codebook tokens (as LlamaGen, arXiv 2406.06525).
 
-A class token stands first; position n predicts token n. Sampling draws one token a step with a key/value cache.
+Position n's output predicts token n from the tokens of the blocks before its own. A block of one token is the usual next-token
+model; `block` tokens at a time are drawn independently of each other, in as many fewer steps.
 """
 
 from collections.abc import Iterable
@@ -11,13 +12,14 @@ from torch import LongTensor, Tensor, nn
 from transformers import LlamaConfig, LlamaModel, StaticCache
 
 from models.codebook import Codebook
-from models.generator import Batch, Generator, spawn
+from models.generator import Batch, spawn
+from models.tokens import TokenGenerator, doubled
 
 
-class Autoregressive(Generator):
-    """Next-token prediction; `steps` is always the number of tokens, H * W.
+class Autoregressive(TokenGenerator):
+    """Next-block prediction; `steps` is always the number of blocks, H * W / block.
 
-    `codebook` speaks whitened latents (`Codebook.whitened`): it turns the drawn ids into the latents `sample` returns.
+    The input at position n is token n - block, or the class for the first block. Raises ValueError where `block` does not tile the tokens.
     """
 
     samplers = ("raster",)
@@ -32,11 +34,13 @@ class Autoregressive(Generator):
         depth: int,
         heads: int,
         mlp: int,
+        block: int = 1,
         label_dropout: float = 0.1,
     ):
-        super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
-        self.tokens = latent_shape[1] * latent_shape[2]
-        self.codebook = codebook
+        super().__init__(latent_shape, num_classes, codebook=codebook, label_dropout=label_dropout)
+        if block < 1 or self.tokens % block:
+            raise ValueError(f"model.block={block} does not divide the {self.tokens} tokens")
+        self.block = block
         config = LlamaConfig(
             vocab_size=codebook.size,
             hidden_size=width,
@@ -53,14 +57,19 @@ class Autoregressive(Generator):
         nn.init.normal_(self.classes.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
 
+    def _seen(self, device: torch.device) -> Tensor:
+        """Which positions (row) look at which (column): all of their own block and of those before it."""
+        blocks = torch.arange(self.tokens, device=device) // self.block
+        return blocks[:, None] >= blocks
+
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
-        """Teacher-forced next-token scores (B, H*W, K) of whole sequences (B, H*W)."""
-        embedded = self.transformer.embed_tokens(tokens[:, :-1])
-        embedded = torch.cat([self.classes(labels)[:, None], embedded], dim=1) + self.positions
+        """Teacher-forced scores (B, H*W, K) of whole sequences (B, H*W)."""
+        first = self.classes(labels)[:, None].expand(-1, self.block, -1)
+        embedded = torch.cat([first, self.transformer.embed_tokens(tokens[:, : -self.block])], dim=1) + self.positions
         # A 4-D mask is taken as it is: the library then looks at no values, which it could not on the meta device.
-        causal = torch.ones(1, 1, self.tokens, self.tokens, dtype=torch.bool, device=tokens.device).tril()
         places = torch.arange(self.tokens, device=tokens.device)[None]
-        out = self.transformer(inputs_embeds=embedded, attention_mask=causal, position_ids=places, use_cache=False)
+        seen = self._seen(tokens.device)[None, None]
+        out = self.transformer(inputs_embeds=embedded, attention_mask=seen, position_ids=places, use_cache=False)
         return self.head(out.last_hidden_state)
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
@@ -68,53 +77,36 @@ class Autoregressive(Generator):
         return F.cross_entropy(self.logits(batch.tokens, batch.labels).float().flatten(0, 1), batch.tokens.flatten())
 
     @torch.inference_mode()
-    def draw(self, labels: LongTensor, *, guidance: float, rng: torch.Generator) -> LongTensor:
+    def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
         """Token ids (B, H*W). Guidance acts on the logits; each id inverts its distribution at one uniform number."""
         uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in spawn(rng, len(labels))]).to(labels.device)
-        if guidance != 1:
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        labels = doubled(labels, self.num_classes, guidance)
         cache = StaticCache(config=self.transformer.config, max_cache_len=self.tokens)
-        seen = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=labels.device).tril()
-        places = torch.arange(self.tokens, device=labels.device)
+        seen, places = self._seen(labels.device), torch.arange(self.tokens, device=labels.device)
         # Under autocast the cache wants keys and values of one type, which they are where the residual stream is of it.
         kind = labels.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.positions.dtype
-        embedded, ids = self.classes(labels), []
-        for n in range(self.tokens):
+        embedded, ids = self.classes(labels)[:, None].expand(-1, self.block, -1), []
+        for at in torch.arange(self.tokens).split(self.block):
+            now = slice(int(at[0]), int(at[-1]) + 1)
             out = self.transformer(
-                inputs_embeds=(embedded + self.positions[n])[:, None].to(dtype),
-                attention_mask=seen[None, None, n : n + 1],
-                position_ids=places[None, n : n + 1],
+                inputs_embeds=(embedded + self.positions[now]).to(dtype),
+                attention_mask=seen[None, None, now],
+                position_ids=places[None, now],
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits = self.head(out.last_hidden_state[:, 0]).float()
-            if guidance != 1:
-                conditional, unconditional = logits.chunk(2)
-                logits = torch.lerp(unconditional, conditional, guidance)
-            ids.append(invert(logits, uniform[:, n]))
-            embedded = self.transformer.embed_tokens(ids[-1])
-            if guidance != 1:
-                embedded = embedded.repeat(2, 1)
-        return torch.stack(ids, dim=1)
-
-    def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
-        self.nfe(steps, guidance)  # refuses what cannot be honoured
-        return self.codebook.detokenize(self.draw(labels, guidance=guidance, rng=rng))
+            logits = self.guided(self.head(out.last_hidden_state).float(), guidance, now.stop)
+            ids.append(self.choose(logits, uniform[:, now]))
+            embedded = self.transformer.embed_tokens(ids[-1] if guidance == 1 else ids[-1].repeat(2, 1))
+        return torch.cat(ids, dim=1)
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:
-        """One step a token: H * W, where it was asked for."""
-        return [n for n in requested if n == self.tokens]
+        """One step a block: H * W / block, where it was asked for."""
+        return [n for n in requested if n == self.tokens // self.block]
 
-    def nfe(self, steps: int, guidance: float) -> int:
-        if steps != self.tokens:
-            raise ValueError(f"steps={steps}: this model draws one token a step, {self.tokens} in all; ask for steps={self.tokens}")
-        return steps * (1 if guidance == 1 else 2)
-
-
-def invert(logits: Tensor, uniform: Tensor) -> LongTensor:
-    """Inverse-transform sampling: ids (B,) from logits (B, K) and uniform numbers (B,) in [0, 1)."""
-    cumulative = logits.softmax(-1).cumsum(-1)
-    ids = torch.searchsorted(cumulative, (uniform[:, None] * cumulative[:, -1:]).contiguous(), right=True)
-    return ids[:, 0].clamp(max=logits.shape[-1] - 1)
+    def honoured(self) -> str:
+        many = "one token" if self.block == 1 else f"{self.block} tokens"
+        count = self.tokens // self.block
+        return f"this model draws {many} a step, {count} steps in all; ask for steps={count}"

@@ -5,28 +5,28 @@ logit-normal (arXiv 2403.03206). The others share a variance-preserving chain of
 e (eps), x (x0) or sqrt(a) e - sqrt(1 - a) x (v, arXiv 2202.00512).
 """
 
+import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import LongTensor, Tensor, nn
 
+from models import schedulers
 from models.generator import Batch, Generator, randn, spawn
-
-CHAIN = 1000  # training timesteps of eps, v, x0; also the scale of the denoiser's time input
-PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+from models.schedulers import CHAIN, PREDICTION
 
 
 class Diffusion(Generator):
     """A diffusion model over whitened latents.
 
     `denoiser(latent_shape, num_classes)` builds a network that maps (x, t in [0, 1000], labels) to a tensor like x.
-    `objective` is flow, eps, v or x0; `sampler` is euler or heun for flow, ddim for the others.
+    `objective` is flow, eps, v or x0; `models/schedulers.py` says which samplers each can be drawn with. `choice` holds
+    `guidance_interval`, the times (1 noise, 0 data) between which guidance acts (arXiv 2404.07724), and for flow `shift` (of its times).
     """
 
-    samplers = ("euler", "heun", "ddim")
+    options = {"guidance_interval": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -42,8 +42,10 @@ class Diffusion(Generator):
         if objective not in ("flow", *PREDICTION):
             raise ValueError(f"model.objective={objective}: one of flow, {', '.join(PREDICTION)}")
         self.objective = objective
-        self.samplers = ("euler", "heun") if objective == "flow" else ("ddim",)
-        self.sampler = self.samplers[0]
+        self.samplers = schedulers.samplers(objective)
+        if objective == "flow":
+            self.options = self.options | {"shift": 1.0}
+        self.use()
         self.denoiser = denoiser(self.latent_shape, num_classes)
         alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, CHAIN, dtype=torch.float64), 0)
         self.register_buffer("alphas", alphas.float(), persistent=False)
@@ -63,26 +65,21 @@ class Diffusion(Generator):
             target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[self.objective]
         return F.mse_loss(self.denoiser(mixed, time, batch.labels).float(), target)
 
-    def _scheduler(self, steps: int):
-        """The diffusers scheduler of `self.sampler`, its timesteps set."""
-        if self.sampler == "euler":
-            scheduler = FlowMatchEulerDiscreteScheduler()
-            # the default grid ends at sigma .001 and so wastes its last evaluation
-            scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-        elif self.sampler == "heun":
-            scheduler = FlowMatchHeunDiscreteScheduler()  # its grid is fixed: sigmas linspace(1, .001, n), 2n-1 evaluations
-            scheduler.set_timesteps(steps)
-        else:
-            scheduler = DDIMScheduler(
-                CHAIN,
-                beta_start=1e-4,
-                beta_end=0.02,
-                prediction_type=PREDICTION[self.objective],
-                clip_sample=False,
-                timestep_spacing="trailing",  # the default grid starts short of pure noise
-            )
-            scheduler.set_timesteps(steps)
-        return scheduler
+    def check_options(self, options: dict[str, Any]) -> None:
+        low, high = options["guidance_interval"]
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"sampler.guidance_interval={[low, high]}: two numbers, 0 <= low < high <= 1")
+        if options.get("shift", 1.0) <= 0:
+            raise ValueError(f"sampler.shift={options['shift']}: above 0")
+
+    def _scheduler(self, steps: int) -> Any:
+        """The diffusers scheduler of this objective and sampler, its timesteps set."""
+        return schedulers.scheduler(self.objective, self.sampler, steps, self.choice.get("shift", 1.0))
+
+    def _scale(self, t: Tensor, guidance: float) -> float:
+        """The guidance that acts at timestep t: all of it inside the interval, none outside."""
+        low, high = self.choice["guidance_interval"]
+        return guidance if low <= t.item() / CHAIN <= high else 1.0
 
     def _predict(self, x: Tensor, t: Tensor, labels: LongTensor, guidance: float) -> Tensor:
         """One guided evaluation, the conditional and unconditional halves in one batch."""
@@ -95,11 +92,14 @@ class Diffusion(Generator):
     @torch.inference_mode()
     def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
         self.nfe(steps, guidance)  # refuses what cannot be honoured
-        x = randn(self.latent_shape, spawn(rng, len(labels)), labels.device)
+        rngs = spawn(rng, len(labels))
         scheduler = self._scheduler(steps)
+        x = randn(self.latent_shape, rngs, labels.device) * float(getattr(scheduler, "init_noise_sigma", 1))
+        noise = {"generator": rngs} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for t in scheduler.timesteps:
-            prediction = self._predict(x, t.to(labels.device), labels, guidance)
-            x = scheduler.step(prediction, t, x).prev_sample
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            prediction = self._predict(scaled, t.to(labels.device), labels, self._scale(t, guidance))
+            x = scheduler.step(prediction, t, x, **noise).prev_sample
         return x
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:
@@ -107,7 +107,7 @@ class Diffusion(Generator):
         return [n for n in requested if 1 <= n <= CHAIN and (self.sampler != "ddim" or CHAIN % n == 0)]
 
     def nfe(self, steps: int, guidance: float) -> int:
-        """n for Euler and DDIM, 2n - 1 for Heun; doubled under guidance."""
+        """The scheduler's own evaluations (2n - 1 for Heun, n for the others), twice where guidance acts."""
         if not self.step_counts([steps]):
             raise ValueError(f"steps={steps}: {self.sampler} takes 1 to {CHAIN} steps" + (" that divide 1000" * (self.sampler == "ddim")))
-        return (2 * steps - 1 if self.sampler == "heun" else steps) * (1 if guidance == 1 else 2)
+        return sum(1 if self._scale(t, guidance) == 1 else 2 for t in self._scheduler(steps).timesteps)

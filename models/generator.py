@@ -1,7 +1,7 @@
 """The contract of every family: `forward` is the training loss, `sample` draws in a chosen number of steps."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -42,6 +42,7 @@ class Generator(nn.Module):
     """
 
     samplers: tuple[str, ...] = ("default",)  # the first is the family's own
+    options: dict[str, Any] = {}  # what else about sampling can be chosen, and what it is unless it is
 
     def __init__(self, latent_shape: tuple[int, int, int], num_classes: int, *, label_dropout: float = 0.1):
         super().__init__()
@@ -50,7 +51,29 @@ class Generator(nn.Module):
         self.latent_shape = tuple(latent_shape)
         self.num_classes = num_classes
         self.label_dropout = label_dropout
-        self.sampler = self.samplers[0]
+        self.use()
+
+    def use(self, sampler: str | None = None, **choice: Any) -> None:
+        """Draw with one of `samplers` (None: the family's own) and this choice of `options` from now on.
+
+        Raises ValueError for a sampler or an option the family does not have, and for a value out of range.
+        """
+        if sampler is not None and sampler not in self.samplers:
+            raise ValueError(f"sampler={sampler}: one of {', '.join(self.samplers)}")
+        foreign = set(choice) - set(self.options)
+        if foreign:
+            raise ValueError(f"sampler.{min(foreign)}: this model has {', '.join(self.options) or 'no options'}")
+        choice = {name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in choice.items()}
+        self.check_options({**self.options, **choice})
+        self.sampler, self.choice = sampler or self.samplers[0], {**self.options, **choice}
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError for a value out of range."""
+
+    def drawn_by(self) -> str:
+        """The sampler and every option that is not the usual one, in words: `euler`, `raster, top_k 100`."""
+        unusual = [f"{name} {value}" for name, value in self.choice.items() if value != self.options[name]]
+        return ", ".join([self.sampler, *unusual])
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """The training loss of a batch, scalar float32. Labels are dropped here, in training mode only."""

@@ -7,38 +7,57 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks import cost
+from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
 from models.diffusion import Diffusion
 from models.dit import DiT
 from models.generator import Batch, Generator
+from models.masked import Masked
+from models.schedulers import PREDICTION
 from models.unet import UNet
 
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]
-FAMILIES = ("unet", "dit", "ar", "dit-eps", "dit-v", "dit-x0", "unet-heun")
+TOKEN_MODELS = {"ar": Autoregressive, "any": AnyOrder, "masked": Masked}
+FAMILIES = (
+    "unet",
+    "dit",
+    "ar",
+    "ar-block4",
+    "any",
+    "masked",
+    "dit-eps",
+    "dit-v",
+    "dit-x0",
+    "unet-heun",
+    "dit-v-ddpm",
+    "dit-x0-unipc",
+    "unet-flow-dpmpp",
+)
 
 
 def tiny(name: str, **extra) -> Generator:
     """A small, non-degenerate model: zero-initialised layers are filled, so that every input matters."""
     torch.manual_seed(0)
-    family, _, variant = name.partition("-")
-    if family == "ar":
+    family, *variants = name.split("-")
+    if family in TOKEN_MODELS:
         book = Codebook(ENTRIES)
         book.entries.normal_()
-        model: Generator = Autoregressive(SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra)
+        extra |= {"block": 4} if "block4" in variants else {}
+        model: Generator = TOKEN_MODELS[family](SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra)
     else:
         net = {"unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8), "dit": partial(DiT, width=32, depth=2, heads=2)}[
             family
         ]
-        model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=variant if variant in ("eps", "v", "x0") else "flow", **extra)
-        if variant == "heun":
-            model.sampler = "heun"
+        objective = next((v for v in variants if v in PREDICTION), "flow")
+        model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=objective, **extra)
+        model.use(next((v for v in variants if v in model.samplers), None))
     with torch.no_grad():
         for p in model.parameters():
             if p.abs().max() == 0:
                 p.normal_(std=0.05)
-        if family == "ar":
+        if family in TOKEN_MODELS:
             model.head.weight.normal_(std=0.5)
             model.classes.weight.normal_()
     return model
@@ -52,7 +71,7 @@ def composed(*overrides: str):
 
 def steps_of(model: Generator) -> int:
     """A step count the model can honour."""
-    return model.step_counts([4, TOKENS])[0]
+    return model.step_counts([4, 16, TOKENS])[0]
 
 
 def random_batch(count: int = 6, seed: int = 1) -> Batch:

@@ -9,9 +9,12 @@ from conftest import composed
 
 from benchmarks import build, cost, data, score, space, train
 from benchmarks.train import UNITS
+from models import schedulers
+from models.any_order import AnyOrder
 from models.codebook import Codebook
 from models.diffusion import Diffusion
 from models.generator import Generator
+from models.masked import Masked
 from models.pretrained import CLASSES
 
 GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment"]
@@ -92,7 +95,10 @@ def test_someone_else_s_family_needs_one_target():
 
 @pytest.mark.parametrize("name", cost.names("sampler"))
 def test_every_sampler_is_one_that_some_family_has(name):
-    assert composed(f"sampler={name}").sampler.name in Diffusion.samplers
+    cfg = composed(f"sampler={name}")
+    assert name == "default" or name in {*schedulers.samplers("flow"), *schedulers.samplers("eps")}
+    options = {option for model in (Diffusion, Masked, AnyOrder) for option in model.options} | {"shift"}
+    assert set(cfg.sampler) == {"name", *options}, "every option of every model can be set, and nothing else"
 
 
 @pytest.mark.parametrize("name", cost.names("autoencoder"))

@@ -1,23 +1,28 @@
 """Counted FLOPs against hand formulas: the paper's DiT table, all three families, whole sampling calls, matched sizes."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks import build, cost
 from metrics.flops import count_macs
+from models import schedulers
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.dit import PAPER_SIZES
+from models.tokens import schedule
 
 # GMACs at patch 8, 4, 2 on 4x32x32 latents: "Gflops" of arXiv 2212.09748, table 4, to the digits printed there
 PAPER_TABLE = {"s": (0.36, 1.41, 6.06), "b": (1.42, 5.56, 23.01), "l": (5.01, 19.70, 80.71), "xl": (7.39, 29.05, 118.64)}
 K = 2048
+MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]
 
 
-def configured(name: str, size: str, shape=(4, 16, 16), classes: int = 1000):
+def configured(name: str, size: str, shape=(4, 16, 16), classes: int = 1000, overrides: Sequence[str] = ()):
     with initialize_config_dir(str(cost.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
+        cfg = compose("config", overrides=[f"model={name}", f"size={size}", *overrides])
     with torch.device("meta"):
         model = build.generator(cfg.model, shape, classes, Codebook(K))
     return cfg, model.to("meta").eval()
@@ -30,6 +35,25 @@ def dit_macs(width: int, depth: int, tokens: int, patch: int, out_channels: int)
 
 def ar_macs(width: int, depth: int, mlp: int, tokens: int) -> int:
     return depth * (4 * width**2 * tokens + 2 * tokens**2 * width + 3 * width * mlp * tokens) + width * K * tokens
+
+
+def any_order_macs(width: int, depth: int, mlp: int, tokens: int, counts: list[int] | None = None) -> int:
+    """Half the blocks self-attention, half cross-attention at one shared set of keys and values. `counts`: tokens drawn per step."""
+    pairs = tokens**2  # of a query and a key; with a cache a step's few meet only what is there already
+    if counts is not None:
+        known = [1 + sum(counts[:n]) for n in range(len(counts))]
+        fed = [1, *counts[:-1]]
+        pairs, crossed = (sum(a * b for a, b in zip(few, known, strict=True)) for few in (fed, counts))
+    else:
+        crossed = pairs
+    mlps = depth * 3 * width * mlp * tokens
+    first, second = depth // 2 * (4 * width**2 * tokens + 2 * pairs * width), depth // 2 * (2 * width**2 * tokens + 2 * crossed * width)
+    return mlps + first + second + 2 * width**2 * tokens + width * K * tokens
+
+
+def masked_macs(width: int, depth: int, mlp: int, tokens: int) -> int:
+    seen = tokens + 1  # and the class
+    return depth * (4 * width**2 * seen + 2 * seen**2 * width + 3 * width * mlp * seen) + width * K * tokens
 
 
 def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int = 4) -> int:
@@ -65,7 +89,10 @@ def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int 
 
 
 def hand_count(cfg, side: int) -> int:
-    size = cfg.size[cfg.model.family]
+    size = cfg.size[cfg.model.name.replace("ar_block", "ar")]
+    if cfg.model.name in ("ar_any", "masked"):
+        count = any_order_macs if cfg.model.name == "ar_any" else masked_macs
+        return count(size.width, size.depth, size.mlp, side**2)
     if cfg.model.family == "dit":
         return dit_macs(size.width, size.depth, side**2, 1, 4)
     if cfg.model.family == "ar":
@@ -88,7 +115,7 @@ def test_the_paper_s_dit_table_is_the_hand_formula():
             assert counted[size, patch] * 1e9 == dit_macs(width, depth, (32 // patch) ** 2, patch, 8)
 
 
-@pytest.mark.parametrize("name", ["unet", "dit", "ar"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16)])
 def test_a_forward_pass_is_the_hand_formula(name, size, side):
     cfg, model = configured(name, size, (4, side, side))
@@ -97,20 +124,47 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
 
 @pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16), ("b", 16), ("l", 16)])
 def test_one_size_costs_the_same_in_every_family(size, side):
-    counts = [build.forward_macs(configured(name, size, (4, side, side))[1]) for name in ("unet", "dit", "ar")]
+    counts = [build.forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
     assert max(counts) / min(counts) < 1.05, counts
 
 
 @pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
-def test_a_whole_sampling_call_is_the_hand_formula(guidance, times):
-    """Every evaluation counts, Heun's 2n - 1 among them, and twice under guidance. AR reads a full-length static cache."""
-    for name, sampler, steps in [("unet", "euler", 3), ("dit", "euler", 5), ("dit", "heun", 4), ("ar", "raster", 64)]:
+@pytest.mark.parametrize("sampler", schedulers.samplers("flow"))
+def test_a_whole_diffusion_call_is_the_hand_formula(sampler, guidance, times):
+    """Every evaluation counts, Heun's 2n - 1 among them, and twice under guidance."""
+    for name in ("unet", "dit"):
         cfg, model = configured(name, "xs", (4, 8, 8))
-        model.sampler = sampler
-        assert model.nfe(steps, guidance) == times * (2 * steps - 1 if sampler == "heun" else steps)
-        forwards = 1 if name == "ar" else model.nfe(steps, guidance) / times  # N cached steps of one token are one full pass
-        expected = forwards * times * hand_count(cfg, 8)
-        assert build.sampling_macs(model, steps, guidance) == pytest.approx(expected, rel=0.01), (name, sampler)
+        model.use(sampler)
+        for steps in (1, 3, 8):
+            evaluations = times * (2 * steps - 1 if sampler == "heun" else steps)
+            assert model.nfe(steps, guidance) == evaluations
+            assert build.sampling_macs(model, steps, guidance) == pytest.approx(evaluations * hand_count(cfg, 8), rel=0.01), name
+
+
+@pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_a_whole_raster_call_is_one_forward_pass(block, guidance, times):
+    """N / k cached steps of k tokens read a full-length static cache: together one pass over N tokens, whatever k."""
+    cfg, model = configured("ar_block", "xs", (4, 8, 8), overrides=[f"model.block={block}"])
+    assert model.nfe(64 // block, guidance) == times * 64 // block
+    assert build.sampling_macs(model, 64 // block, guidance) == pytest.approx(times * hand_count(cfg, 8), rel=0.01)
+
+
+@pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
+@pytest.mark.parametrize("steps", [1, 8, 64])
+def test_a_whole_any_order_call_costs_the_same_at_any_step_count_and_a_masked_one_does_not(steps, guidance, times):
+    """What the any-order model draws goes through either pass once; the masked model looks at everything again each step."""
+    cfg, model = configured("ar_any", "xs", (4, 8, 8))
+    size, counts = cfg.size.ar_any, schedule("arccos", 64, steps)
+    assert model.nfe(steps, guidance) == times * steps
+    # one step feeds the class alone through pass 1: no token is ever looked at again
+    fed = 1 + sum(counts[:-1])
+    unfed = (64 - fed) * (size.depth // 2 * (4 * size.width**2 + 3 * size.width * size.mlp) + 2 * size.width**2)
+    expected = any_order_macs(size.width, size.depth, size.mlp, 64, counts) - unfed
+    assert build.sampling_macs(model, steps, guidance) == pytest.approx(times * expected, rel=0.01)
+    assert expected <= hand_count(cfg, 8)
+    cfg, model = configured("masked", "xs", (4, 8, 8))
+    assert build.sampling_macs(model, steps, guidance) == pytest.approx(times * steps * hand_count(cfg, 8), rel=0.01)
 
 
 def test_attention_is_not_counted_as_zero():

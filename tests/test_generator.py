@@ -5,8 +5,8 @@ import torch
 from conftest import CLASSES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
 
 from models import generator as contract
-from models.autoregressive import invert
 from models.generator import drop_labels
+from models.tokens import invert
 
 
 def test_loss_is_a_finite_scalar_with_finite_gradients_everywhere(model):
@@ -24,7 +24,7 @@ def test_loss_is_a_function_of_its_generator(model):
 
 
 def test_loss_does_not_depend_on_train_or_eval_but_for_label_dropout():
-    for name in ("unet", "dit", "ar"):
+    for name in ("unet", "dit", "ar", "any", "masked"):
         model = tiny(name, label_dropout=0.0)
         assert model.train()(random_batch(), rng=rng()).item() == pytest.approx(model.eval()(random_batch(), rng=rng()).item(), rel=1e-6)
 
@@ -61,7 +61,7 @@ def test_labels_matter(model):
 
 
 def test_step_counts_are_honoured_or_refused(model):
-    asked = [TOKENS, 1, 4, 7, 0, -1, 100_000]
+    asked = [TOKENS, 1, 4, 7, 16, 0, -1, 100_000]
     honoured = model.step_counts(asked)
     assert honoured and honoured == [n for n in asked if n in honoured]
     for steps in asked:

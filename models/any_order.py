@@ -1,0 +1,110 @@
+"""One autoregressive checkpoint, any number of steps: the two-pass decoder of ARPG (arXiv 2503.10568).
+
+Pass 1 is causal self-attention over the class token and the tokens in a random order; its output gives one shared set of keys and
+values. Pass 2 starts every target as the same [MASK] vector, turned to the target's position, and reads them by cross-attention.
+Targets do not see each other, so any number of them can be drawn in one step; everything already drawn stays in the cache.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+from models.codebook import Codebook
+from models.generator import Batch, spawn
+from models.layers import Block, Cache, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate
+from models.tokens import TokenGenerator, doubled, schedule
+
+
+class AnyOrder(TokenGenerator):
+    """Any-order prediction, 1 to H * W steps; `depth` blocks, half of them self-attention, half cross-attention.
+
+    Raises ValueError for an odd depth, or a width that `heads` does not divide into multiples of 4.
+    """
+
+    samplers = ("random-order",)
+    objective = "any-order"
+    options = TokenGenerator.options | {"guidance_schedule": "linear", "schedule": "arccos"}
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        codebook: Codebook,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(latent_shape, num_classes, codebook=codebook, label_dropout=label_dropout)
+        if depth % 2 or width % heads:
+            raise ValueError(f"depth {depth} must be even and width {width} a multiple of heads {heads}")
+        self.heads = heads
+        self.register_buffer("angles", grid_angles(*latent_shape[1:], width // heads), persistent=False)
+        self.embed = nn.Embedding(codebook.size, width)
+        self.classes = nn.Embedding(num_classes + 1, width)
+        self.remember = nn.ModuleList(Block(SelfAttention(width, heads), width, mlp) for _ in range(depth // 2))
+        self.norm_memory = nn.RMSNorm(width, eps=1e-6)
+        self.keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.mask = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.predict = nn.ModuleList(Block(CrossAttention(width, heads), width, mlp) for _ in range(depth // 2))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, codebook.size, bias=False)
+        initialise(self)
+        nn.init.zeros_(self.head.weight)
+
+    def memory(self, x: Tensor, angles: Tensor, *, causal: bool, caches: list[Cache | None]) -> tuple[Tensor, Tensor]:
+        """Pass 1: inputs (B, t, d) at these angles -> keys and values (B, heads, t, d / heads) for every target."""
+        for block, cache in zip(self.remember, caches, strict=True):
+            x = block(x, angles, causal=causal, cache=cache)
+        keys, values = (heads_first(part, self.heads) for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2))
+        return rotate(keys, angles), values
+
+    def scores(self, angles: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+        """Pass 2: targets at these angles (B, t, .) -> logits (B, t, K)."""
+        x = self.mask.repeat(keys.shape[0], angles.shape[1], 1)
+        for block in self.predict:
+            x = block(x, angles, keys, values, causal=causal)
+        return self.head(self.norm(x))
+
+    def logits(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
+        """Teacher-forced scores (B, H*W, K): entry i is of token order[:, i], given the class and the i tokens before it in that order."""
+        ordered, at = tokens.gather(1, order), self.angles[1 + order]
+        x = torch.cat([self.classes(labels)[:, None], self.embed(ordered[:, :-1])], dim=1)
+        first = self.angles[:1].expand(len(tokens), 1, -1)
+        keys, values = self.memory(x, torch.cat([first, at[:, :-1]], dim=1), causal=True, caches=[None] * len(self.remember))
+        return self.scores(at, keys, values, causal=True)
+
+    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """Mean cross-entropy per token in a random order of each picture, in nats."""
+        order = torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1).to(batch.tokens.device)
+        scores = self.logits(batch.tokens, batch.labels, order).float()
+        return F.cross_entropy(scores.flatten(0, 1), batch.tokens.gather(1, order).flatten())
+
+    @torch.inference_mode()
+    def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
+        """Token ids (B, H*W): one random order a picture; each step feeds what the last one drew and draws the next few together."""
+        rngs = spawn(rng, len(labels))
+        order = torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]).to(labels.device)
+        uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in rngs]).to(labels.device)
+        double = 1 if guidance == 1 else 2
+        x, angles = self.classes(doubled(labels, self.num_classes, guidance))[:, None], self.angles[:1][None]
+        at = self.angles[1 + order].repeat(double, 1, 1)
+        caches, shared, drawn, start = [Cache(self.tokens) for _ in self.remember], Cache(self.tokens), [], 0
+        for count in schedule(self.choice["schedule"], self.tokens, steps):
+            now = slice(start, start := start + count)
+            keys, values = shared.extend(*self.memory(x, angles, causal=False, caches=caches))
+            logits = self.guided(self.scores(at[:, now], keys, values, causal=False).float(), guidance, start)
+            drawn.append(self.choose(logits, uniform[:, now]))
+            x, angles = self.embed(drawn[-1].repeat(double, 1)), at[:, now]
+        return torch.empty_like(order).scatter(1, order, torch.cat(drawn, dim=1))
+
+    def step_counts(self, requested: Iterable[int]) -> list[int]:
+        """1 to H * W."""
+        return [n for n in requested if 1 <= n <= self.tokens]
+
+    def honoured(self) -> str:
+        return f"this model takes 1 to {self.tokens} steps"

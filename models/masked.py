@@ -1,0 +1,101 @@
+"""A masked transformer over codebook tokens: MaskGIT (arXiv 2202.04200), any number of steps, no cache.
+
+Every step looks at the whole picture again: what is still masked is predicted at once, and what the model is surest of stays.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+from models.codebook import Codebook
+from models.generator import Batch, spawn
+from models.layers import Block, SelfAttention, grid_angles, initialise
+from models.tokens import TokenGenerator, doubled, schedule
+
+
+class Masked(TokenGenerator):
+    """Bidirectional prediction of masked tokens, 1 to H * W steps.
+
+    Besides the token models' options: `schedule`, how many tokens a step fixes; `choice_temperature`, the scale of the Gumbel noise on
+    the confidences, annealed to zero over the steps.
+    """
+
+    samplers = ("confidence",)
+    objective = "masked-token"
+    options = TokenGenerator.options | {"guidance_schedule": "linear", "schedule": "arccos", "choice_temperature": 4.5}
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        codebook: Codebook,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(latent_shape, num_classes, codebook=codebook, label_dropout=label_dropout)
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.register_buffer("angles", grid_angles(*latent_shape[1:], width // heads), persistent=False)
+        self.embed = nn.Embedding(codebook.size + 1, width)  # the last is [MASK]
+        self.classes = nn.Embedding(num_classes + 1, width)
+        self.blocks = nn.ModuleList(Block(SelfAttention(width, heads), width, mlp) for _ in range(depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, codebook.size, bias=False)
+        initialise(self)
+        nn.init.zeros_(self.head.weight)
+
+    def check_options(self, options) -> None:
+        super().check_options(options)
+        if options["choice_temperature"] < 0:
+            raise ValueError(f"sampler.choice_temperature={options['choice_temperature']}: at least 0")
+
+    def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
+        """Scores (B, H*W, K) of all tokens (B, H*W), of which those to predict are masked (id K)."""
+        x = torch.cat([self.classes(labels)[:, None], self.embed(tokens)], dim=1)
+        for block in self.blocks:
+            x = block(x, self.angles[None], causal=False)
+        return self.head(self.norm(x[:, 1:]))
+
+    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """Mean cross-entropy per masked token, in nats; a share arccos(u) * 2 / pi of each picture is masked, u uniform."""
+        share = torch.arccos(torch.rand(len(batch.tokens), 1, generator=rng)) * 2 / math.pi
+        count = (share * self.tokens).round().clamp(min=1)
+        rank = torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1).argsort(dim=1)
+        masked = (rank < count).to(batch.tokens.device)
+        scores = self.logits(batch.tokens.masked_fill(masked, self.codebook.size), batch.labels).float()
+        each = F.cross_entropy(scores.flatten(0, 1), batch.tokens.flatten(), reduction="none").view(masked.shape)
+        return (each * masked).sum() / masked.sum()
+
+    @torch.inference_mode()
+    def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
+        """Token ids (B, H*W): a step draws every masked token, then keeps its share, the surest under annealed noise."""
+        rngs, count = spawn(rng, len(labels)), len(labels)
+        labels = doubled(labels, self.num_classes, guidance)
+        ids = torch.full((count, self.tokens), self.codebook.size, device=labels.device)
+        fixed, done = torch.zeros_like(ids, dtype=torch.bool), 0
+        for step, share in enumerate(schedule(self.choice["schedule"], self.tokens, steps), start=1):
+            done += share
+            noise = torch.stack([torch.rand(2, self.tokens, generator=g) for g in rngs]).to(labels.device)
+            logits = self.logits(ids if guidance == 1 else ids.repeat(2, 1), labels).float()
+            logits = self.guided(logits, guidance, done)
+            proposed = self.choose(logits, noise[:, 0])
+            sure = logits.log_softmax(-1).gather(2, proposed[..., None])[..., 0]
+            sure = sure - self.choice["choice_temperature"] * (1 - step / steps) * (-noise[:, 1].clamp(1e-9, 1 - 1e-7).log()).log()
+            best = sure.masked_fill(fixed, -math.inf).topk(share, dim=1).indices
+            ids = ids.scatter(1, best, proposed.gather(1, best))
+            fixed = fixed.scatter(1, best, True)
+        return ids
+
+    def step_counts(self, requested: Iterable[int]) -> list[int]:
+        """1 to H * W."""
+        return [n for n in requested if 1 <= n <= self.tokens]
+
+    def honoured(self) -> str:
+        return f"this model takes 1 to {self.tokens} steps"

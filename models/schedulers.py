@@ -1,0 +1,55 @@
+"""The diffusers scheduler for an objective, a sampler's name and a number of steps, with the settings each of them needs.
+
+Latents are never clipped, every grid begins at pure noise (`trailing`) and ends at data.
+"""
+
+from typing import Any
+
+import numpy as np
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+CHAIN = 1000  # training timesteps of eps, v, x0; also the scale of the denoiser's time input
+BETAS = {"num_train_timesteps": CHAIN, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
+PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+CHAINED = {
+    "ddim": lambda **k: DDIMScheduler(clip_sample=False, **k),
+    "ddpm": lambda **k: DDPMScheduler(clip_sample=False, **k),
+    "euler": lambda **k: EulerDiscreteScheduler(**k),
+    "heun": lambda **k: HeunDiscreteScheduler(**k),
+    "dpmpp": lambda **k: DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **k),
+    "unipc": lambda **k: UniPCMultistepScheduler(**k),
+}
+STRAIGHT = ("euler", "heun", "dpmpp", "unipc")
+
+
+def samplers(objective: str) -> tuple[str, ...]:
+    """What an objective can be sampled with, its own first; diffusers' Euler does not take x0 predictions."""
+    if objective == "flow":
+        return STRAIGHT
+    return tuple(name for name in CHAINED if (objective, name) != ("x0", "euler"))
+
+
+def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
+    """A scheduler, its timesteps set. `shift` s moves the flow's times to s t / (1 + (s - 1) t) (arXiv 2403.03206, equation 23)."""
+    if objective != "flow":
+        made = CHAINED[name](prediction_type=PREDICTION[objective], **BETAS)
+    elif name == "euler":
+        made = FlowMatchEulerDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
+        made.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))  # the default grid ends at .001 and so wastes its last evaluation
+        return made
+    elif name == "heun":
+        made = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)  # 2n - 1 evaluations, the last near .001
+    else:
+        kind = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
+        made = kind(num_train_timesteps=CHAIN, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    made.set_timesteps(steps)
+    return made

@@ -1,0 +1,111 @@
+"""What every token model shares: how logits become ids, how guidance acts on them, how many tokens a step takes."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor
+
+from models.codebook import Codebook
+from models.generator import Generator
+
+# share of the steps -> share of the tokens still to come; both concave, as MaskGIT (arXiv 2202.04200) found best
+SCHEDULES = {"arccos": lambda r: math.acos(r) * 2 / math.pi, "cosine": lambda r: math.cos(r * math.pi / 2)}
+
+
+class TokenGenerator(Generator):
+    """A family that draws codebook ids (B, H * W); `codebook` speaks whitened latents (`Codebook.whitened`).
+
+    `choice` holds `temperature` above 0; `top_k`, the likeliest ids kept, 0 for all; `top_p` in (0, 1], the probability kept; and
+    `guidance_schedule`: constant, or linear: 1 + (w - 1) x the share of tokens drawn after the step (as ARPG, arXiv 2503.10568).
+    """
+
+    objective = "next-token"
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_schedule": "constant"}
+
+    def __init__(self, latent_shape: tuple[int, int, int], num_classes: int, *, codebook: Codebook, label_dropout: float = 0.1):
+        super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
+        self.tokens = latent_shape[1] * latent_shape[2]
+        self.codebook = codebook
+
+    def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
+        """Ids (B, H * W) in raster order."""
+        raise NotImplementedError
+
+    def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
+        self.nfe(steps, guidance)  # refuses what cannot be honoured
+        return self.codebook.detokenize(self.draw(labels, steps=steps, guidance=guidance, rng=rng))
+
+    def nfe(self, steps: int, guidance: float) -> int:
+        if not self.step_counts([steps]):
+            raise ValueError(f"steps={steps}: {self.honoured()}")
+        return steps * (1 if guidance == 1 else 2)
+
+    def honoured(self) -> str:
+        """Which step counts `sample` takes, in words."""
+        raise NotImplementedError
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError for a value out of range."""
+        if options["temperature"] <= 0:
+            raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
+        if options["top_k"] < 0 or int(options["top_k"]) != options["top_k"]:
+            raise ValueError(f"sampler.top_k={options['top_k']}: a whole number, 0 for all")
+        if not 0 < options["top_p"] <= 1:
+            raise ValueError(f"sampler.top_p={options['top_p']}: above 0, at most 1")
+        if options["guidance_schedule"] not in ("constant", "linear"):
+            raise ValueError(f"sampler.guidance_schedule={options['guidance_schedule']}: constant or linear")
+        if options.get("schedule", "arccos") not in SCHEDULES:
+            raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
+
+    def guided(self, logits: Tensor, guidance: float, drawn: int) -> Tensor:
+        """Conditional and unconditional halves (2B, ..., K) -> (B, ..., K); `drawn` tokens of all are there after this step."""
+        if guidance == 1:
+            return logits
+        if self.choice["guidance_schedule"] == "linear":
+            guidance = 1 + (guidance - 1) * drawn / self.tokens
+        conditional, unconditional = logits.chunk(2)
+        return torch.lerp(unconditional, conditional, guidance)
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> LongTensor:
+        """Ids (...) from logits (..., K) and uniform numbers (...) in [0, 1), by temperature, top-k and top-p."""
+        shape = uniform.shape
+        logits = narrowed(logits / self.choice["temperature"], int(self.choice["top_k"]), self.choice["top_p"])
+        return invert(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1)).view(shape)
+
+
+def doubled(labels: LongTensor, null_label: int, guidance: float) -> LongTensor:
+    """Under guidance the labels, then as many null labels: both halves go through the network in one batch."""
+    return labels if guidance == 1 else torch.cat([labels, torch.full_like(labels, null_label)])
+
+
+def narrowed(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Minus infinity for all but the `top_k` likeliest ids, then for those beyond the smallest set of probability `top_p`."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -math.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        share = ordered.softmax(-1)
+        beyond = share.cumsum(-1) - share >= top_p  # what came before already suffices; the likeliest always stays
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
+    return logits
+
+
+def invert(logits: Tensor, uniform: Tensor) -> LongTensor:
+    """Inverse-transform sampling: ids (B,) from logits (B, K) and uniform numbers (B,) in [0, 1)."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    ids = torch.searchsorted(cumulative, (uniform[:, None] * cumulative[:, -1:]).contiguous(), right=True)
+    return ids[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def schedule(kind: str, tokens: int, steps: int) -> list[int]:
+    """How many tokens each of `steps` steps draws: few at first, at least one each, `tokens` in all.
+
+    `kind` names one of SCHEDULES; arccos leaves much to the last step, cosine draws fewer early.
+    """
+    done = [0]
+    for step in range(1, steps + 1):
+        wanted = round(tokens * (1 - SCHEDULES[kind](step / steps)))
+        done.append(min(max(wanted, done[-1] + 1), tokens - (steps - step)))
+    return [after - before for before, after in pairwise(done)]

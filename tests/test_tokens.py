@@ -1,0 +1,211 @@
+"""The token models: blocks, any order, masked; what they may see, what their caches hold, how ids are chosen."""
+
+import math
+
+import pytest
+import torch
+from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, random_batch, rng, tiny
+
+from models.any_order import AnyOrder
+from models.generator import spawn
+from models.layers import grid_angles, rotate
+from models.tokens import SCHEDULES, invert, narrowed, schedule
+
+LABELS = torch.tensor([0, 3, 1])
+
+
+def numbers(count: int, seed: int):
+    """What a draw of `count` samples takes from `rng(seed)`: uniform numbers per sample; for any order the order comes first."""
+    return torch.stack([torch.rand(TOKENS, generator=g) for g in spawn(rng(seed), count)])
+
+
+def inverted(logits, uniform):
+    return torch.stack([invert(logits[:, n], uniform[:, n]) for n in range(TOKENS)], dim=1)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("block", [1, 4])
+def test_blocks_drawn_with_the_cache_are_those_of_the_full_forward_pass(block, guidance):
+    model = tiny("ar-block4" if block == 4 else "ar").eval()
+    ids = model.draw(LABELS, steps=TOKENS // block, guidance=guidance, rng=rng(2))
+    with torch.no_grad():
+        given, free = model.logits(ids, LABELS), model.logits(ids, torch.full_like(LABELS, CLASSES))
+    assert torch.equal(ids, inverted(free + guidance * (given - free), numbers(3, 2)))
+    assert ids.unique().numel() > ENTRIES // 4, "a constant would agree with anything"
+
+
+def test_a_block_sees_the_blocks_before_it_and_nothing_of_itself():
+    model = tiny("ar-block4").eval()
+    tokens = torch.randint(ENTRIES, (1, TOKENS), generator=rng())
+    changed = tokens.clone()
+    changed[:, 20] = (changed[:, 20] + 1) % ENTRIES
+    with torch.no_grad():
+        a, b = model.logits(tokens, torch.tensor([0])), model.logits(changed, torch.tensor([0]))
+    moved = (a - b).abs().amax(dim=(0, 2)) > 1e-4
+    assert not moved[:24].any(), "blocks 0 to 5, of which token 20 is one, do not see it"
+    assert moved[24:].all()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_any_order_in_all_steps_is_exact_autoregression(guidance):
+    """With as many steps as tokens the cached draw is the teacher-forced pass over the same order, each id at its own number."""
+    model = tiny("any").eval()
+    model.use(guidance_schedule="constant")
+    ids = model.draw(LABELS, steps=TOKENS, guidance=guidance, rng=rng(2))
+    order, uniform = zip(
+        *[(torch.rand(TOKENS, generator=g).argsort(), torch.rand(TOKENS, generator=g)) for g in spawn(rng(2), 3)], strict=True
+    )
+    order, uniform = torch.stack(order), torch.stack(uniform)
+    with torch.no_grad():
+        given, free = (model.logits(ids, labels, order) for labels in (LABELS, torch.full_like(LABELS, CLASSES)))
+    assert torch.equal(ids.gather(1, order), inverted(free + guidance * (given - free), uniform))
+    assert ids.unique().numel() > ENTRIES // 4
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_any_order_never_sees_its_target_nor_what_comes_later(train):
+    """In training and in validation alike: masks that follow the mode would leak targets into the validation loss."""
+    model = tiny("any").train(train)
+    tokens = torch.randint(ENTRIES, (1, TOKENS), generator=rng())
+    order = torch.rand(1, TOKENS, generator=rng(1)).argsort(dim=1)
+    changed = tokens.scatter(1, order[:, 20:21], (tokens.gather(1, order[:, 20:21]) + 1) % ENTRIES)
+    with torch.no_grad():
+        a, b = model.logits(tokens, torch.tensor([0]), order), model.logits(changed, torch.tensor([0]), order)
+    moved = (a - b).abs().amax(dim=(0, 2)) > 1e-5
+    assert not moved[:21].any() and moved[21:].all()
+
+
+def test_any_order_targets_of_one_step_do_not_see_each_other():
+    """One step draws all tokens from the class alone: each id has the distribution of a first token."""
+    model = tiny("any").eval()
+    ids = model.draw(LABELS, steps=1, guidance=1.0, rng=rng(2))
+    for place in (0, 17, 63):
+        order = torch.arange(TOKENS).roll(-place).expand(3, -1)  # `place` comes first
+        with torch.no_grad():
+            first = model.logits(torch.zeros_like(ids), LABELS, order)[:, 0]
+        drawn = [(torch.rand(TOKENS, generator=g).argsort(), torch.rand(TOKENS, generator=g)) for g in spawn(rng(2), 3)]
+        uniform = torch.stack([u[(o == place).nonzero()[0, 0]] for o, u in drawn])
+        assert torch.equal(ids[:, place], invert(first, uniform))
+
+
+def test_any_order_knows_where_its_targets_are():
+    """The target's place enters by rotation alone; the class token's own place is real too."""
+    model = tiny("any").eval()
+    order = torch.arange(TOKENS)[None]
+    swapped = order.clone()
+    swapped[:, [40, 50]] = swapped[:, [50, 40]]
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long)
+    with torch.no_grad():
+        a, b = model.logits(tokens, torch.tensor([0]), order), model.logits(tokens, torch.tensor([0]), swapped)
+    assert not torch.allclose(a[:, 40], b[:, 40], atol=1e-4)
+    assert len(torch.unique(grid_angles(8, 8, 16), dim=0)) == 65
+
+
+def test_rotation_keeps_lengths_and_depends_on_differences_only():
+    angles = grid_angles(8, 8, 16)
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    product = lambda i, j: (rotate(q, angles[None, i : i + 1]) * rotate(k, angles[None, j : j + 1])).sum().item()  # noqa: E731
+    assert product(1, 1 + 9) == pytest.approx(product(20, 20 + 9), abs=1e-4)  # one row down and one column on, from anywhere
+    assert product(1, 2) != pytest.approx(product(1, 9), abs=1e-3)  # a step right is not a step down
+    assert rotate(q, angles[None, 5:6]).norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
+
+
+def test_a_masked_model_does_not_see_what_it_predicts():
+    model = tiny("masked").eval()
+    batch = random_batch()
+    other = batch._replace(tokens=(batch.tokens + 1) % ENTRIES)
+    seen = []
+    original = model.logits
+    model.logits = lambda tokens, labels: seen.append(tokens) or original(tokens, labels)
+    model(batch, rng=rng(4)), model(other, rng=rng(4))
+    masked = seen[0] == ENTRIES
+    assert torch.equal(masked, seen[1] == ENTRIES) and 0.2 < masked.float().mean() < 0.9
+    assert torch.equal(seen[0][~masked], batch.tokens[~masked])
+    assert (masked.sum(dim=1) >= 1).all()
+
+
+def test_masked_decoding_fixes_its_schedule_s_share_and_never_changes_it():
+    model = tiny("masked").eval()
+    seen, original = [], model.logits
+    model.logits = lambda tokens, labels: seen.append(tokens) or original(tokens, labels)
+    ids = model.draw(LABELS, steps=8, guidance=1.0, rng=rng(2))
+    counts = [(tokens != ENTRIES).sum(dim=1).tolist() for tokens in seen]
+    done = [sum(schedule("arccos", TOKENS, 8)[:n]) for n in range(8)]
+    assert counts == [[n] * 3 for n in done]
+    for before, after in zip(seen, [*seen[1:], ids], strict=True):
+        assert torch.equal(after[before != ENTRIES], before[before != ENTRIES])
+    assert (ids < ENTRIES).all()
+
+
+def test_masked_decoding_without_noise_keeps_what_it_is_surest_of():
+    model = tiny("masked").eval()
+    model.use(choice_temperature=0.0)
+    seen, original = [], model.logits
+    model.logits = lambda tokens, labels: seen.append((tokens, original(tokens, labels))) or seen[-1][1]
+    model.draw(LABELS[:1], steps=4, guidance=1.0, rng=rng(2))
+    (_, logits), (kept, _) = seen[0], seen[1]
+    share = schedule("arccos", TOKENS, 4)[0]
+    uniform = torch.rand(2, TOKENS, generator=spawn(rng(2), 1)[0])[0]
+    proposed = invert(logits[0], uniform)
+    sure = logits[0].log_softmax(-1).gather(1, proposed[:, None])[:, 0]
+    assert set((kept[0] != ENTRIES).nonzero()[:, 0].tolist()) == set(sure.topk(share).indices.tolist())
+
+
+@pytest.mark.parametrize("kind", list(SCHEDULES))
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_a_schedule_draws_every_token_once_and_at_least_one_a_step(kind, tokens):
+    for steps in (1, 2, 3, 8, 33, tokens - 1, tokens):
+        counts = schedule(kind, tokens, steps)
+        assert len(counts) == steps and sum(counts) == tokens and min(counts) >= 1
+    counts = schedule(kind, 6400, 8)
+    left = [1 - sum(counts[: n + 1]) / 6400 for n in range(8)]
+    assert left == pytest.approx([SCHEDULES[kind]((n + 1) / 8) for n in range(8)], abs=1e-3)
+    assert counts[0] < counts[-1], "few at first"
+
+
+def test_narrowing_keeps_the_likeliest():
+    logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
+    kept = lambda k, p: narrowed(logits, k, p).isfinite()[0].tolist()  # noqa: E731
+    assert kept(0, 1.0) == [True] * 4
+    assert kept(2, 1.0) == [True, False, True, False]
+    assert kept(0, 0.6) == [True, False, True, False]
+    assert kept(0, 0.01) == [True, False, False, False]
+    assert kept(0, 0.75) == [True, False, True, True]
+
+
+def test_temperature_sharpens_and_flattens():
+    model = tiny("ar")
+    logits = torch.tensor([0.0, 1.0]).expand(50_000, 2)
+    for temperature in (0.5, 2.0):
+        model.use(temperature=temperature)
+        share = model.choose(logits, torch.rand(50_000, generator=rng())).float().mean().item()
+        assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.01)
+
+
+def test_linear_guidance_grows_with_the_share_of_tokens_drawn():
+    model = tiny("ar")
+    model.use(guidance_schedule="linear")
+    both = torch.tensor([[1.0], [0.0]])  # conditional, unconditional: the guided value is the scale
+    assert [model.guided(both, 5.0, n).item() for n in (0, TOKENS // 2, TOKENS)] == pytest.approx([1.0, 3.0, 5.0])
+
+
+def test_what_a_token_model_cannot_do_is_a_clear_error():
+    for choice, message in [
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"guidance_schedule": "cubic"}, "constant or linear"),
+        ({"shift": 3.0}, "sampler.shift"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tiny("ar").use(**choice)
+    with pytest.raises(ValueError, match="arccos or cosine"):
+        tiny("masked").use(schedule="linear")
+    with pytest.raises(ValueError, match="choice_temperature"):
+        tiny("masked").use(choice_temperature=-1.0)
+    with pytest.raises(ValueError, match="one of raster"):
+        tiny("ar").use("heun")
+    with pytest.raises(ValueError, match="does not divide"):
+        tiny("ar", block=5)
+    with pytest.raises(ValueError, match="must be even"):
+        AnyOrder(SHAPE, CLASSES, codebook=tiny("ar").codebook, width=32, depth=3, heads=2, mlp=64)
