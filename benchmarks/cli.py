@@ -57,6 +57,8 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise BadInput(f"{key}={value}: a number above 0")
+    if not all(isinstance(s, float) and 0 < s < 1 for s in cfg.train.snapshots):
+        raise BadInput(f"train.snapshots={cfg.train.snapshots}: shares of the budget, above 0 and below 1")
     if cfg.train.precision not in ("bf16", "fp32"):
         raise BadInput(f"train.precision={cfg.train.precision}: one of bf16, fp32")
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in many(cfg.steps)) or not many(cfg.steps):

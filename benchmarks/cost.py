@@ -2,6 +2,7 @@
 
 Writes results/cost/cost.csv: every model x size at 4x16x16 latents (xs at 4x8x8) on 1000 classes, then the twelve DiT models
 of the paper (arXiv 2212.09748, table 1) at 4x32x32 with learned sigma. MACs include the head; the papers' "Gflops" are MACs.
+Then resolution.csv and gflops_vs_resolution.png: a whole image's GFLOPs, decoder left out, at 8x8 to 64x64 latents.
 """
 
 import argparse
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks import build
+from benchmarks import build, plots
 from benchmarks.report import markdown
 from benchmarks.space import shipped_codebook_size
 from benchmarks.store import atomic_file
@@ -25,7 +28,10 @@ from models.generator import Generator
 
 CONF = Path(__file__).parent.parent / "conf"
 COLUMNS = ["model", "family", "size", "patch", "latent_shape", "num_classes", "params_m", "gmacs"]
+GROWTH = ["model", "size", "side", "steps", "gflops_per_image", "forward_passes"]
 NUM_CLASSES = 1000
+SIDES = (8, 16, 32, 64)
+STEPS = 16
 ORDER = ["xs", "s", "b", "l"]
 
 
@@ -52,6 +58,36 @@ def configured(codebook_size: int) -> Iterator[list[object]]:
                 with torch.device("meta"):
                     model = build.generator(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
                 yield row(name, cfg.model.family, size, model.to("meta"))
+
+
+def resolutions(size: str, codebook_size: int) -> Iterator[list[object]]:
+    """What an image of every model costs at growing latents: 16 steps where the model has a choice, else its own number."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for side in SIDES:
+            for name in names("model"):
+                cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
+                with torch.device("meta"):
+                    model = build.generator(cfg.model, (4, side, side), NUM_CLASSES, Codebook(codebook_size)).to("meta").eval()
+                free = model.step_counts([STEPS])
+                # a raster model's cached steps add up to one forward pass (tests/test_flops.py); counting each takes minutes
+                macs = build.sampling_macs(model, STEPS, 1.0) if free else build.forward_macs(model)
+                yield [name, size, side, STEPS if free else None, 2 * macs / 1e9, macs / build.forward_macs(model)]
+
+
+def resolution_plot(table: pd.DataFrame, path: Path) -> None:
+    """GFLOPs per image against latent positions, log-log, with lines of slope 1 and 2."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    for i, (name, rows) in enumerate(table.groupby("model", sort=False)):
+        steps = "" if rows["steps"].isna().all() else f", {STEPS} steps"
+        axis.plot(rows["side"] ** 2, rows["gflops_per_image"], marker=plots.MARKERS[i], label=f"{name}{steps}")
+    ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()
+    for slope, line in ((1, ":"), (2, "--")):
+        axis.plot(ends, least / 2 * (ends / ends[0]) ** slope, color="0.5", linestyle=line, label=f"slope {slope}")
+    axis.set(xscale="log", yscale="log", xlabel="latent positions (side squared)", ylabel="GFLOPs per image (generator)")
+    axis.set_title(f"size {table['size'].iloc[0]}: attention's quadratic term", fontsize=9)
+    axis.grid(alpha=0.3, which="both", linewidth=0.5)
+    axis.legend(fontsize=7)
+    plots.save(figure, path)
 
 
 def discounted(size: str, codebook_size: int) -> str:
@@ -96,7 +132,12 @@ def main() -> None:
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
     causal = ", ".join(discounted(size, codebook_size) for size in ORDER)
     print(f"\ncausal attention is counted in full; discounted to the pairs it needs, GMACs are: {causal}")
-    print(f"autoregressive heads have {codebook_size} codebook entries\n{out / 'cost.csv'}")
+    growth = pd.DataFrame(resolutions("s", codebook_size), columns=GROWTH)
+    with atomic_file(out / "resolution.csv") as path:
+        growth.to_csv(path, index=False)
+    resolution_plot(growth, out / "gflops_vs_resolution.png")
+    print(f"autoregressive heads have {codebook_size} codebook entries")
+    print("\n".join(str(out / name) for name in ("cost.csv", "resolution.csv", "gflops_vs_resolution.png")))
 
 
 if __name__ == "__main__":

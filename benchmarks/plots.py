@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from benchmarks import verdicts
 from benchmarks.records import MEANING
 from benchmarks.store import atomic_file
 
@@ -24,6 +25,7 @@ AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
     "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
     "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
+    "latency_seconds": ("latency of one image (s)", "fd_vs_latency"),
 }
 GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device", "judged_by"]
 CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype", "variant"]
@@ -41,14 +43,13 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def curve_names(part: pd.DataFrame) -> pd.Series:
-    """One name per row: the model, and whatever else tells the curves of this panel apart."""
-    varying = ["model"]
-    for column in CURVE[1:]:
-        if (part.groupby("model", dropna=False)[column].nunique(dropna=False) > 1).any():
-            varying.append(column)
+    """One name per row: the model, and whatever else tells its curves apart; guidance everywhere where it differs for one model."""
+    counts = part.groupby("model", dropna=False)[CURVE[1:]].nunique(dropna=False) > 1
+    counts["guidance"] = counts["guidance"].any()
 
     def name(row: pd.Series) -> str:
-        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying[1:] if c != "variant"]
+        varying = [column for column in CURVE[1:] if column != "variant" and counts.loc[row["model"], column]]
+        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying]
         return ", ".join(filter(None, [str(row["model"]), *extras, row["variant"]]))
 
     return part.apply(name, axis=1)
@@ -65,7 +66,8 @@ def distance_name(features: str) -> str:
     return "FID" if features == "inception" else f"FD[{features}]"
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png")
@@ -86,16 +88,22 @@ def _plain_log_ticks(axis: Any) -> None:
     axis.tick_params(axis="x", labelsize=8)
 
 
+def _style(i: int) -> dict[str, Any]:
+    return dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5)
+
+
 def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
-    """Distance against `x`, a curve per model and setting, the floors as lines, one panel per comparable group."""
+    """Distance against `x`, a curve per model and setting, their Pareto frontier, the floors as lines, one panel per comparable group."""
     panels = groups(rows)
     figure, axes = _panels(len(panels))
     for axis, (title, part) in zip(axes, panels, strict=True):
+        part = verdicts.shown(part)
         part = part.assign(curve=curve_names(part))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values(x)
-            style = dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2)
-            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, **style)
+            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **_style(i))
+        best = part[verdicts.frontier(part[x], part["fd"])].sort_values(x)
+        axis.step(best[x], best["fd"], where="post", color="k", linewidth=4, alpha=0.12, label="Pareto frontier")
         for column, name, line in FLOORS:
             if part[column].notna().any():
                 axis.axhline(part[column].median(), color="0.45", linewidth=1, linestyle=line, label=f"floor: {name}")
@@ -115,7 +123,56 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
             _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=7)
-    return _save(figure, folder / f"{AXES[x][1]}.png")
+    return save(figure, folder / f"{AXES[x][1]}.png")
+
+
+def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
+    """Distance against training FLOPs, from the weights kept on the way, each at its model's most steps; None where none were kept."""
+    panels = [(title, part) for title, part in groups(rows) if (part["train_fraction"] < 1).any()]
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels))
+    for axis, (title, part) in zip(axes, panels, strict=True):
+        kept = part[part["train_fraction"] < 1]
+        setting = ["training", "steps", "guidance", "sampler"]
+        part = part.merge(kept[setting].drop_duplicates("training"), on=setting)
+        part = part.assign(curve=curve_names(part.assign(train_flops=0)))
+        for i, name in enumerate(in_order(part)):
+            curve = part[part["curve"] == name].sort_values("train_flops")
+            steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
+            axis.errorbar(curve["train_flops"], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name + steps, capsize=2, **_style(i))
+        axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_name(part["features"].iloc[0]))
+        axis.set_title(title, fontsize=9)
+        _plain_log_ticks(axis)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        axis.legend(fontsize=7)
+    return save(figure, folder / "fd_vs_training.png")
+
+
+def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
+    """Precision against recall as guidance grows, each model at its most steps and own sampler; None where guidance was not swept."""
+    panels = [(title, part) for title, part in groups(rows) if part["guidance"].nunique() > 1 and part["recall"].notna().any()]
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels))
+    for axis, (title, part) in zip(axes, panels, strict=True):
+        best = verdicts.own_best(part)[["training", "sampler"]].drop_duplicates()
+        part = part.merge(best, on=["training", "sampler"])
+        part = part[part["steps"] == part.groupby("training")["steps"].transform("max")]
+        part = part.assign(curve=curve_names(part.assign(guidance=1)))
+        for i, name in enumerate(in_order(part)):
+            curve = part[part["curve"] == name].sort_values("guidance")
+            axis.plot(curve["recall"], curve["precision"], label=name, **_style(i))
+            for _, row in curve.iterrows():
+                place = (row["recall"], row["precision"])
+                axis.annotate(f"{row['guidance']:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=7)
+        axis.set(xlabel="recall (higher is better)", ylabel="precision (higher is better)")
+        axis.set_title(f"numbers are guidance scales\n{title}", fontsize=9)
+        axis.grid(alpha=0.3, linewidth=0.5)
+        axis.legend(fontsize=7)
+    return save(figure, folder / "precision_recall.png")
 
 
 def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) -> Path | None:
@@ -138,7 +195,7 @@ def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) ->
         _plain_log_ticks(axis)
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.legend(fontsize=7)
-    return _save(figure, folder / "loss_vs_flops.png")
+    return save(figure, folder / "loss_vs_flops.png")
 
 
 def strip(images: np.ndarray, path: Path, count: int = 8) -> None:
@@ -167,6 +224,7 @@ def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
     """Rows are curves, columns step counts; every tile shows the same labels, from the same noise where the family allows."""
     paths = []
     for title, part in groups(rows):
+        part = verdicts.shown(part)
         part = part.assign(curve=curve_names(part))
         part = part[[(strips / f"{run}.png").exists() for run in part["run_id"]]]
         if part.empty:
@@ -191,5 +249,5 @@ def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
         figure.suptitle(title, fontsize=8)
         stem = "-".join(str(part[c].iloc[0]) for c in ("data", "image_size", "features"))
         taken = sum(path.stem.startswith(stem) for path in paths)
-        paths.append(_save(figure, folder / f"{stem}{f'-{taken + 1}' if taken else ''}.png"))
+        paths.append(save(figure, folder / f"{stem}{f'-{taken + 1}' if taken else ''}.png"))
     return paths

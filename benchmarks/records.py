@@ -86,7 +86,15 @@ COLUMNS = [
 NAMES = [column.name for column in COLUMNS]
 MEANING = {column.name: column for column in COLUMNS}
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "pillow", "safetensors", "datasets", "hydra-core")
-TOLD_ELSEWHERE = {"model.objective", "train.budget", "train.precision", "train.checkpoint_seconds"}  # columns say these
+TOLD_ELSEWHERE = {
+    "model.objective",
+    "train.budget",
+    "train.precision",
+    "train.checkpoint_seconds",
+    "train.snapshots",
+    "train.minutes",
+    "train.images",
+}  # columns say these
 
 
 @lru_cache(maxsize=1)
@@ -176,14 +184,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then three for the report's own use.
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then four for the report's own use.
 
-    `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
+    `fd_train` is the distance to training pictures, by which settings are chosen; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
     the configuration tells networks of one model and size apart.
     """
     prints = [record.get("fingerprints", {}) for record in found]
     rows = pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
     return rows.assign(
+        fd_train=[record.get("selection", {}).get("fd_train") for record in found],
         training=[p.get("training") for p in prints],
         judged_by=[digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints],
         variant=variants(found),

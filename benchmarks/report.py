@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import plots, records
+from benchmarks import plots, records, verdicts
 from benchmarks.store import atomic_file, write_json
 
 
@@ -23,15 +23,17 @@ def build(folder: Path) -> str:
         table[records.NAMES].to_csv(path, index=False)
     write_json(folder / "results.json", found)
     good = table[table["status"] == "ok"]
+    whole = good[good["train_fraction"] == 1]  # weights kept on the way have a plot of their own
     paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
-    if len(good):
-        paths += [plots.distance_plot(good, x, folder / "plots") for x in plots.AXES]
-        paths += plots.sample_grids(good, folder / "records", folder / "samples")
+    if len(whole):
+        paths += [plots.distance_plot(whole, x, folder / "plots") for x in plots.AXES]
+        paths += plots.sample_grids(whole, folder / "records", folder / "samples")
+        paths += filter(None, [plots.training_plot(good, folder / "plots"), plots.guidance_plot(whole, folder / "plots")])
     paths += filter(None, [plots.loss_plot(found, list(table["variant"]), folder / "plots")])
-    summary = "\n".join(_summary(table, good, found, folder))
+    summary = "\n".join(_summary(table, whole, found, folder))
     with atomic_file(folder / "summary.md") as path:
         path.write_text(summary + "\n")
-    return "\n".join([_terminal(good), *_failures(found), "", *map(str, paths)])
+    return "\n".join([_terminal(whole), *_failures(found), "", *map(str, paths)])
 
 
 def _show(value: object) -> str:
@@ -71,7 +73,8 @@ def _header(name: str, features: str) -> str:
 
 
 def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
-    """Header and rows of the main table of one comparable group."""
+    """Header and rows of the main table of one comparable group: of a sweep of guidance, each model without and at its own best."""
+    part = verdicts.shown(part)
     header = [_header(name, part["features"].iloc[0]) for name in ["curve", *POINTS]]
     part = part.assign(curve=plots.curve_names(part)).sort_values(["steps", "guidance"])
     rows = [part[part["curve"] == name][["curve", *POINTS]].values.tolist() for name in plots.in_order(part)]
@@ -133,6 +136,8 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
     lines += [f"Code {sha}{' with uncommitted changes' * (dirty == 'True')}, torch {version}." for sha, dirty, version in code] + [""]
     for title, part in plots.groups(good) if len(good) else []:
         lines += [f"## {title.replace(chr(10), ', on ')}", "", *markdown(*_points(part)), "", *_notes(part, found), ""]
+        said = verdicts.answers(part.assign(curve=plots.curve_names(part)), plots.distance_name(part["features"].iloc[0]))
+        lines += ["### What they say", "", *(f"- {line}" for line in said), ""] if said else []
         lines += ["### Training", "", *markdown(*_training(part)), ""]
     if len(good):
         lines += [
@@ -141,11 +146,12 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
             *(f"- {_header(n, 'local')}: {records.MEANING[n].meaning}" for n in [*POINTS, *TRAINING] if n in records.MEANING),
             "",
         ]
-        pictures = [name for _, name in plots.AXES.values()] + ["loss_vs_flops"]
+        pictures = [name for _, name in plots.AXES.values()] + ["fd_vs_training", "precision_recall", "loss_vs_flops"]
+        pictures = [name for name in pictures if (folder / "plots" / f"{name}.png").exists()]
         lines += ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in pictures), ""]
         lines += [f"![samples](samples/{path.name})" for path in sorted((folder / "samples").glob("*.png"))]
-    if len(good) < len(table):
-        lines += ["", "## Failed or diverged", "", *(f"- {line}" for line in _failures(found))]
+    if bad := _failures(found):
+        lines += ["", "## Failed or diverged", "", *(f"- {line}" for line in bad)]
     return lines
 
 

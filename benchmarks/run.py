@@ -20,6 +20,7 @@ from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
+NO_RECIPE = ("checkpoint_seconds", "minutes", "images")  # of conf/train: they do not change what is trained
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 
 
@@ -94,8 +95,11 @@ def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judg
     except Exception as error:
         return record_failure(cell, error)
     cell.failure.unlink(missing_ok=True)
+    loaded = 1.0
     for point in missing:
         try:
+            if point[0].share != loaded:
+                trained, loaded = train.at_share(cell.generator, trained, point[0].share, cell.work), point[0].share
             measure(cell, *point, trained)
         except Exception as error:
             record_failure(cell, error, *point)
@@ -119,7 +123,7 @@ def prepare(cfg: DictConfig) -> Cell:
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
     build.choose_sampler(generator, cfg)
-    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k != "checkpoint_seconds"}
+    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k not in NO_RECIPE}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
     key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
     points = [(point, judge) for point in settings(cfg, generator) for judge in judges]
@@ -139,7 +143,9 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
     if left_out:
         print(f"{cfg.model.name}: measured at {honoured} steps; it cannot honour {left_out}")
     shared = dict(count=cfg.num_samples, batch=cfg.sample_batch, seed=cfg.seed, precision=cfg.train.precision)
-    return [sample.Setting(steps=n, guidance=float(g), **shared) for n in honoured for g in guidance]
+    whole = [sample.Setting(steps=n, guidance=float(g), **shared) for n in honoured for g in guidance]
+    most = max(whole, key=lambda point: point.steps)
+    return whole + [most._replace(share=float(share)) for share in cfg.train.snapshots]
 
 
 def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
@@ -156,14 +162,15 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
     gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
-    row = identity(cell) | judge.ceilings | judge.score(drawn.images, labels)
+    scores, selection = judge.score(drawn.images, labels)
+    row = identity(cell) | judge.ceilings | scores
     row |= {
         "run_id": run_id,
         "status": "ok",
         "features": judge.features.name,
         "train_images": trained["images"],
         "train_flops": trained["flops"],
-        "train_fraction": 1.0,
+        "train_fraction": point.share,
         "train_seconds": trained["seconds"],
         "train_images_per_second": trained["images_per_second"],
         "train_utilisation": trained["utilisation"],
@@ -181,7 +188,8 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         **drawn.made,
     }
     plots.strip(drawn.images.numpy(), cell.results / "records" / f"{run_id}.png")
-    records.write(cell.results, row, train_log=trained["log"], trained_by=trained["trained_by"], **details(cell, judge))
+    made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"]}
+    records.write(cell.results, row, selection=selection, **made_by, **details(cell, judge))
     print(f"  {point.steps} steps, guidance {point.guidance:g}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}", flush=True)
 
 

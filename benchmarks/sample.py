@@ -37,6 +37,7 @@ class Setting(NamedTuple):
     batch: int
     seed: int
     precision: str
+    share: float = 1.0  # of the training budget behind the weights
 
 
 def labels_for(count: int, num_classes: int) -> Tensor:

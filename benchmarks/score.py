@@ -18,6 +18,8 @@ from benchmarks.space import SHIPPED, LatentSpace
 from benchmarks.store import BadInput, digest, file_digest, load_weights, read_json, read_tensors, seeded, write_tensors
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
+from metrics.kid import kid
+from metrics.prdc import NEIGHBOURS, prdc
 from metrics.probe import Probe, fit_probe
 
 PROBE_IMAGES = 5000
@@ -144,20 +146,26 @@ class Judge:
 
     features: Features
     reference: Tensor  # (M, d) features
+    train: Tensor  # of at most 5000 training pictures: what guidance is chosen by
     probe: Probe
     probe_split: str  # the split whose pictures it was fitted on
     ceilings: dict[str, float]  # columns that are the same for every row: the floors and the real label accuracy
     device: torch.device
 
-    def score(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Columns fd, fd_sd and label_accuracy of uint8 pictures (N, 3, H, W) drawn for `labels` (N,)."""
+    def score(self, images: Tensor, labels: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Of uint8 pictures (N, 3, H, W) drawn for `labels` (N,): columns of results.csv, and what settings may be chosen by.
+
+        Precision and its kin are of as many reference pictures as there are samples, the first ones of each class; empty below 8.
+        """
         features = extract(self.features.net, images.numpy(), device=self.device)
         rng = seeded("bootstrap", self.features.key)
-        return {
+        near = prdc(self.reference, features)._asdict() if min(len(features), len(self.reference)) > NEIGHBOURS + 1 else {}
+        return near | {
             "fd": frechet_distance(self.reference, features),
             "fd_sd": bootstrap_sd(self.reference, features, rng=rng),
+            "kid": kid(self.reference, features),
             "label_accuracy": self.probe.accuracy(features, labels),
-        }
+        }, {"fd_train": frechet_distance(self.train, features)}
 
 
 def prepare(
@@ -167,7 +175,7 @@ def prepare(
 
     The probe is fitted on pictures of `split`: see `probe_split`.
     """
-    key = digest("judge", 2, features.key, dataset.key, data.key, split)
+    key = digest("judge", 3, features.key, dataset.key, data.key, split)
     path = Path(cache) / "judge" / f"{key}.safetensors"
     ready = read_tensors(path, key)
     tensors = ready[0] if ready else _measure(features.net, dataset, space, data, device, split)
@@ -182,7 +190,7 @@ def prepare(
         "fd_floor_codebook": frechet_distance(reference, tensors["floor_codebook"]),
         "label_accuracy_real": probe.accuracy(reference, labels),
     }
-    return Judge(features, reference, probe, split, ceilings, device)
+    return Judge(features, reference, tensors["train"], probe, split, ceilings, device)
 
 
 def shipped_parts(cfg: Any, features: Features | None) -> list[str]:
@@ -223,8 +231,10 @@ def _measure(
     rebuilt = reconstruct(dataset.floor, space, data, device)
     pictures = {"reference": dataset.reference, "floor": dataset.floor} | {f"floor_{k}": v.numpy() for k, v in rebuilt.items()}
     tensors = {name: extract(net, images, device=device) for name, images in pictures.items()}
+    tensors["train"] = extract(net, probe_pictures(dataset, "train"), device=device)
     split = probe_pictures(dataset, probe_split)
-    probe = fit_probe(extract(net, split, device=device), torch.from_numpy(split.labels.copy()), len(dataset.classes))
+    seen = tensors["train"] if probe_split == "train" else extract(net, split, device=device)
+    probe = fit_probe(seen, torch.from_numpy(split.labels.copy()), len(dataset.classes))
     return tensors | probe._asdict()
 
 

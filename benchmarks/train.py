@@ -31,6 +31,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     log: list[list[float]] = field(default_factory=list)  # images, training FLOPs, mean loss, learning rate, seconds
+    snapshots: dict[str, dict] = field(default_factory=dict)  # share of the budget -> images, flops, seconds, weights
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def train(
 
     bar = _bar(schedule, progress, folder.name)
     clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
-    while schedule.done(progress) < 1:
-        rate = _set_rate(optimizer, learning_rate(schedule.done(progress), cfg, lr))
+    while (done := schedule.done(progress)) < 1:
+        rate = _set_rate(optimizer, learning_rate(done, cfg, lr))
         batch = data.batch(seed, progress.step, schedule.batch)
         loss = model(batch, rng=seeded("noise", seed, progress.step))
         accelerator.backward(loss)
@@ -109,6 +110,9 @@ def train(
         progress.step += 1
         progress.seconds = time.perf_counter() - clock
         bar.update(schedule.batch)
+        for share in cfg.snapshots:
+            if done < share <= schedule.done(progress):
+                _snapshot(generator, ema, share, progress, schedule, folder, key)
         if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
             _log(progress, schedule, losses, rate, bar)
             losses = []
@@ -152,6 +156,33 @@ def _log(progress: Progress, schedule: Plan, losses: list[torch.Tensor], rate: f
         raise Diverged(f"the loss was {loss} after {images} images")
     progress.log.append([images, images * schedule.flops_per_image, loss, rate, progress.seconds])
     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+
+def _snapshot(generator: Generator, ema: EMAModel, share: float, progress: Progress, schedule: Plan, folder: Path, key: str) -> None:
+    """Keep the EMA weights after a share of the budget; the learning rate was still high then, as a longer run's would be."""
+    path = folder / f"weights-{share:g}.safetensors"
+    ema.store(generator.parameters())
+    ema.copy_to(generator.parameters())
+    write_tensors(path, key, generator.state_dict())
+    ema.restore(generator.parameters())
+    progress.snapshots[f"{share:g}"] = _spent(progress, schedule) | {"weights": file_digest(path)[:16]}
+
+
+def _spent(progress: Progress, schedule: Plan) -> dict[str, float]:
+    images = progress.step * schedule.batch
+    return {"images": images, "flops": images * schedule.flops_per_image, "seconds": progress.seconds}
+
+
+def at_share(generator: Generator, trained: dict, share: float, folder: Path) -> dict:
+    """Load the weights kept after a share of the budget; returns the training's summary as it stood there.
+
+    Raises BadInput where they are gone.
+    """
+    path = folder / f"weights-{share:g}.safetensors"
+    ready = read_tensors(path, trained["key"])
+    if not ready or not _load(generator, ready[0]):
+        raise BadInput(f"{path} is gone or damaged; remove {folder / 'train.json'} to train again")
+    return trained | trained["snapshots"][f"{share:g}"]
 
 
 def _checkpoint(generator: Generator, ema: EMAModel, optimizer: Any, progress: Progress, folder: Path, key: str) -> None:
@@ -200,16 +231,14 @@ def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Pa
     if not all(p.isfinite().all() for p in generator.parameters()):
         raise Diverged(f"the weights were not finite after {progress.step} steps")
     write_tensors(folder / "weights.safetensors", key, generator.state_dict())
-    images = progress.step * schedule.batch
-    summary = {
+    spent = _spent(progress, schedule)
+    summary = spent | {
         "key": key,
         "steps": progress.step,
-        "images": images,
-        "flops": images * schedule.flops_per_image,
-        "seconds": progress.seconds,
-        "images_per_second": images / progress.seconds,
-        "utilisation": images * schedule.flops_per_image / progress.seconds / speed.ceiling_flops(device),
+        "images_per_second": spent["images"] / spent["seconds"],
+        "utilisation": spent["flops"] / spent["seconds"] / speed.ceiling_flops(device),
         "log": progress.log,
+        "snapshots": progress.snapshots,
         "weights": file_digest(folder / "weights.safetensors")[:16],
         "trained_by": records.provenance(device),
     }

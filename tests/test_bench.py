@@ -132,6 +132,25 @@ def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tmp_path):
     assert len(list((tmp_path / "cache" / "latents").glob("*"))) == 1 and len(list((tmp_path / "cache" / "data").glob("*"))) == 1
 
 
+def test_a_trade_off_trains_once_and_answers_in_words(tmp_path):
+    """Steps x guidance x samplers of one training each, weights kept on the way, a model of one step count beside one of any."""
+    options = ["-m", "experiment=tradeoff", "model=dit,ar_any", "sampler=default,dpmpp", "steps=[1,8]", "guidance=[1,2]", *TINY]
+    code, out, err = run(tmp_path, *options, "train.budget=8", "train.snapshots=[0.5]")
+    assert code == 0, err
+    folder = tmp_path / "results" / "tradeoff"
+    rows = pd.read_csv(folder / "results.csv")
+    assert (rows["status"] == "ok").all() and len(list((tmp_path / "cache" / "cells").glob("*"))) == 2
+    whole = rows[rows["train_fraction"] == 1]
+    assert whole.groupby(["model", "sampler"]).size().to_dict() == {("ar_any", "random-order"): 4, ("dit", "dpmpp"): 4, ("dit", "euler"): 4}
+    kept = rows[rows["train_fraction"] == 0.5]
+    assert set(kept["steps"]) == {8} and set(kept["train_images"]) == {32} and set(whole["train_images"]) == {64}
+    assert whole[["precision", "recall", "density", "coverage", "kid"]].notna().all(axis=None)
+    summary = (folder / "summary.md").read_text()
+    for said in ("costs least with", "GFLOPs per image:", "nothing improves past", "fd_vs_training.png", "precision_recall.png", "fd_vs_latency"):
+        assert said in summary, said
+    assert "sampler=dpmpp is not one of its own" in out
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     """SIGKILL after a checkpoint; the resumed run's weights are bit for bit those of an unbroken one."""
     options = ["experiment=smoke", "model=dit", "name=kill", "steps=[2]", *TINY, "train.budget=100", "train.checkpoint_seconds=0"]

@@ -9,6 +9,7 @@ from conftest import composed
 
 from benchmarks import build, cost, data, score, space, train
 from benchmarks.train import UNITS
+from metrics import flops
 from models import schedulers
 from models.any_order import AnyOrder
 from models.codebook import Codebook
@@ -17,7 +18,7 @@ from models.generator import Generator
 from models.masked import Masked
 from models.pretrained import CLASSES
 
-GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment"]
+GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment", "match"]
 
 
 @pytest.mark.parametrize("group, name", [(group, name) for group in GROUPS for name in cost.names(group)])
@@ -26,6 +27,8 @@ def test_every_yaml_composes(group, name):
     assert cfg.seed == 0 and cfg.model.family in ("unet", "dit", "ar")
     if group == "features":
         assert set(cfg.features) - {"weights", "path"} == {name}, "a list of features merges them, each under its own name"
+    elif group == "match":
+        assert cfg.match == name
     elif group not in ("experiment", "train"):
         assert cfg[group].name == name
     if group == "experiment":
@@ -44,10 +47,31 @@ def test_every_model_instantiates_at_every_size(model, size):
 def test_presets_sweep_their_families_and_include_the_ar_model_s_own_step_count(experiment):
     cfg = composed(f"experiment={experiment}")
     assert str(cfg.hydra.mode).endswith("MULTIRUN")
-    assert cfg.hydra.sweeper.params.model == ("ar" if experiment == "tokenizer" else "unet,dit,ar")
+    every = ",".join(["unet", "dit", "ar", "ar_block", "ar_any", "masked"])
+    swept = {"tokenizer": "ar", "blocks": "ar_block", "tradeoff": every, "lr_sweep": every}
+    assert cfg.hydra.sweeper.params.model == swept.get(experiment, "unet,dit,ar")
     assert (cfg.data.image_size // 4) ** 2 in cfg.steps
     assert cfg.train.unit in UNITS and train.plan(cfg.train, 40_000_000).steps >= 1
     assert cfg.data.source in ("procedural", "imagefolder", "hub")
+
+
+@pytest.mark.parametrize("size", cost.names("size"))
+def test_equal_parameters_are_equal(size):
+    counts = []
+    for model in ("unet", "dit", "ar", "ar_block", "ar_any", "masked"):
+        cfg = composed(f"model={model}", f"size={size}", "match=params")
+        with torch.device("meta"):
+            counts.append(flops.params(build.generator(cfg.model, (4, 8, 8), 100, Codebook(2048))))
+    assert max(counts) / min(counts) < 1.05, counts
+
+
+def test_a_match_sets_the_budget_s_unit_and_the_command_line_beats_it():
+    assert composed("match=flops", "experiment=smoke").train.unit == "images", "a preset's own budget stands"
+    timed = composed("match=time", "experiment=tradeoff")
+    assert (timed.train.unit, timed.train.budget, timed.match) == ("minutes", 10, "time")
+    assert composed("match=time", "experiment=tradeoff", "train.minutes=3").train.budget == 3
+    assert composed("match=params", "experiment=tradeoff", "train.budget=64").train.budget == 64
+    assert composed("match=params", "model=unet").model.denoiser.channels != composed("model=unet").model.denoiser.channels
 
 
 def test_overrides_beat_presets_and_presets_beat_defaults():

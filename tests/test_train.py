@@ -9,11 +9,11 @@ from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, tiny
 
 from benchmarks import train
 from benchmarks.latents import LatentSet
-from benchmarks.store import Diverged
+from benchmarks.store import BadInput, Diverged
 
 CFG = SimpleNamespace(
     budget=60, unit="steps", batch=4, precision="fp32", betas=[0.9, 0.99], weight_decay=0.01, warmup=0.1, grad_clip=1.0,
-    ema_decay=0.999, checkpoint_seconds=0,
+    ema_decay=0.999, checkpoint_seconds=0, snapshots=[],
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class _Killed(LatentSet):
         return super().batch(seed, step, size)
 
 
-@pytest.mark.parametrize("name", ["unet", "dit", "ar"])
+@pytest.mark.parametrize("name", ["unet", "dit", "ar", "any", "masked"])
 def test_a_resumed_run_is_the_run(tmp_path, name):
     whole, summary = run(tmp_path / "whole", name)
     with pytest.raises(KeyboardInterrupt):
@@ -53,6 +53,30 @@ def test_a_resumed_run_is_the_run(tmp_path, name):
     assert same(whole, resumed)
     assert [row[:4] for row in summary["log"]] == [row[:4] for row in again["log"]]
     assert not (tmp_path / "broken" / "checkpoint.pt").exists()
+
+
+def test_weights_kept_on_the_way_are_the_average_then_and_survive_a_kill(tmp_path):
+    cfg = SimpleNamespace(**vars(CFG) | {"snapshots": [0.25, 0.5]})
+    weights, summary = run(tmp_path / "whole", "dit", cfg=cfg)
+    assert same(weights, run(tmp_path / "without", "dit")[0]), "keeping some changes nothing"
+    assert [summary["snapshots"][s]["images"] for s in ("0.25", "0.5")] == [60, 120]
+    assert summary["snapshots"]["0.5"]["flops"] == 120 * 6000
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", "dit", _Killed(**vars(latent_set())), cfg=cfg)
+    _, resumed = run(tmp_path / "broken", "dit", cfg=cfg)
+    model, states = tiny("dit"), []
+    for share in (0.25, 0.5):
+        there = train.at_share(model, resumed, share, tmp_path / "broken")
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        assert there["images"] == 240 * share and there["weights"] == summary["snapshots"][f"{share:g}"]["weights"]
+    assert not same(*states) and not same(states[1], weights)
+
+
+def test_weights_kept_on_the_way_that_are_gone_are_a_clear_error(tmp_path):
+    _, summary = run(tmp_path, "dit", cfg=SimpleNamespace(**vars(CFG) | {"snapshots": [0.5]}))
+    (tmp_path / "weights-0.5.safetensors").unlink()
+    with pytest.raises(BadInput, match="gone or damaged"):
+        train.at_share(tiny("dit"), summary, 0.5, tmp_path)
 
 
 def test_training_learns_and_the_seed_matters(tmp_path):

@@ -1,0 +1,109 @@
+"""What the numbers say, in words: who is cheapest to a distance, who is best for a budget, which steps are not worth paying for.
+
+Distances are compared within their bootstrap error: a difference below two joint standard deviations is a tie. The error covers the
+pictures drawn, not training again.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+COSTS = {"gflops_per_image": ("GFLOPs per image", "GFLOPs"), "latency_seconds": ("seconds of latency", "s")}
+SHARES = (2.0, 1.5, 1.1)  # of the best distance: the targets asked about
+MOST_BUDGETS = 4
+
+
+def frontier(cost: Any, distance: Any) -> np.ndarray:
+    """The Pareto frontier: which points (both lower is better) no other point beats or equals in one and beats in the other, (n,) bool."""
+    cost, distance = np.asarray(cost, float), np.asarray(distance, float)
+    order = np.lexsort((distance, cost))
+    best = np.minimum.accumulate(np.r_[np.inf, distance[order][:-1]])
+    kept = np.zeros(len(cost), bool)
+    kept[order] = distance[order] < best
+    return kept
+
+
+def tied(a: pd.Series, b: pd.Series) -> bool:
+    """Whether two rows' distances differ by less than two joint standard deviations; never where an error is unknown."""
+    return bool(abs(a["fd"] - b["fd"]) < 2 * math.hypot(a["fd_sd"], b["fd_sd"]))
+
+
+def own_best(part: pd.DataFrame) -> pd.DataFrame:
+    """Per training, the rows of its own best guidance and sampler: lowest distance to *training* pictures at its most steps."""
+    kept = []
+    for _, rows in part.groupby("training", dropna=False):
+        most = rows[rows["steps"] == rows["steps"].max()]
+        chosen = most.sort_values(["fd_train", "guidance"]).iloc[0]
+        kept.append(rows[(rows["guidance"] == chosen["guidance"]) & (rows["sampler"] == chosen["sampler"])])
+    return pd.concat(kept)
+
+
+def shown(part: pd.DataFrame) -> pd.DataFrame:
+    """Of a sweep over guidance or samplers: each training without guidance and at its own best; else all rows."""
+    swept = part.groupby("training", dropna=False)[["guidance", "sampler"]].nunique()
+    if not (swept > 1).any(axis=None):
+        return part
+    plain = part[part["guidance"] == 1]
+    both = pd.concat([own_best(plain), own_best(part)] if len(plain) else [own_best(part)])
+    return both[~both.index.duplicated()]
+
+
+def _named(row: pd.Series) -> str:
+    return f"{row['curve']} at {row['steps']:.0f} steps ({row['fd']:.3g} ± {row['fd_sd']:.2g})"
+
+
+def _round_budgets(values: pd.Series) -> list[float]:
+    """At most four of 1, 2, 5, 10, ... that part the points: above the cheapest, below the dearest."""
+    low, high = math.log10(values.min()), math.log10(values.max())
+    steps = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    inside = [b for b in steps if values.min() <= b < values.max()]
+    take = np.linspace(0, len(inside) - 1, min(MOST_BUDGETS, len(inside))).round().astype(int)
+    return [inside[i] for i in take]
+
+
+def cheapest(part: pd.DataFrame, name: str) -> list[str]:
+    """For each target distance, what reaches it for the least of each cost."""
+    lines, best = [], part["fd"].min()
+    for target in [best * share for share in SHARES]:
+        reached = part[part["fd"] <= target]
+        found = [f"{_named(reached.loc[reached[c].idxmin()])} for {reached[c].min():.3g} {unit}" for c, (_, unit) in COSTS.items()]
+        lines.append(f"{name} of {target:.3g} or less costs least with {found[0]}; in latency with {found[1]}.")
+    return lines
+
+
+def best_under(part: pd.DataFrame) -> list[str]:
+    """For several budgets of each cost, the best point and what ties with it."""
+    lines = []
+    for column, (meaning, _) in COSTS.items():
+        for budget in _round_budgets(part[column]):
+            rows = part[part[column] <= budget].sort_values("fd")
+            best = rows.iloc[0]
+            others = rows[rows["model"] != best["model"]].drop_duplicates("model")
+            ties = [row["model"] for _, row in others.iterrows() if tied(best, row)]
+            lines.append(f"Up to {budget:g} {meaning}: {_named(best)}" + f"; a tie with {', '.join(ties)}" * bool(ties) + ".")
+    return lines
+
+
+def enough_steps(part: pd.DataFrame) -> list[str]:
+    """Per curve, the fewest steps that no larger count measured improves on by more than the error."""
+    lines = []
+    for name, rows in part.groupby("curve", sort=False):
+        rows = rows.sort_values("steps")
+        if len(rows) < 2:
+            continue
+        for i in range(len(rows)):
+            later = rows.iloc[i + 1 :]
+            if all(row["fd"] >= rows.iloc[i]["fd"] or tied(rows.iloc[i], row) for _, row in later.iterrows()):
+                break
+        enough = rows.iloc[i]
+        last = " (the most measured)" * (i == len(rows) - 1)
+        lines.append(f"{name}: nothing improves past {enough['steps']:.0f} steps{last}, at {enough['fd']:.3g} ± {enough['fd_sd']:.2g}.")
+    return lines
+
+
+def answers(part: pd.DataFrame, name: str) -> list[str]:
+    """All of it as lines, of the rows of one comparable group, each with its `curve`; nothing for fewer than two points."""
+    part = part[part["fd"].notna() & part["gflops_per_image"].notna() & part["latency_seconds"].notna()]
+    return [*cheapest(part, name), *best_under(part), *enough_steps(shown(part))] if len(part) > 1 else []

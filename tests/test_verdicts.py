@@ -1,0 +1,91 @@
+"""What the report says in words: the frontier, who is cheapest, what ties, which steps are enough, each on numbers made up here."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import verdicts
+
+
+def rows(**columns) -> pd.DataFrame:
+    """Points of made-up curves, `model` naming them; what is not given is the same for all."""
+    count = len(next(iter(columns.values())))
+    filled = {
+        "guidance": [1.0] * count,
+        "sampler": ["euler"] * count,
+        "fd_sd": [0.1] * count,
+        "latency_seconds": columns["gflops_per_image"],
+    }
+    table = pd.DataFrame(filled | columns)
+    return table.assign(curve=table["model"], training=table["model"])
+
+
+TWO = rows(
+    model=["a", "a", "a", "b", "b"],
+    steps=[1, 4, 16, 1, 4],
+    fd=[9.0, 5.0, 4.95, 7.0, 3.0],
+    gflops_per_image=[1.0, 4.0, 16.0, 3.0, 12.0],
+)
+
+
+def test_the_frontier_is_what_nothing_beats():
+    cost, distance = np.random.default_rng(0).integers(0, 12, (2, 60))
+    beaten = [
+        any(c <= cost[i] and d <= distance[i] and (c < cost[i] or d < distance[i]) for c, d in zip(cost, distance, strict=True))
+        for i in range(60)
+    ]
+    kept = verdicts.frontier(cost, distance)
+    expected = {(c, d) for c, d, bad in zip(cost, distance, beaten, strict=True) if not bad}
+    assert {(c, d) for c, d, good in zip(cost, distance, kept, strict=True) if good} == expected
+    assert kept.sum() == len(expected), "of equal points one stays"
+
+
+def test_the_frontier_does_not_depend_on_order():
+    cost, distance = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 6.0, 2.0, 2.0])
+    for order in itertools.permutations(range(4)):
+        assert sorted(np.array(order)[verdicts.frontier(cost[list(order)], distance[list(order)])]) == [0, 2]
+
+
+def test_the_cheapest_to_a_distance():
+    lines = verdicts.cheapest(TWO, "FD[local]")  # best 3: targets 6, 4.5, 3.3
+    assert "FD[local] of 6 or less costs least with a at 4 steps (5 ± 0.1) for 4 GFLOPs" in lines[0]
+    assert all("b at 4 steps (3 ± 0.1) for 12 GFLOPs" in line for line in lines[1:])
+
+
+def test_the_best_for_a_budget_and_what_ties_with_it():
+    lines = verdicts.best_under(TWO)
+    assert any(line.startswith("Up to 5 GFLOPs per image: a at 4 steps") for line in lines)
+    assert any(line.startswith("Up to 2 GFLOPs per image: a at 1 steps") for line in lines)
+    near = TWO.assign(fd_sd=2.0)
+    assert any("a tie with b" in line or "a tie with a" in line for line in verdicts.best_under(near))
+    assert not any("tie" in line for line in lines)
+
+
+def test_enough_steps_are_the_fewest_that_more_do_not_improve():
+    lines = verdicts.enough_steps(TWO)
+    assert lines[0].startswith("a: nothing improves past 4 steps, at 5 ")  # 4.95 is within the error
+    assert lines[1].startswith("b: nothing improves past 4 steps (the most measured)")
+
+
+def test_two_joint_standard_deviations_are_the_limit_of_a_tie():
+    a, b = pd.Series({"fd": 5.0, "fd_sd": 0.3}), pd.Series({"fd": 5.99, "fd_sd": 0.4})
+    assert verdicts.tied(a, b) and not verdicts.tied(a, b.replace(5.99, 6.01))
+    assert not verdicts.tied(a, pd.Series({"fd": 5.0, "fd_sd": float("nan")}))
+
+
+def test_a_model_s_own_best_is_chosen_by_training_pictures_at_its_most_steps():
+    table = rows(
+        model=["a"] * 4,
+        steps=[4, 4, 16, 16],
+        guidance=[1.0, 2.0, 1.0, 2.0],
+        fd=[1.0, 9.0, 1.0, 9.0],
+        gflops_per_image=[1.0, 2.0, 3.0, 4.0],
+    ).assign(fd_train=[1.0, 9.0, 8.0, 7.0])
+    assert verdicts.own_best(table)["guidance"].tolist() == [2.0, 2.0], "not by the reference, not by fewer steps"
+    assert sorted(verdicts.shown(table)["guidance"].tolist()) == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_without_a_sweep_everything_is_shown_and_one_point_says_nothing():
+    assert len(verdicts.shown(TWO)) == 5
+    assert verdicts.answers(TWO.iloc[:1], "FD[local]") == []
