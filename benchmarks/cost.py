@@ -61,25 +61,28 @@ def configured(codebook_size: int) -> Iterator[list[object]]:
 
 
 def resolutions(size: str, codebook_size: int) -> Iterator[list[object]]:
-    """What an image of every model costs at growing latents: 16 steps where the model has a choice, else its own number."""
+    """What an image of every model costs at growing latents: in 16 steps where the model has a choice, else in its own number."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for side in SIDES:
             for name in names("model"):
                 cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
                 with torch.device("meta"):
                     model = build.generator(cfg.model, (4, side, side), NUM_CLASSES, Codebook(codebook_size)).to("meta").eval()
-                free = model.step_counts([STEPS])
+                steps = STEPS if len(model.step_counts([1, STEPS])) == 2 else model.step_counts(range(1, side**2 + 1))[0]
                 # a raster model's cached steps add up to one forward pass (tests/test_flops.py); counting each takes minutes
-                macs = build.sampling_macs(model, STEPS, 1.0) if free else build.forward_macs(model)
-                yield [name, size, side, STEPS if free else None, 2 * macs / 1e9, macs / build.forward_macs(model)]
+                macs = build.sampling_macs(model, STEPS, 1.0) if steps == STEPS else build.forward_macs(model)
+                yield [name, size, side, steps, 2 * macs / 1e9, macs / build.forward_macs(model)]
 
 
 def resolution_plot(table: pd.DataFrame, path: Path) -> None:
     """GFLOPs per image against latent positions, log-log, with lines of slope 1 and 2."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
     for i, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        steps = "" if rows["steps"].isna().all() else f", {STEPS} steps"
-        axis.plot(rows["side"] ** 2, rows["gflops_per_image"], marker=plots.MARKERS[i], label=f"{name}{steps}")
+        counts = "-".join(f"{n}" for n in sorted({rows["steps"].min(), rows["steps"].max()}))
+        line = "--" if name == "ar_block" else "-"  # on top of ar
+        axis.plot(
+            rows["side"] ** 2, rows["gflops_per_image"], line, marker=plots.MARKERS[i % len(plots.MARKERS)], label=f"{name}, {counts} steps"
+        )
     ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()
     for slope, line in ((1, ":"), (2, "--")):
         axis.plot(ends, least / 2 * (ends / ends[0]) ** slope, color="0.5", linestyle=line, label=f"slope {slope}")

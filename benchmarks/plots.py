@@ -127,7 +127,7 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
 
 
 def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Distance against training FLOPs, from the weights kept on the way, each at its model's most steps; None where none were kept."""
+    """Distance against training FLOPs, from weights kept on the way, at the model's most steps without guidance; None where none were."""
     panels = [(title, part) for title, part in groups(rows) if (part["train_fraction"] < 1).any()]
     if not panels:
         return None
@@ -136,7 +136,7 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
         kept = part[part["train_fraction"] < 1]
         setting = ["training", "steps", "guidance", "sampler"]
         part = part.merge(kept[setting].drop_duplicates("training"), on=setting)
-        part = part.assign(curve=curve_names(part.assign(train_flops=0)))
+        part = part.assign(curve=curve_names(part.assign(train_flops=part.groupby("training")["train_flops"].transform("max"))))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values("train_flops")
             steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
@@ -175,10 +175,10 @@ def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
     return save(figure, folder / "precision_recall.png")
 
 
-def loss_plot(found: list[dict[str, Any]], variants: list[str], folder: Path) -> Path | None:
-    """Training loss against training FLOPs; one panel per kind of loss, since they do not compare with each other."""
+def loss_plot(found: list[tuple[dict[str, Any], str]], folder: Path) -> Path | None:
+    """Of records of whole trainings, each with what tells it from others of its model: training loss against training FLOPs; one panel per kind of loss, since they do not compare with each other."""
     logs: dict[str, dict[str, np.ndarray]] = {}
-    for record, variant in zip(found, variants, strict=True):
+    for record, variant in found:
         row, log = record["row"], record.get("train_log")
         if log:
             kind = f"{row['objective']} cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"

@@ -29,7 +29,8 @@ def build(folder: Path) -> str:
         paths += [plots.distance_plot(whole, x, folder / "plots") for x in plots.AXES]
         paths += plots.sample_grids(whole, folder / "records", folder / "samples")
         paths += filter(None, [plots.training_plot(good, folder / "plots"), plots.guidance_plot(whole, folder / "plots")])
-    paths += filter(None, [plots.loss_plot(found, list(table["variant"]), folder / "plots")])
+    logs = [(record, variant) for record, variant in zip(found, table["variant"], strict=True) if record["row"].get("train_fraction") == 1]
+    paths += filter(None, [plots.loss_plot(logs, folder / "plots")])
     summary = "\n".join(_summary(table, whole, found, folder))
     with atomic_file(folder / "summary.md") as path:
         path.write_text(summary + "\n")
@@ -125,8 +126,15 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
 
 
 def _failures(found: list[dict]) -> list[str]:
-    bad = [r for r in found if r["row"]["status"] != "ok"]
-    return [f"{r['row']['status']}: {r['row']['model']} {r['row']['size']} seed {r['row']['seed']}: {r.get('reason', '')}" for r in bad]
+    """One line each: which network, by whatever tells it from others of its model, which point of it, and why."""
+    lines = []
+    for record, variant in zip(found, records.variants(found), strict=True):
+        row = record["row"]
+        if row["status"] != "ok":
+            point = f"{row['steps']} steps, guidance {row['guidance']:g}, {row['sampler']}" if row.get("steps") else ""
+            name = ", ".join(filter(None, [f"{row['model']} {row['size']} seed {row['seed']}", variant, point]))
+            lines.append(f"{row['status']}: {name}: {record.get('reason', '')}")
+    return lines
 
 
 def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder: Path) -> list[str]:
@@ -136,7 +144,9 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
     lines += [f"Code {sha}{' with uncommitted changes' * (dirty == 'True')}, torch {version}." for sha, dirty, version in code] + [""]
     for title, part in plots.groups(good) if len(good) else []:
         lines += [f"## {title.replace(chr(10), ', on ')}", "", *markdown(*_points(part)), "", *_notes(part, found), ""]
-        said = verdicts.answers(part.assign(curve=plots.curve_names(part)), plots.distance_name(part["features"].iloc[0]))
+        picked = verdicts.shown(part)
+        picked = picked.assign(curve=plots.curve_names(picked.assign(seed=0)))
+        said = verdicts.answers(picked, plots.distance_name(part["features"].iloc[0]))
         lines += ["### What they say", "", *(f"- {line}" for line in said), ""] if said else []
         lines += ["### Training", "", *markdown(*_training(part)), ""]
     if len(good):

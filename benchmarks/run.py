@@ -20,7 +20,7 @@ from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
-NO_RECIPE = ("checkpoint_seconds", "minutes", "images")  # of conf/train: they do not change what is trained
+NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 
 
@@ -53,7 +53,7 @@ class Cell:
         return self.results / "records" / f"{self.key[:12]}.json"
 
     def run_id(self, point: sample.Setting, judge: score.Judge) -> str:
-        return digest(self.key, self.generator.drawn_by(), judge.features.key, self.dataset.key, point)[:12]
+        return digest(self.key, self.generator.sampling(), judge.features.key, self.dataset.key, point)[:12]
 
 
 def run_cell(cfg: DictConfig) -> None:
@@ -123,7 +123,7 @@ def prepare(cfg: DictConfig) -> Cell:
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
     build.choose_sampler(generator, cfg)
-    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train).items() if k not in NO_RECIPE}
+    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train, resolve=True).items() if k not in NO_RECIPE}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
     key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
     points = [(point, judge) for point in settings(cfg, generator) for judge in judges]
@@ -144,8 +144,10 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
         print(f"{cfg.model.name}: measured at {honoured} steps; it cannot honour {left_out}")
     shared = dict(count=cfg.num_samples, batch=cfg.sample_batch, seed=cfg.seed, precision=cfg.train.precision)
     whole = [sample.Setting(steps=n, guidance=float(g), **shared) for n in honoured for g in guidance]
-    most = max(whole, key=lambda point: point.steps)
-    return whole + [most._replace(share=float(share)) for share in cfg.train.snapshots]
+    if generator.sampler != generator.samplers[0]:
+        return whole
+    kept = sample.Setting(steps=max(honoured), guidance=1.0, **shared)  # the same for all, whatever is swept
+    return whole + [kept._replace(share=float(share)) for share in cfg.train.snapshots]
 
 
 def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
@@ -157,7 +159,7 @@ def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
 def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict) -> None:
     """Draw one setting (once for all judges), count and score it, and write its record."""
     run_id = cell.run_id(point, judge)
-    path = cell.work / f"samples-{digest(trained['weights'], cell.generator.drawn_by(), point)[:12]}.safetensors"
+    path = cell.work / f"samples-{digest(trained['weights'], cell.generator.sampling(), point)[:12]}.safetensors"
     drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
@@ -200,7 +202,7 @@ def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = 
     run_id = cell.run_id(point, judge) if point and judge else cell.failure.stem
     row = identity(cell) | records.provenance(cell.device) | {"run_id": run_id, "status": status, "started_at": records.now()}
     if point and judge:
-        row |= {"steps": point.steps, "guidance": point.guidance, "features": judge.features.name}
+        row |= {"steps": point.steps, "guidance": point.guidance, "features": judge.features.name, "train_fraction": point.share}
     records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell, judge))
     complain(f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {run_id})")
 

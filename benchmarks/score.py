@@ -18,7 +18,6 @@ from benchmarks.space import SHIPPED, LatentSpace
 from benchmarks.store import BadInput, digest, file_digest, load_weights, read_json, read_tensors, seeded, write_tensors
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
-from metrics.kid import kid
 from metrics.prdc import NEIGHBOURS, prdc
 from metrics.probe import Probe, fit_probe
 
@@ -163,7 +162,6 @@ class Judge:
         return near | {
             "fd": frechet_distance(self.reference, features),
             "fd_sd": bootstrap_sd(self.reference, features, rng=rng),
-            "kid": kid(self.reference, features),
             "label_accuracy": self.probe.accuracy(features, labels),
         }, {"fd_train": frechet_distance(self.train, features)}
 

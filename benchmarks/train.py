@@ -4,6 +4,7 @@ import math
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,14 @@ def train(
     Returns the summary also written to `folder/train.json`: images, flops, seconds, images_per_second and the loss log.
     Raises Diverged where the loss is not finite.
     """
-    finished = _load_finished(generator, folder, key)
+    shares = [float(share) for share in cfg.snapshots]
+    finished = _load_finished(generator, folder, key, shares)
     if finished:
         return finished
     schedule = plan(cfg, forward_macs)
     accelerator, model, optimizer = _accelerate(generator, cfg, lr, device)
     ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)  # its decay ramps up as (1 + s) / (10 + s)
-    progress = _resume(generator, ema, optimizer, folder, key, device)
+    progress = _resume(generator, ema, optimizer, folder, key, device, lambda reached: _unkept(reached, schedule, shares))
 
     bar = _bar(schedule, progress, folder.name)
     clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
@@ -110,9 +112,8 @@ def train(
         progress.step += 1
         progress.seconds = time.perf_counter() - clock
         bar.update(schedule.batch)
-        for share in cfg.snapshots:
-            if done < share <= schedule.done(progress):
-                _snapshot(generator, ema, share, progress, schedule, folder, key)
+        for share in [s for s in shares if done < s <= schedule.done(progress)]:
+            _snapshot(generator, ema, share, progress, schedule, folder, key)
         if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
             _log(progress, schedule, losses, rate, bar)
             losses = []
@@ -191,7 +192,14 @@ def _checkpoint(generator: Generator, ema: EMAModel, optimizer: Any, progress: P
         torch.save(state | {"ema": ema.state_dict(), "optimizer": optimizer.state_dict()}, path)
 
 
-def _resume(generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, key: str, device: torch.device) -> Progress:
+def _unkept(progress: Progress, schedule: Plan, shares: list[float]) -> list[float]:
+    """Shares of the budget already passed whose weights nobody asked to keep then."""
+    return [share for share in shares if share <= schedule.done(progress) and f"{share:g}" not in progress.snapshots]
+
+
+def _resume(
+    generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, key: str, device: torch.device, unkept: Callable
+) -> Progress:
     """Load the checkpoint where there is a whole one of this very configuration; else start from nothing."""
     path = folder / "checkpoint.pt"
     if not path.exists():
@@ -201,6 +209,8 @@ def _resume(generator: Generator, ema: EMAModel, optimizer: Any, folder: Path, k
         if state["key"] != key:
             raise ValueError("another configuration's")
         progress = Progress(**state["progress"])
+        if unkept(progress):
+            raise ValueError(f"it did not keep the weights at {unkept(progress)} of the budget")
         averaged, moments = state["ema"], state["optimizer"]
         fits = _load(generator, state["model"])
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
@@ -248,10 +258,12 @@ def _finish(generator: Generator, progress: Progress, schedule: Plan, folder: Pa
     return summary
 
 
-def _load_finished(generator: Generator, folder: Path, key: str) -> dict | None:
-    """The summary of a finished training, its weights loaded; None where there is none that is whole and this one's."""
+def _load_finished(generator: Generator, folder: Path, key: str, shares: list[float]) -> dict | None:
+    """The summary of a finished training, its weights loaded; None where there is none that is whole, this one's and kept these shares."""
     summary = read_json(folder / "train.json")
     if not isinstance(summary, dict) or summary.get("key") != key:
+        return None
+    if not {f"{share:g}" for share in shares} <= set(summary.get("snapshots", {})):
         return None
     ready = read_tensors(folder / "weights.safetensors", key)
     if not ready or not _load(generator, ready[0]):

@@ -1,7 +1,8 @@
 """What the numbers say, in words: who is cheapest to a distance, who is best for a budget, which steps are not worth paying for.
 
-Distances are compared within their bootstrap error: a difference below two joint standard deviations is a tie. The error covers the
-pictures drawn, not training again.
+Only settings a user could have chosen are compared: each model without guidance and at its own best by distance to *training* pictures.
+Seeds are averaged. A difference below two joint standard deviations is a tie; with one seed the error covers the pictures drawn, not
+training again.
 """
 
 import math
@@ -50,8 +51,22 @@ def shown(part: pd.DataFrame) -> pd.DataFrame:
     return both[~both.index.duplicated()]
 
 
+def averaged(part: pd.DataFrame) -> pd.DataFrame:
+    """One row for each curve and step count: means over seeds, `fd_sd` holding the pictures' variance and that between seeds."""
+    found = []
+    for _, rows in part.groupby(["curve", "steps"], sort=False):
+        between = rows["fd"].var() if len(rows) > 1 else 0.0
+        means = rows[["fd", *COSTS]].mean()
+        found.append({**rows.iloc[0], **means, "fd_sd": math.sqrt((rows["fd_sd"] ** 2).mean() + between)})
+    return pd.DataFrame(found)
+
+
 def _named(row: pd.Series) -> str:
-    return f"{row['curve']} at {row['steps']:.0f} steps ({row['fd']:.3g} ± {row['fd_sd']:.2g})"
+    return f"{row['curve']} at {_steps(row['steps'])} ({row['fd']:.3g} ± {row['fd_sd']:.2g})"
+
+
+def _steps(count: float) -> str:
+    return "1 step" if count == 1 else f"{count:.0f} steps"
 
 
 def _round_budgets(values: pd.Series) -> list[float]:
@@ -64,11 +79,16 @@ def _round_budgets(values: pd.Series) -> list[float]:
 
 
 def cheapest(part: pd.DataFrame, name: str) -> list[str]:
-    """For each target distance, what reaches it for the least of each cost."""
+    """For each target distance, what reaches it for the least of each cost, and what may: cheaper, and above it by less than the error."""
     lines, best = [], part["fd"].min()
     for target in [best * share for share in SHARES]:
-        reached = part[part["fd"] <= target]
-        found = [f"{_named(reached.loc[reached[c].idxmin()])} for {reached[c].min():.3g} {unit}" for c, (_, unit) in COSTS.items()]
+        reached, found = part[part["fd"] <= target], []
+        for column, (_, unit) in COSTS.items():
+            row = reached.loc[reached[column].idxmin()]
+            near = part[(part["fd"] > target) & (part["fd"] - 2 * part["fd_sd"] <= target) & (part[column] < row[column])]
+            near = near.sort_values(column).drop_duplicates("curve")
+            perhaps = f" (within the error also {', '.join(_named(r) for _, r in near.iterrows())})" if len(near) else ""
+            found.append(f"{_named(row)} for {row[column]:.3g} {unit}{perhaps}")
         lines.append(f"{name} of {target:.3g} or less costs least with {found[0]}; in latency with {found[1]}.")
     return lines
 
@@ -80,8 +100,8 @@ def best_under(part: pd.DataFrame) -> list[str]:
         for budget in _round_budgets(part[column]):
             rows = part[part[column] <= budget].sort_values("fd")
             best = rows.iloc[0]
-            others = rows[rows["model"] != best["model"]].drop_duplicates("model")
-            ties = [row["model"] for _, row in others.iterrows() if tied(best, row)]
+            others = rows[rows["curve"] != best["curve"]].drop_duplicates("curve")
+            ties = [row["curve"] for _, row in others.iterrows() if tied(best, row)]
             lines.append(f"Up to {budget:g} {meaning}: {_named(best)}" + f"; a tie with {', '.join(ties)}" * bool(ties) + ".")
     return lines
 
@@ -98,12 +118,21 @@ def enough_steps(part: pd.DataFrame) -> list[str]:
             if all(row["fd"] >= rows.iloc[i]["fd"] or tied(rows.iloc[i], row) for _, row in later.iterrows()):
                 break
         enough = rows.iloc[i]
-        last = " (the most measured)" * (i == len(rows) - 1)
-        lines.append(f"{name}: nothing improves past {enough['steps']:.0f} steps{last}, at {enough['fd']:.3g} ± {enough['fd_sd']:.2g}.")
+        said = f"still improving at {_steps(enough['steps'])}, the most measured" if i == len(rows) - 1 else ""
+        said = said or f"nothing improves past {_steps(enough['steps'])}"
+        lines.append(f"{name}: {said}, at {enough['fd']:.3g} ± {enough['fd_sd']:.2g}.")
     return lines
 
 
 def answers(part: pd.DataFrame, name: str) -> list[str]:
-    """All of it as lines, of the rows of one comparable group, each with its `curve`; nothing for fewer than two points."""
+    """All of it as lines, of the rows of one comparable group, each with its `curve` (whose name leaves seeds out).
+
+    Nothing for fewer than two points. Trainings of different budgets are compared as they are, and said to be.
+    """
     part = part[part["fd"].notna() & part["gflops_per_image"].notna() & part["latency_seconds"].notna()]
-    return [*cheapest(part, name), *best_under(part), *enough_steps(shown(part))] if len(part) > 1 else []
+    if len(part) < 2:
+        return []
+    spread = part["train_flops"].max() / part["train_flops"].min()
+    uneven = [f"Training budgets differ by a factor of {spread:.3g}."] if spread > 1.05 else []
+    part = averaged(part)
+    return [*uneven, *cheapest(part, name), *best_under(part), *enough_steps(part)]

@@ -16,6 +16,13 @@ from models.generator import Batch, spawn
 from models.tokens import TokenGenerator, doubled
 
 
+class _Cache(StaticCache):
+    """Keys and values of one type: under autocast the rotation leaves keys in float32, and values are not."""
+
+    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return super().update(keys.to(values.dtype), values, *args, **kwargs)
+
+
 class Autoregressive(TokenGenerator):
     """Next-block prediction; `steps` is always the number of blocks, H * W / block.
 
@@ -81,17 +88,13 @@ class Autoregressive(TokenGenerator):
         """Token ids (B, H*W). Guidance acts on the logits; each id inverts its distribution at one uniform number."""
         uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in spawn(rng, len(labels))]).to(labels.device)
         labels = doubled(labels, self.num_classes, guidance)
-        cache = StaticCache(config=self.transformer.config, max_cache_len=self.tokens)
+        cache = _Cache(config=self.transformer.config, max_cache_len=self.tokens)
         seen, places = self._seen(labels.device), torch.arange(self.tokens, device=labels.device)
-        # Under autocast the cache wants keys and values of one type, which they are where the residual stream is of it.
-        kind = labels.device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else self.positions.dtype
         embedded, ids = self.classes(labels)[:, None].expand(-1, self.block, -1), []
         for at in torch.arange(self.tokens).split(self.block):
             now = slice(int(at[0]), int(at[-1]) + 1)
             out = self.transformer(
-                inputs_embeds=(embedded + self.positions[now]).to(dtype),
+                inputs_embeds=embedded + self.positions[now],
                 attention_mask=seen[None, None, now],
                 position_ids=places[None, now],
                 past_key_values=cache,

@@ -65,28 +65,33 @@ class Diffusion(Generator):
             target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[self.objective]
         return F.mse_loss(self.denoiser(mixed, time, batch.labels).float(), target)
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        low, high = options["guidance_interval"]
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
+        """Raises ValueError for a value out of range."""
+        low, high = options["guidance_interval"] if len(options["guidance_interval"]) == 2 else (1, 0)
         if not 0 <= low < high <= 1:
-            raise ValueError(f"sampler.guidance_interval={[low, high]}: two numbers, 0 <= low < high <= 1")
+            raise ValueError(f"sampler.guidance_interval={list(options['guidance_interval'])}: two numbers, 0 <= low < high <= 1")
         if options.get("shift", 1.0) <= 0:
             raise ValueError(f"sampler.shift={options['shift']}: above 0")
+        if sampler == "heun" and options.get("shift", 1.0) != 1:
+            raise ValueError(
+                f"sampler.shift={options['shift']}: not with heun, whose tail diffusers would shift twice; euler, dpmpp, unipc"
+            )
 
     def _scheduler(self, steps: int) -> Any:
         """The diffusers scheduler of this objective and sampler, its timesteps set."""
         return schedulers.scheduler(self.objective, self.sampler, steps, self.choice.get("shift", 1.0))
 
-    def _scale(self, t: Tensor, guidance: float) -> float:
-        """The guidance that acts at timestep t: all of it inside the interval, none outside."""
+    def _scale(self, t: float, guidance: float) -> float:
+        """The guidance that acts at time t in [0, 1000]: all of it inside the interval, none outside."""
         low, high = self.choice["guidance_interval"]
-        return guidance if low <= t.item() / CHAIN <= high else 1.0
+        return guidance if low <= t / CHAIN <= high else 1.0
 
-    def _predict(self, x: Tensor, t: Tensor, labels: LongTensor, guidance: float) -> Tensor:
+    def _predict(self, x: Tensor, t: float, labels: LongTensor, guidance: float) -> Tensor:
         """One guided evaluation, the conditional and unconditional halves in one batch."""
         if guidance == 1:
-            return self.denoiser(x, t.expand(len(x)), labels).float()
+            return self.denoiser(x, x.new_full((len(x),), t), labels).float()
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        conditional, unconditional = self.denoiser(torch.cat([x, x]), t.expand(2 * len(x)), both).float().chunk(2)
+        conditional, unconditional = self.denoiser(torch.cat([x, x]), x.new_full((2 * len(x),), t), both).float().chunk(2)
         return torch.lerp(unconditional, conditional, guidance)
 
     @torch.inference_mode()
@@ -96,18 +101,19 @@ class Diffusion(Generator):
         scheduler = self._scheduler(steps)
         x = randn(self.latent_shape, rngs, labels.device) * float(getattr(scheduler, "init_noise_sigma", 1))
         noise = {"generator": rngs} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            prediction = self._predict(scaled, t.to(labels.device), labels, self._scale(t, guidance))
-            x = scheduler.step(prediction, t, x, **noise).prev_sample
+        for step, t in zip(scheduler.timesteps, schedulers.times(scheduler), strict=True):
+            scaled = scheduler.scale_model_input(x, step) if hasattr(scheduler, "scale_model_input") else x
+            prediction = self._predict(scaled, t, labels, self._scale(t, guidance))
+            x = scheduler.step(prediction, step, x, **noise).prev_sample
         return x
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:
-        """1 to 1000; for DDIM its divisors only, because the scheduler steps by 1000 // n."""
-        return [n for n in requested if 1 <= n <= CHAIN and (self.sampler != "ddim" or CHAIN % n == 0)]
+        """1 to 1000, but for the few of which diffusers makes one more in eps, v and x0 (61 is the first); for DDIM divisors of 1000."""
+        return [n for n in requested if 1 <= n <= CHAIN and schedulers.honours(self.objective, self.sampler, n)]
 
     def nfe(self, steps: int, guidance: float) -> int:
         """The scheduler's own evaluations (2n - 1 for Heun, n for the others), twice where guidance acts."""
         if not self.step_counts([steps]):
-            raise ValueError(f"steps={steps}: {self.sampler} takes 1 to {CHAIN} steps" + (" that divide 1000" * (self.sampler == "ddim")))
-        return sum(1 if self._scale(t, guidance) == 1 else 2 for t in self._scheduler(steps).timesteps)
+            some = " that divide 1000" if self.sampler == "ddim" else f"; of {steps} its grid would be one longer" * (1 <= steps <= CHAIN)
+            raise ValueError(f"steps={steps}: {self.sampler} takes 1 to {CHAIN} steps{some}")
+        return sum(1 if self._scale(t, guidance) == 1 else 2 for t in schedulers.times(self._scheduler(steps)))

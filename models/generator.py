@@ -35,6 +35,17 @@ def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.devic
     return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]).to(device)
 
 
+def _like(usual: Any, name: str, value: Any) -> Any:
+    """`value` in the type of the usual one, so that 3 and 3.0 are one choice. Raises ValueError where that would change it."""
+    try:
+        same = tuple(map(float, value)) if isinstance(usual, tuple) else type(usual)(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"sampler.{name}={value}: something like {usual}") from None
+    if not isinstance(usual, tuple) and same != value:
+        raise ValueError(f"sampler.{name}={value}: something like {usual}")
+    return same
+
+
 class Generator(nn.Module):
     """One family: learns p(latents | label) and draws from it in a chosen number of steps.
 
@@ -63,12 +74,16 @@ class Generator(nn.Module):
         foreign = set(choice) - set(self.options)
         if foreign:
             raise ValueError(f"sampler.{min(foreign)}: this model has {', '.join(self.options) or 'no options'}")
-        choice = {name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in choice.items()}
-        self.check_options({**self.options, **choice})
-        self.sampler, self.choice = sampler or self.samplers[0], {**self.options, **choice}
+        whole = self.options | {name: _like(self.options[name], name, value) for name, value in choice.items()}
+        self.check_options(sampler or self.samplers[0], whole)
+        self.sampler, self.choice = sampler or self.samplers[0], whole
 
-    def check_options(self, options: dict[str, Any]) -> None:
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         """Raises ValueError for a value out of range."""
+
+    def sampling(self) -> list[Any]:
+        """The sampler and all options with their values: what names samples, so that a changed default names others."""
+        return [self.sampler, *sorted(self.choice.items())]
 
     def drawn_by(self) -> str:
         """The sampler and every option that is not the usual one, in words: `euler`, `raster, top_k 100`."""

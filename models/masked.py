@@ -5,6 +5,7 @@ Every step looks at the whole picture again: what is still masked is predicted a
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,9 @@ class Masked(TokenGenerator):
         initialise(self)
         nn.init.zeros_(self.head.weight)
 
-    def check_options(self, options) -> None:
-        super().check_options(options)
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
+        """Raises ValueError for a value out of range."""
+        super().check_options(sampler, options)
         if options["choice_temperature"] < 0:
             raise ValueError(f"sampler.choice_temperature={options['choice_temperature']}: at least 0")
 

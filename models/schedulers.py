@@ -1,6 +1,6 @@
 """The diffusers scheduler for an objective, a sampler's name and a number of steps, with the settings each of them needs.
 
-Latents are never clipped, every grid begins at pure noise (`trailing`) and ends at data.
+Latents are never clipped; every grid begins at pure noise (at 0.999 of it for the flow's dpmpp and unipc) and ends at data.
 """
 
 from typing import Any
@@ -47,9 +47,26 @@ def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
         made.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))  # the default grid ends at .001 and so wastes its last evaluation
         return made
     elif name == "heun":
-        made = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)  # 2n - 1 evaluations, the last near .001
+        # 2n - 1 evaluations at n times from 1 to .001: of two steps the second is spent near data, which is hardly more than one
+        made = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN)
     else:
         kind = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
         made = kind(num_train_timesteps=CHAIN, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     made.set_timesteps(steps)
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(0)  # else the place is looked up by time, and rounded times can occur twice
     return made
+
+
+def times(made: Any) -> list[float]:
+    """When the denoiser is asked, in [0, 1000]; the flow's dpmpp and unipc round their own timesteps to whole numbers."""
+    if made.config.get("use_flow_sigmas"):
+        return [float(sigma) * CHAIN for sigma in made.sigmas[:-1]]
+    return [float(t) for t in made.timesteps]
+
+
+def honours(objective: str, name: str, steps: int) -> bool:
+    """Whether the sampler's grid has as many steps as are asked for: DDIM steps by 1000 // n, and `trailing` grids count in floats."""
+    if objective == "flow":
+        return True
+    return CHAIN % steps == 0 if name == "ddim" else len(np.arange(CHAIN, 0, -CHAIN / steps)) == steps

@@ -46,11 +46,11 @@ class TokenGenerator(Generator):
         """Which step counts `sample` takes, in words."""
         raise NotImplementedError
 
-    def check_options(self, options: dict[str, Any]) -> None:
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         """Raises ValueError for a value out of range."""
         if options["temperature"] <= 0:
             raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
-        if options["top_k"] < 0 or int(options["top_k"]) != options["top_k"]:
+        if options["top_k"] < 0:
             raise ValueError(f"sampler.top_k={options['top_k']}: a whole number, 0 for all")
         if not 0 < options["top_p"] <= 1:
             raise ValueError(f"sampler.top_p={options['top_p']}: above 0, at most 1")
@@ -71,7 +71,7 @@ class TokenGenerator(Generator):
     def choose(self, logits: Tensor, uniform: Tensor) -> LongTensor:
         """Ids (...) from logits (..., K) and uniform numbers (...) in [0, 1), by temperature, top-k and top-p."""
         shape = uniform.shape
-        logits = narrowed(logits / self.choice["temperature"], int(self.choice["top_k"]), self.choice["top_p"])
+        logits = narrowed(logits / self.choice["temperature"], self.choice["top_k"], self.choice["top_p"])
         return invert(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1)).view(shape)
 
 

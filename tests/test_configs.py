@@ -74,6 +74,17 @@ def test_a_match_sets_the_budget_s_unit_and_the_command_line_beats_it():
     assert composed("match=params", "model=unet").model.denoiser.channels != composed("model=unet").model.denoiser.channels
 
 
+@pytest.mark.parametrize("match, budget", [("time", "minutes"), ("params", "images"), ("flops", "budget")])
+def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
+    """Two budgets are two trainings; what is kept on the way and how often it is saved are not."""
+    from benchmarks import run
+
+    tiny = ["data.train_images=20", "data.reference_images=10", "num_samples=10", "data.image_size=32", f"cache_dir={tmp_path}"]
+    key = lambda *more: run.prepare(composed(f"match={match}", *tiny, *more)).key  # noqa: E731
+    assert key(f"train.{budget}=3") != key(f"train.{budget}=7")
+    assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7")
+
+
 def test_overrides_beat_presets_and_presets_beat_defaults():
     assert composed("experiment=cpu").steps == [2, 4, 8, 16, 64]
     assert composed("experiment=smoke").steps != composed().steps

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, rng, tiny
+from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, rng, steps_of, tiny
 from diffusers import DiTTransformer2DModel
 
 from models.diffusion import Diffusion
@@ -120,8 +120,20 @@ def test_ar_does_not_see_the_future():
     assert not torch.allclose(a[:, 21:], b[:, 21:], atol=1e-3)
 
 
-def test_ar_sampling_under_autocast():
+@pytest.mark.parametrize("name", ["ar", "ar-block4", "any", "masked"])
+def test_token_models_sample_under_autocast(name):
     """The cache takes keys and values of one type: what a bf16 run on the CPU once broke on."""
-    model = tiny("ar").eval()
+    model = tiny(name).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.sample(torch.tensor([0, 1]), steps=TOKENS, guidance=2.0, rng=rng()).isfinite().all()
+        assert model.sample(torch.tensor([0, 1]), steps=steps_of(model), guidance=2.0, rng=rng()).isfinite().all()
+
+
+def test_ar_decodes_with_the_residual_stream_it_was_trained_with():
+    """In bfloat16 the inputs and the stream between blocks stay float32, in sampling as in training."""
+    model, kinds = tiny("ar").eval(), set()
+    for layer in model.transformer.layers:
+        layer.register_forward_pre_hook(lambda module, args, kwargs: kinds.add(args[0].dtype), with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.logits(torch.zeros(1, TOKENS, dtype=torch.long), torch.tensor([0]))
+        model.sample(torch.tensor([0]), steps=TOKENS, guidance=1.0, rng=rng())
+    assert kinds == {torch.float32}

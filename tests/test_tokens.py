@@ -88,6 +88,43 @@ def test_any_order_targets_of_one_step_do_not_see_each_other():
         assert torch.equal(ids[:, place], invert(first, uniform))
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_any_order_in_some_steps_is_the_same_without_a_cache(guidance):
+    """Eight steps, linear guidance: what each draws follows from one pass over all that was drawn before it, its own block unseen."""
+    model = tiny("any").eval()
+    ids = model.draw(LABELS, steps=8, guidance=guidance, rng=rng(2))
+    drawn = [(torch.rand(TOKENS, generator=g).argsort(), torch.rand(TOKENS, generator=g)) for g in spawn(rng(2), 3)]
+    order, uniform = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    ordered, at = ids.gather(1, order), model.angles[1 + order]
+    counts, expected, start = schedule("arccos", TOKENS, 8), [], 0
+    blocks = torch.repeat_interleave(torch.arange(9), torch.tensor([1, *counts]))[:-1]  # of the class and the tokens it fed
+    for count in counts:
+        halves = []
+        for labels in (LABELS, torch.full_like(LABELS, CLASSES)):
+            fed = torch.cat([model.classes(labels)[:, None], model.embed(ordered[:, :start])], dim=1)
+            angles = torch.cat([model.angles[:1].expand(3, 1, -1), at[:, :start]], dim=1)
+            seen = blocks[: start + 1, None] >= blocks[: start + 1]
+            with torch.no_grad():
+                halves.append(model.scores(at[:, start : start + count], *_masked_memory(model, fed, angles, seen), causal=False))
+        scale = 1 + (guidance - 1) * (start + count) / TOKENS
+        logits = halves[1] + scale * (halves[0] - halves[1])
+        expected.append(torch.stack([invert(logits[:, i], uniform[:, start + i]) for i in range(count)], dim=1))
+        start += count
+    assert torch.equal(ordered, torch.cat(expected, dim=1))
+
+
+def _masked_memory(model, x, angles, seen):
+    """Pass 1 over everything at once, each input seeing what its own step and those before it fed."""
+    import torch.nn.functional as F
+
+    attend = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, is_causal: attend(q, k, v, attn_mask=seen)
+    try:
+        return model.memory(x, angles, causal=False, caches=[None] * len(model.remember))
+    finally:
+        F.scaled_dot_product_attention = attend
+
+
 def test_any_order_knows_where_its_targets_are():
     """The target's place enters by rotation alone; the class token's own place is real too."""
     model = tiny("any").eval()
@@ -189,6 +226,14 @@ def test_linear_guidance_grows_with_the_share_of_tokens_drawn():
     assert [model.guided(both, 5.0, n).item() for n in (0, TOKENS // 2, TOKENS)] == pytest.approx([1.0, 3.0, 5.0])
 
 
+def test_samples_are_named_by_every_option_whatever_is_usual():
+    """Or a changed default would be given another's samples; and 10 and 10.0 are one choice."""
+    model = tiny("masked")
+    assert ("choice_temperature", 4.5) in model.sampling() and model.drawn_by() == "confidence"
+    model.use(top_k=10.0, temperature=1)
+    assert model.drawn_by() == "confidence, top_k 10" and ("top_k", 10) in model.sampling()
+
+
 def test_what_a_token_model_cannot_do_is_a_clear_error():
     for choice, message in [
         ({"temperature": 0.0}, "temperature"),
@@ -196,6 +241,8 @@ def test_what_a_token_model_cannot_do_is_a_clear_error():
         ({"top_k": -1}, "top_k"),
         ({"guidance_schedule": "cubic"}, "constant or linear"),
         ({"shift": 3.0}, "sampler.shift"),
+        ({"top_k": 2.5}, "something like 0"),
+        ({"temperature": "hot"}, "something like 1.0"),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny("ar").use(**choice)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from benchmarks import verdicts
 
@@ -18,7 +19,7 @@ def rows(**columns) -> pd.DataFrame:
         "latency_seconds": columns["gflops_per_image"],
     }
     table = pd.DataFrame(filled | columns)
-    return table.assign(curve=table["model"], training=table["model"])
+    return table.assign(curve=table["model"], training=table["model"], train_flops=1e12)
 
 
 TWO = rows(
@@ -53,10 +54,37 @@ def test_the_cheapest_to_a_distance():
     assert all("b at 4 steps (3 ± 0.1) for 12 GFLOPs" in line for line in lines[1:])
 
 
+def test_what_may_reach_a_distance_within_its_error_is_said():
+    lines = verdicts.cheapest(TWO.assign(fd_sd=[0.1, 0.8, 0.1, 0.1, 0.1]), "FD[local]")
+    assert "b at 4 steps (3 ± 0.1) for 12 GFLOPs (within the error also a at 4 steps (5 ± 0.8))" in lines[1]  # 4.5 asked
+
+
+def test_words_speak_of_settings_one_could_have_chosen_only():
+    """Guidance 2 is best by the reference, guidance 1 by the training pictures: the first is never announced."""
+    table = rows(
+        model=["a", "a", "b"], steps=[4, 4, 4], guidance=[1.0, 2.0, 1.0], fd=[6.0, 3.0, 7.0], gflops_per_image=[1.0, 2.0, 1.5]
+    ).assign(fd_train=[5.0, 9.0, 7.0])
+    table["curve"] = table["model"] + ", guidance " + table["guidance"].astype(str)
+    said = " ".join(verdicts.answers(verdicts.shown(table), "FD[local]"))
+    assert "a, guidance 1.0 at 4 steps" in said and "guidance 2.0" not in said
+
+
+def test_seeds_are_averaged_and_their_spread_is_part_of_the_error():
+    table = rows(model=["a", "a", "a"], steps=[4, 4, 4], fd=[5.0, 6.0, 7.0], gflops_per_image=[1.0, 1.0, 1.0])
+    one = verdicts.averaged(table)
+    assert len(one) == 1 and one["fd"].iloc[0] == 6.0 and one["fd_sd"].iloc[0] == pytest.approx((0.01 + 1.0) ** 0.5)
+
+
+def test_unequal_budgets_are_said_to_be():
+    said = verdicts.answers(TWO.assign(train_flops=[1e12] * 3 + [2e12] * 2), "FD[local]")
+    assert said[0] == "Training budgets differ by a factor of 2."
+    assert not any("budgets differ" in line for line in verdicts.answers(TWO, "FD[local]"))
+
+
 def test_the_best_for_a_budget_and_what_ties_with_it():
     lines = verdicts.best_under(TWO)
     assert any(line.startswith("Up to 5 GFLOPs per image: a at 4 steps") for line in lines)
-    assert any(line.startswith("Up to 2 GFLOPs per image: a at 1 steps") for line in lines)
+    assert any(line.startswith("Up to 2 GFLOPs per image: a at 1 step") for line in lines)
     near = TWO.assign(fd_sd=2.0)
     assert any("a tie with b" in line or "a tie with a" in line for line in verdicts.best_under(near))
     assert not any("tie" in line for line in lines)
@@ -65,7 +93,7 @@ def test_the_best_for_a_budget_and_what_ties_with_it():
 def test_enough_steps_are_the_fewest_that_more_do_not_improve():
     lines = verdicts.enough_steps(TWO)
     assert lines[0].startswith("a: nothing improves past 4 steps, at 5 ")  # 4.95 is within the error
-    assert lines[1].startswith("b: nothing improves past 4 steps (the most measured)")
+    assert lines[1].startswith("b: still improving at 4 steps, the most measured, at 3 ")
 
 
 def test_two_joint_standard_deviations_are_the_limit_of_a_tie():
