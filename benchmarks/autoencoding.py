@@ -16,6 +16,7 @@ from models.autoencoder import Autoencoder, to_float, to_uint8
 CROP = 64  # larger pictures are trained on in crops of this side
 BATCH = 16
 PEAK_RATE = 2e-3
+FEATURES = 32  # convolutions with at least as many channels on both sides are between feature maps
 HALVED = 6  # every sixth batch is of pictures at half their size
 NOISED, NOISE = 4, 0.2  # every fourth picture's latents; about the error that 2,048 codebook entries make
 VECTORS_PER_ENTRY = 32
@@ -72,6 +73,32 @@ def noised(z: Tensor, rng: torch.Generator) -> Tensor:
     return (z + scale * noise.to(z.device)).contiguous(memory_format=torch.channels_last)
 
 
+class Optimizer:
+    """Muon (K. Jordan et al. 2024, torch.optim.Muon) for the convolutions between feature maps, as matrices; AdamW for all else."""
+
+    def __init__(self, model: nn.Module, peak: float):
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        self.inner = [m.weight for m in convolutions if min(m.in_channels, m.out_channels) >= FEATURES]
+        self.flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self.inner]
+        inner = {id(weight) for weight in self.inner}
+        rest = [p for p in model.parameters() if id(p) not in inner]
+        self.both = [torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)]
+        if self.flat:
+            self.both.append(torch.optim.Muon(self.flat, lr=peak, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+
+    def step(self, rate: float) -> None:
+        """One update from the parameters' gradients, at this learning rate."""
+        for weight, flat in zip(self.inner, self.flat, strict=True):
+            flat.grad = weight.grad.flatten(1)
+        for optimizer in self.both:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        with torch.no_grad():
+            for weight, flat in zip(self.inner, self.flat, strict=True):
+                weight.copy_(flat.view_as(weight))
+
+
 def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None) -> nn.Module:
     """From scratch on `count` pictures, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W) arrays.
 
@@ -80,11 +107,9 @@ def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, mo
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
     model = (model or Autoencoder()).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = Optimizer(model, PEAK_RATE)
     steps, started, none = max(1, count // BATCH), time.perf_counter(), np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, none, steps, BATCH, rng, device):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, PEAK_RATE)
         x = cropped(x, CROP, rng)
         if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
             x = shrunk(x, x.shape[-1] // 2)
@@ -93,10 +118,10 @@ def train_autoencoder(images: Any, *, count: int, device: str, seed: int = 0, mo
             z = model.encoder(target)
             out = model.decoder(noised(z, rng))
         loss = reconstruction_loss(out, target)
-        optimizer.zero_grad()
+        model.zero_grad()
         (loss + 1e-3 * z.float().square().mean()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(learning_rate(step, steps, PEAK_RATE))
         if step % 200 == 0 or step == steps - 1:
             rate = (step + 1) * BATCH / (time.perf_counter() - started)
             print(f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)

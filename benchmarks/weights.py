@@ -32,11 +32,11 @@ from models.codebook import Codebook
 SIZE = 64
 CODEBOOK_SIZE = 2048
 PICTURES = {  # seen in training, repeats included; the CUDA figures are a guess at half an hour, not yet tried
-    "cpu": {"autoencoder": 290_000, "judge": 500_000},
+    "cpu": {"autoencoder": 240_000, "judge": 500_000},
     "cuda": {"autoencoder": 3_000_000, "judge": 3_000_000},
 }
 RECIPES = {
-    "autoencoder": "benchmarks/autoencoding.py, train_autoencoder: per-picture log MSE, AdamW, warm-up and cosine, bfloat16 autocast; "
+    "autoencoder": "benchmarks/autoencoding.py, train_autoencoder: per-picture log MSE, Muon and AdamW, warm-up and cosine, bfloat16 autocast; "
     "every sixth batch at 32 px, noise on the latents of every fourth picture",
     "codebook": "benchmarks/autoencoding.py, fit_codebook: k-means (k-means++ start, dead entries re-seeded) on latent vectors of 64 "
     "and 32 px training pictures, half each",
