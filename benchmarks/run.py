@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks import build, data, latents, plots, records, report, sample, score, space, train
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.cli import check, complain, finish, guarded, many, pick_device
 from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
@@ -95,11 +96,11 @@ def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judg
     except Exception as error:
         return record_failure(cell, error)
     cell.failure.unlink(missing_ok=True)
-    loaded = 1.0
+    loaded, files = 1.0, Checkpoints(cell.work, cell.key)
     for point in missing:
         try:
             if point[0].share != loaded:
-                trained, loaded = train.at_share(cell.generator, trained, point[0].share, cell.work), point[0].share
+                trained, loaded = files.at_share(cell.generator, trained, point[0].share), point[0].share
             measure(cell, *point, trained)
         except Exception as error:
             record_failure(cell, error, *point)

@@ -8,6 +8,7 @@ import torch
 from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, tiny
 
 from benchmarks import train
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.latents import LatentSet
 from benchmarks.store import BadInput, Diverged
 
@@ -66,17 +67,31 @@ def test_weights_kept_on_the_way_are_the_average_then_and_survive_a_kill(tmp_pat
     _, resumed = run(tmp_path / "broken", "dit", cfg=cfg)
     model, states = tiny("dit"), []
     for share in (0.25, 0.5):
-        there = train.at_share(model, resumed, share, tmp_path / "broken")
+        there = Checkpoints(tmp_path / "broken", "key").at_share(model, resumed, share)
         states.append({k: v.clone() for k, v in model.state_dict().items()})
         assert there["images"] == 240 * share and there["weights"] == summary["snapshots"][f"{share:g}"]["weights"]
     assert not same(*states) and not same(states[1], weights)
+
+
+def test_a_share_asked_for_later_trains_again_to_the_same_weights(tmp_path, capsys):
+    """Neither a finished training nor a checkpoint that did not keep it will do."""
+    cfg = SimpleNamespace(**vars(CFG) | {"snapshots": [0.5]})
+    before, _ = run(tmp_path / "a", "dit")
+    after, summary = run(tmp_path / "a", "dit", cfg=cfg)
+    assert same(before, after) and "0.5" in summary["snapshots"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", "dit", _Killed(**vars(latent_set())))
+    _, again = run(tmp_path / "b", "dit", cfg=cfg)
+    assert "was to keep weights at []" in capsys.readouterr().out
+    assert again["snapshots"]["0.5"]["weights"] == summary["snapshots"]["0.5"]["weights"]
+    assert run(tmp_path / "a", "dit")[1] == summary, "fewer shares need nothing new"
 
 
 def test_weights_kept_on_the_way_that_are_gone_are_a_clear_error(tmp_path):
     _, summary = run(tmp_path, "dit", cfg=SimpleNamespace(**vars(CFG) | {"snapshots": [0.5]}))
     (tmp_path / "weights-0.5.safetensors").unlink()
     with pytest.raises(BadInput, match="gone or damaged"):
-        train.at_share(tiny("dit"), summary, 0.5, tmp_path)
+        Checkpoints(tmp_path, "key").at_share(tiny("dit"), summary, 0.5)
 
 
 def test_training_learns_and_the_seed_matters(tmp_path):
