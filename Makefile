@@ -10,7 +10,7 @@ WEIGHTS_DATA ?=
 UNSEEN_DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test lint cost report weights judge-study clean
+.PHONY: help setup bench test lint cost report score compare weights judge-study clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,14 @@ cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
 
 report: $(READY) ## rebuild tables and plots from the records in results/
 	$(PY) -m benchmarks.report
+
+score: $(READY) ## score pictures from anywhere: IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>
+	@test -n "$(IMAGES)" -a -n "$(REFERENCE)" || { echo "IMAGES=<folder|npz|parquet> REFERENCE=<the same, or one of conf/data> are needed"; exit 2; }
+	@$(PY) -m benchmarks.evaluate "$(IMAGES)" "$(REFERENCE)" $(ARGS)
+
+compare: $(READY) ## two results folders, row by row: A=results/x B=results/y
+	@test -n "$(A)" -a -n "$(B)" || { echo "A=<results folder> B=<results folder> are needed"; exit 2; }
+	@$(PY) -m benchmarks.compare "$(A)" "$(B)"
 
 weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder> UNSEEN_DATA=<another, to score>
 	@test -n "$(WEIGHTS_DATA)" || { echo "WEIGHTS_DATA=<folder with train/<class>/* and val/<class>/*> is needed"; exit 2; }

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks.exchange import KINDS
 from benchmarks.store import BadInput
 
 ERRORS: list[str] = []  # one line for each thing that ended badly
@@ -63,6 +64,10 @@ def check(cfg: DictConfig) -> None:
         raise BadInput(f"train.precision={cfg.train.precision}: one of bf16, fp32")
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in many(cfg.steps)) or not many(cfg.steps):
         raise BadInput(f"steps={cfg.steps}: a list of whole numbers, such as steps=[4,16,64]")
+    if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in many(cfg.sampling_seeds)) or not many(cfg.sampling_seeds):
+        raise BadInput(f"sampling_seeds={cfg.sampling_seeds}: a list of whole numbers from 0 up, such as sampling_seeds=[0,1,2]")
+    if not set(many(cfg.export)) <= set(KINDS):
+        raise BadInput(f"export={cfg.export}: a list of {', '.join(KINDS)}, or []")
     if not all(isinstance(g, int | float) for g in many(cfg.guidance)) or not many(cfg.guidance):
         raise BadInput(f"guidance={cfg.guidance}: a list of numbers, such as guidance=[1,2]; 1 is none")
 

@@ -10,19 +10,19 @@ import json
 import hydra
 from omegaconf import DictConfig
 
-from benchmarks import data, judging, records, score
+from benchmarks import data, judging, networks, records, score
 from benchmarks.cli import check, finish, guarded, pick_device
 
 
 def examine(cfg: DictConfig) -> None:
     check(cfg)
     device = pick_device(cfg.device)
-    networks = score.load_features(cfg.features)
+    judges = networks.load_features(cfg.features)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     held_out = (dataset.reference, dataset.reference.labels)
-    for features in networks:
+    for features in judges:
         net = features.net.to(device)
-        fitted_on = score.probe_pictures(dataset, score.probe_split(cfg, features, dataset.classes))
+        fitted_on = score.probe_pictures(dataset, networks.probe_split(cfg, features, dataset.classes))
         line = {
             "features": features.name,
             "dim": net.dim,

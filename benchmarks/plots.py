@@ -1,4 +1,4 @@
-"""Records to pictures: distance against what it costs, loss against training FLOPs, and the grid of samples."""
+"""Records to pictures: distance against what it costs, loss against training FLOPs, floors and errors beside them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
 
 from benchmarks import verdicts
 from benchmarks.records import MEANING
@@ -107,6 +106,9 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         for column, name, line in FLOORS:
             if part[column].notna().any():
                 axis.axhline(part[column].median(), color="0.45", linewidth=1, linestyle=line, label=f"floor: {name}")
+        anchor = [found["fd_anchor"] for found in part["diagnostics"] if found.get("fd_anchor")]
+        if anchor:
+            axis.axhline(anchor[0], color="0.45", linewidth=1, linestyle="-.", label="anchor: mean colour only")
         axis.set(
             xscale="log",
             yscale="log",
@@ -196,58 +198,3 @@ def loss_plot(found: list[tuple[dict[str, Any], str]], folder: Path) -> Path | N
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.legend(fontsize=7)
     return save(figure, folder / "loss_vs_flops.png")
-
-
-def strip(images: np.ndarray, path: Path, count: int = 8) -> None:
-    """The first `count` pictures (N, 3, H, W) side by side, lossless: what the sample grid is made from."""
-    row = images[:count].transpose(2, 0, 3, 1)
-    with atomic_file(path) as temporary:
-        Image.fromarray(row.reshape(row.shape[0], -1, 3)).save(temporary, format="PNG")
-
-
-def _tile(path: Path, size: int, across: int = 4) -> np.ndarray | None:
-    """A strip folded into rows of `across` pictures, enlarged to at least 64 px each without smoothing; None if it does not read."""
-    try:
-        row = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        print(f"plots: {path} cannot be read ({type(error).__name__}); its place in the grid stays empty")
-        return None
-    pictures = row.reshape(size, -1, size, 3).transpose(1, 0, 2, 3)
-    across = min(across, len(pictures))
-    pictures = pictures[: len(pictures) // across * across]
-    tile = pictures.reshape(-1, across, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, across * size, 3)
-    zoom = max(1, 64 // size)
-    return tile.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
-def sample_grids(rows: pd.DataFrame, strips: Path, folder: Path) -> list[Path]:
-    """Rows are curves, columns step counts; every tile shows the same labels, from the same noise where the family allows."""
-    paths = []
-    for title, part in groups(rows):
-        part = verdicts.shown(part)
-        part = part.assign(curve=curve_names(part))
-        part = part[[(strips / f"{run}.png").exists() for run in part["run_id"]]]
-        if part.empty:
-            continue
-        names, steps = in_order(part), sorted(part["steps"].unique())
-        shape = (len(names), len(steps))
-        figure, axes = plt.subplots(*shape, figsize=(2.6 * shape[1], 1.35 * shape[0] + 0.5), squeeze=False, layout="constrained")
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), box_aspect=0.5)
-            axis.set_frame_on(False)
-        for i, name in enumerate(names):
-            axes[i][0].set_ylabel("\n".join(name.split(", ")), fontsize=8)
-            for j, step in enumerate(steps):
-                cell = part[(part["curve"] == name) & (part["steps"] == step)]
-                tile = None
-                if len(cell):
-                    tile = _tile(strips / f"{cell['run_id'].iloc[0]}.png", int(cell["image_size"].iloc[0]))
-                if tile is not None:
-                    axes[i][j].imshow(tile, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
-                if i == 0:
-                    axes[i][j].set_title(f"{step:.0f} steps", fontsize=9)
-        figure.suptitle(title, fontsize=8)
-        stem = "-".join(str(part[c].iloc[0]) for c in ("data", "image_size", "features"))
-        taken = sum(path.stem.startswith(stem) for path in paths)
-        paths.append(save(figure, folder / f"{stem}{f'-{taken + 1}' if taken else ''}.png"))
-    return paths

@@ -33,7 +33,7 @@ COLUMNS = [
     Column("model", 0, "", "the model's YAML name"),
     Column("size", 0, "", "xs, s, b or l"),
     Column("params_m", 0, "M", "trainable parameters"),
-    Column("seed", 0, "", "training and sampling seed"),
+    Column("seed", 0, "", "training seed"),
     Column("data", 0, "", "data set"),
     Column("num_classes", 0, "", "classes"),
     Column("image_size", 0, "px", "side of the pictures"),
@@ -59,15 +59,15 @@ COLUMNS = [
     Column("fd_floor_real", 0, "", "fd of N unseen real pictures"),
     Column("fd_floor_autoencoder", 0, "", "fd of the same pictures through the autoencoder: diffusion's floor"),
     Column("fd_floor_codebook", 0, "", "fd of the same pictures through the codebook: the AR family's floor"),
-    Column("kid", -1, "", "kernel distance"),
-    Column("kid_se", 0, "", "standard error of kid"),
+    Column("kid", -1, "", "kernel distance (x1, not x1000); around 0, also below, where nothing is wrong"),
+    Column("kid_se", 0, "", "jackknife standard error of kid"),
     Column("precision", 1, "", "share of samples near real pictures"),
     Column("recall", 1, "", "share of real pictures near samples"),
     Column("density", 1, "", "density"),
     Column("coverage", 1, "", "coverage"),
     Column("label_accuracy", 1, "", "share of samples a linear probe assigns the class asked for"),
     Column("label_accuracy_real", 0, "", "the same probe on held-out real pictures: the ceiling"),
-    Column("memorised_share", -1, "", "share of samples closer to a training picture than held-out ones are"),
+    Column("memorised_share", -1, "", "share of samples closer to training pictures than 99% of held-out pictures are; 0.01 is none"),
     Column("gmacs_generator", -1, "GMAC/image", "all network evaluations of one image"),
     Column("gmacs_decoder", 0, "GMAC/image", "decoding its latents"),
     Column("gmacs_per_image", -1, "GMAC/image", "generator and decoder"),
@@ -184,15 +184,18 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then four for the report's own use.
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then six for the report's own use.
 
-    `fd_train` is the distance to training pictures, by which settings are chosen; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
+    `fd_train` is the distance to training pictures, by which settings are chosen; `diagnostics` what else the judge said;
+    `sampling_seed` the drawing's; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
     the configuration tells networks of one model and size apart.
     """
     prints = [record.get("fingerprints", {}) for record in found]
     rows = pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
     return rows.assign(
         fd_train=[record.get("selection", {}).get("fd_train") for record in found],
+        diagnostics=[record.get("diagnostics", {}) for record in found],
+        sampling_seed=[record.get("sampling_seed") for record in found],
         training=[p.get("training") for p in prints],
         judged_by=[digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints],
         variant=variants(found),

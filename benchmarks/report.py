@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import plots, records, verdicts
+from benchmarks import diagnostics, grids, plots, records, verdicts
 from benchmarks.store import atomic_file, write_json
 
 
@@ -27,7 +27,8 @@ def build(folder: Path) -> str:
     paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
     if len(whole):
         paths += [plots.distance_plot(whole, x, folder / "plots") for x in plots.AXES]
-        paths += plots.sample_grids(whole, folder / "records", folder / "samples")
+        paths += grids.sample_grids(whole, folder / "records", folder / "samples")
+        paths += grids.pairs_grid(whole, folder / "records", folder / "samples")
         paths += filter(None, [plots.training_plot(good, folder / "plots"), plots.guidance_plot(whole, folder / "plots")])
     logs = [(record, variant) for record, variant in zip(found, table["variant"], strict=True) if record["row"].get("train_fraction") == 1]
     paths += filter(None, [plots.loss_plot(logs, folder / "plots")])
@@ -89,6 +90,11 @@ def _training(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     return [_header(name, "") for name in columns], part[columns].values.tolist()
 
 
+def _anchor(row: pd.Series) -> str:
+    known = row["diagnostics"].get("fd_anchor")
+    return f"Pictures that have only a real picture's mean colour read {_show(known)}. " if known else ""
+
+
 def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     """What a careful reader must know before quoting this group's numbers."""
     first = part.iloc[0]
@@ -97,7 +103,7 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
         f"Floors, each {name} of {first['num_samples']:.0f} unseen real pictures against the same {first['reference_images']:.0f} reference "
         f"pictures: as they are {_show(first['fd_floor_real'])} (analytic {_show(first['fd_floor_analytic'])}), through the autoencoder "
         f"{_show(first['fd_floor_autoencoder'])}, through the codebook {_show(first['fd_floor_codebook'])}. "
-        f"Label accuracy of real held-out pictures: {_show(first['label_accuracy_real'])}; chance: {_show(1 / first['num_classes'])}.",
+        f"{_anchor(first)}Label accuracy of real held-out pictures: {_show(first['label_accuracy_real'])}; chance: {_show(1 / first['num_classes'])}.",
         f"± SD is the bootstrap over pictures; it does not cover retraining. {part['seed'].nunique()} training seed(s).",
     ]
     if name != "FID":
@@ -148,6 +154,7 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
         picked = picked.assign(curve=plots.curve_names(picked.assign(seed=0)))
         said = verdicts.answers(picked, plots.distance_name(part["features"].iloc[0]))
         lines += ["### What they say", "", *(f"- {line}" for line in said), ""] if said else []
+        lines += _diagnostics(part, found, folder)
         lines += ["### Training", "", *markdown(*_training(part)), ""]
     if len(good):
         lines += [
@@ -163,6 +170,20 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
     if bad := _failures(found):
         lines += ["", "## Failed or diverged", "", *(f"- {line}" for line in bad)]
     return lines
+
+
+def _diagnostics(part: pd.DataFrame, found: list[dict], folder: Path) -> list[str]:
+    """The tables of `diagnostics`, each under what it is; those with nothing to say left out."""
+    by_id, named = {record["row"]["run_id"]: record for record in found}, part.assign(curve=plots.curve_names(part))
+    tables = {
+        "Every measure, each model at its most steps and best setting": diagnostics.quality(named),
+        "Between seeds": diagnostics.seeds(
+            verdicts.chosen(part).pipe(lambda rows: rows.assign(curve=plots.curve_names(rows.assign(seed=0))))
+        ),
+        "Ties": diagnostics.ties(named, by_id, folder),
+        "Classes": diagnostics.classes(named),
+    }
+    return [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]
 
 
 def _terminal(good: pd.DataFrame) -> str:

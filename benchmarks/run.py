@@ -7,14 +7,16 @@ measurement and rebuilds the report of `results/<name>` from all records there. 
 import sys
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks import build, data, latents, plots, records, report, sample, score, space, train
+from benchmarks import build, data, exchange, grids, latents, networks, paired, plots, records, report, sample, score, space, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.cli import check, complain, finish, guarded, many, pick_device
 from benchmarks.store import BadInput, Diverged, digest, read_json
@@ -111,14 +113,15 @@ def prepare(cfg: DictConfig) -> Cell:
     check(cfg)
     device = pick_device(cfg.device)
     shape = space.latent_shape(cfg.autoencoder, cfg.data.image_size)
-    features = score.load_features(cfg.features)
+    features = networks.load_features(cfg.features)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     latent_space = space.load(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
     encoded = latents.prepare(dataset, latent_space, cache=cfg.cache_dir, device=device)
     judges = []
     for one in features:
-        split = score.probe_split(cfg, one, dataset.classes)
-        judges.append(score.prepare(one, dataset, latent_space, encoded, cache=cfg.cache_dir, device=device, split=split))
+        split = networks.probe_split(cfg, one, dataset.classes)
+        rebuilt = partial(score.reconstruct, dataset.floor, latent_space, encoded, device)
+        judges.append(score.prepare(one, dataset, rebuilt, key=encoded.key, cache=cfg.cache_dir, device=device, split=split))
 
     torch.manual_seed(cfg.seed)
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
@@ -143,11 +146,12 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
             raise BadInput(f"model={cfg.model.name}: {error}") from None
     if left_out:
         print(f"{cfg.model.name}: measured at {honoured} steps; it cannot honour {left_out}")
-    shared = dict(count=cfg.num_samples, batch=cfg.sample_batch, seed=cfg.seed, precision=cfg.train.precision)
-    whole = [sample.Setting(steps=n, guidance=float(g), **shared) for n in honoured for g in guidance]
+    shared = dict(count=cfg.num_samples, batch=cfg.sample_batch, precision=cfg.train.precision)
+    seeds = many(cfg.sampling_seeds)
+    whole = [sample.Setting(steps=n, guidance=float(g), seed=s, **shared) for n in honoured for g in guidance for s in seeds]
     if generator.sampler != generator.samplers[0]:
         return whole
-    kept = sample.Setting(steps=max(honoured), guidance=1.0, **shared)  # the same for all, whatever is swept
+    kept = sample.Setting(steps=max(honoured), guidance=1.0, seed=seeds[0], **shared)  # the same for all, whatever is swept
     return whole + [kept._replace(share=float(share)) for share in cfg.train.snapshots]
 
 
@@ -165,8 +169,8 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
     gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
-    scores, selection = judge.score(drawn.images, labels)
-    row = identity(cell) | judge.ceilings | scores
+    scores = judge.score(drawn.images.numpy(), labels)
+    row = identity(cell) | judge.ceilings | scores.row
     row |= {
         "run_id": run_id,
         "status": "ok",
@@ -190,10 +194,28 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         "peak_memory_mb": drawn.peak_memory_mb,
         **drawn.made,
     }
-    plots.strip(drawn.images.numpy(), cell.results / "records" / f"{run_id}.png")
-    made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"]}
-    records.write(cell.results, row, selection=selection, **made_by, **details(cell, judge))
-    print(f"  {point.steps} steps, guidance {point.guidance:g}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}", flush=True)
+    keep_pictures(cell, run_id, drawn.images.numpy(), labels.numpy(), scores.pairs)
+    paired.keep(cell.results, run_id, scores.features, judge.reference, judge.key)
+    made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "sampling_seed": point.seed}
+    by_class = {cell.dataset.classes[k]: found for k, found in scores.diagnostics.pop("kid_per_class").items()}
+    judged = {"selection": scores.selection, "diagnostics": scores.diagnostics | {"kid_per_class": by_class}}
+    records.write(cell.results, row, **judged, **made_by, **details(cell, judge))
+    drawing = f", sampling seed {point.seed}" * (len(many(cell.cfg.sampling_seeds)) > 1)
+    print(
+        f"  {point.steps} steps, guidance {point.guidance:g}{drawing}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}",
+        flush=True,
+    )
+
+
+def keep_pictures(cell: Cell, run_id: str, images: np.ndarray, labels: np.ndarray, pairs: list[tuple[int, int]]) -> None:
+    """The first samples, and those closest to training pictures beside these, for the report; all of them where `export` asks."""
+    grids.strip(images, cell.results / "records" / f"{run_id}.png")
+    if pairs:
+        drawn, nearest = (list(rows) for rows in zip(*pairs, strict=True))
+        pictures = score.train_pictures(cell.dataset)[nearest]
+        grids.pairs_strip(images[drawn], pictures, cell.results / "records" / f"{run_id}-nearest.png")
+    for kind in many(cell.cfg.export):
+        exchange.write(images, labels, cell.results / "export" / run_id, kind)
 
 
 def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = None, judge: score.Judge | None = None) -> None:
@@ -241,9 +263,10 @@ def details(cell: Cell, judge: score.Judge | None) -> dict[str, Any]:
         "config": config,
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
-        "overlap": score.overlap(cell.cfg, cell.dataset.classes),
-        "shipped": score.shipped_parts(cell.cfg, judge.features if judge else None),
+        "overlap": networks.overlap(cell.cfg, cell.dataset.classes),
+        "shipped": networks.shipped_parts(cell.cfg, judge.features if judge else None),
         "probe_split": judge.probe_split if judge else None,
+        "judge": judge.key if judge else None,
     }
 
 

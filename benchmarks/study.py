@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks import data, records, score
+from benchmarks import data, networks, records
 from benchmarks.cli import check as check_settings
 from benchmarks.cli import finish, guarded, pick_device
 from benchmarks.ladders import LADDERS, Ladder, check, spoiled
@@ -58,7 +58,7 @@ def measures(net: torch.nn.Module, device: torch.device, reference: tuple[Tensor
         "fd": frechet_distance(reference[0], features),
         "fd_sd": bootstrap_sd(reference[0], features, rng=torch.Generator().manual_seed(0), repeats=10),
         "fd_pixels": frechet_distance(reference[1], pixels(pictures)),
-        "kid": kid(reference[0], features),
+        "kid": kid(reference[0], features).distance,
         "precision": near.precision,
         "recall": near.recall,
     }
@@ -90,7 +90,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(steps).T
 
 
-def summary(table: pd.DataFrame, features: score.Features, dataset: data.Dataset, n: int) -> list[str]:
+def summary(table: pd.DataFrame, features: networks.Features, dataset: data.Dataset, n: int) -> list[str]:
     """study.md: the verdicts, where each measure fails, and every number."""
     steps, name = verdicts(table), distance_name(features.name)
     labels = {"fd": name, "fd_pixels": "FD[pixels]", "kid": f"KID[{features.name}]", "precision": "precision", "recall": "recall"}
@@ -114,7 +114,7 @@ def summary(table: pd.DataFrame, features: score.Features, dataset: data.Dataset
     return [*lines, *markdown(columns, table[columns].values.tolist())]
 
 
-def plot(table: pd.DataFrame, features: score.Features, path: Path) -> None:
+def plot(table: pd.DataFrame, features: networks.Features, path: Path) -> None:
     """A column per ladder; FD over features, FD over pixels, KID, precision and recall below each other."""
     rows = [("fd", distance_name(features.name)), ("fd_pixels", "FD[pixels]"), ("kid", "KID"), ("precision", "precision, recall")]
     figure, axes = plt.subplots(len(rows), len(LADDERS), figsize=(17, 9), sharex="col", squeeze=False)
@@ -152,9 +152,9 @@ def show(ladders: list[Ladder], dataset: data.Dataset, n: int, path: Path) -> No
 def study(cfg: DictConfig) -> None:
     check_settings(cfg)
     device, n = pick_device(cfg.device), int(cfg.num_samples)
-    networks = score.load_features(cfg.features)
+    judges = networks.load_features(cfg.features)
     dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
-    for features in networks:
+    for features in judges:
         table = climb(features.net.to(device), device, dataset, n)
         folder = Path(cfg.results_dir) / "judge" / f"{dataset.name}-{dataset.image_size}-{features.name}"
         with atomic_file(folder / "study.csv") as path:

@@ -1,22 +1,53 @@
 """The kernel distance (KID, Binkowski et al. 2018, arXiv 1801.01401): an unbiased squared MMD, over all pairs, in float64."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-
-def _kernel_sum(a: Tensor, b: Tensor, rows: int = 1024) -> Tensor:
-    """Sum of (a.b / d + 1)^3 over all pairs."""
-    return sum(((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in a.split(rows))
+ROWS = 1024  # of a kernel matrix at once
 
 
-def kid(real: Tensor, fake: Tensor) -> float:
-    """Features (N, d) and (M, d) -> the full U-statistic of squared MMD; around 0, also below, for two samples of one distribution.
+class Kernel(NamedTuple):
+    """The distance and its standard error: a delete-one jackknife over both samples, not the usual spread over subsets."""
 
-    Raises ValueError for fewer than two rows, or differing d.
+    distance: float
+    error: float
+
+
+def _kernel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(a.b / d + 1)^3 of all pairs, summed over b for each a (N,) and over a for each b (M,)."""
+    rows, columns = [], a.new_zeros(len(b))
+    for part in a.split(ROWS):
+        kernel = (part @ b.T / a.shape[1] + 1) ** 3
+        rows.append(kernel.sum(1))
+        columns += kernel.sum(0)
+    return torch.cat(rows), columns
+
+
+def _without_self(a: Tensor) -> Tensor:
+    """Kernel sums of each row with all others (N,)."""
+    return _kernel_sums(a, a)[0] - (a.square().sum(1) / a.shape[1] + 1) ** 3
+
+
+def kid(real: Tensor, fake: Tensor) -> Kernel:
+    """Features (N, d) and (M, d) -> the full U-statistic of squared MMD, around 0, also below, for two samples of one distribution.
+
+    Raises ValueError for fewer than three rows, or differing d.
     """
     a, b = (x.detach().to("cpu", torch.float64) for x in (real, fake))
     n, m = len(a), len(b)
-    if min(n, m) < 2 or a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"kid: features must be (N, d) and (M, d) with N, M >= 2, got {tuple(a.shape)} and {tuple(b.shape)}")
-    own = [_kernel_sum(x, x) - ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum() for x in (a, b)]
-    return (own[0] / (n * (n - 1)) + own[1] / (m * (m - 1)) - 2 * _kernel_sum(a, b) / (n * m)).item()
+    if min(n, m) < 3 or a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"kid: features must be (N, d) and (M, d) with N, M >= 3, got {tuple(a.shape)} and {tuple(b.shape)}")
+    own_a, own_b, (across_a, across_b) = _without_self(a), _without_self(b), _kernel_sums(a, b)
+    total_a, total_b, across = own_a.sum() / (n * (n - 1)), own_b.sum() / (m * (m - 1)), across_a.sum()
+    less_a = (own_a.sum() - 2 * own_a) / ((n - 1) * (n - 2)) + total_b - 2 * (across - across_a) / ((n - 1) * m)
+    less_b = (own_b.sum() - 2 * own_b) / ((m - 1) * (m - 2)) + total_a - 2 * (across - across_b) / ((m - 1) * n)
+    variance = sum((len(x) - 1) / len(x) * (x - x.mean()).square().sum() for x in (less_a, less_b))
+    return Kernel((total_a + total_b - 2 * across / (n * m)).item(), variance.sqrt().item())
+
+
+def kid_per_class(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> dict[int, Kernel]:
+    """The distance within each class with at least three rows on both sides, where a Fréchet distance would need hundreds."""
+    pairs = {int(k): (real[real_labels == k], fake[fake_labels == k]) for k in fake_labels.unique()}
+    return {k: kid(*pair) for k, pair in pairs.items() if min(map(len, pair)) >= 3}

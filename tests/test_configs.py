@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import composed
 
-from benchmarks import build, cost, data, score, space, train
+from benchmarks import build, cost, data, networks, space, train
 from benchmarks.train import UNITS
 from metrics import flops
 from models import schedulers
@@ -144,7 +144,7 @@ def test_every_autoencoder_says_where_its_codebook_comes_from(name):
 
 
 def test_the_shipped_networks_load():
-    (local,) = score.load_features(composed().features)
+    (local,) = networks.load_features(composed().features)
     assert local.name == "local" and local.net.dim <= 256
     assert space.latent_shape(composed().autoencoder, 64) == (4, 16, 16)
     assert 512 <= space.shipped_codebook_size() <= 4096

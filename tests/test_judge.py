@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import composed
 from omegaconf import OmegaConf
 
-from benchmarks import judging, procedural, score, space
+from benchmarks import judging, networks, procedural, space
 from benchmarks.store import BadInput
 from metrics import inception
 from metrics.features import WEIGHTS, LocalFeatures, extract
@@ -22,8 +22,8 @@ TEST_ONLY = Path(sys.prefix) / "test-only"  # `make setup` puts torch-fidelity t
 PICTURES = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def features(*overrides: str) -> list[score.Features]:
-    return score.load_features(composed(*overrides).features)
+def features(*overrides: str) -> list[networks.Features]:
+    return networks.load_features(composed(*overrides).features)
 
 
 def test_local_features_take_any_size_in_any_batching():
@@ -47,7 +47,7 @@ def test_a_fingerprint_names_network_weights_resize_and_type(tmp_path):
     card = json.loads(WEIGHTS.with_suffix(".json").read_text())
     expected = {"name": "local", "weights_sha256": card["sha256"], "resize": "bilinear-antialias-64", "dtype": "float32", "dim": 128}
     assert local.fingerprint == expected
-    twin = score.Features("local", local.net, "0" * 64)
+    twin = networks.Features("local", local.net, "0" * 64)
     assert twin.key != local.key, "other weights, another key"
 
 
@@ -66,17 +66,17 @@ def test_the_probe_never_sees_pictures_the_judge_trained_on():
     seen = json.loads((space.SHIPPED / "data.json").read_text())["classes"]
     trained_on = [name for name in seen if name.startswith("n")]
     folder = composed("data=imagefolder", "data.path=/x")
-    assert score.probe_split(folder, local, trained_on[:3]) == "floor"
-    assert score.probe_split(folder, local, ["cats", "dogs"]) == "floor", "names that cannot tell count as seen"
-    assert score.probe_split(folder, local, ["n00000001", "n00000002"]) == "train"
+    assert networks.probe_split(folder, local, trained_on[:3]) == "floor"
+    assert networks.probe_split(folder, local, ["cats", "dogs"]) == "floor", "names that cannot tell count as seen"
+    assert networks.probe_split(folder, local, ["n00000001", "n00000002"]) == "train"
     drawn = composed()
-    assert score.probe_split(drawn, local, procedural.CLASS_NAMES) == "train", "the benchmark's own seed is another"
-    assert score.probe_split(composed(f"data.seed={procedural.WEIGHTS_SEED}"), local, procedural.CLASS_NAMES) == "floor"
-    assert score.shipped_parts(drawn, local) == ["autoencoder", "codebook", "judge"]
-    other = score.Features("dinov2", local.net, "0")
-    assert score.shipped_parts(drawn, other) == ["autoencoder", "codebook"], "not every row was judged by the shipped judge"
-    imagenet = score.Features("dinov2", local.net, "0")
-    assert score.probe_split(folder, imagenet, ["n00000001"]) == "floor", "it may have trained on any ImageNet picture"
+    assert networks.probe_split(drawn, local, procedural.CLASS_NAMES) == "train", "the benchmark's own seed is another"
+    assert networks.probe_split(composed(f"data.seed={procedural.WEIGHTS_SEED}"), local, procedural.CLASS_NAMES) == "floor"
+    assert networks.shipped_parts(drawn, local) == ["autoencoder", "codebook", "judge"]
+    other = networks.Features("dinov2", local.net, "0")
+    assert networks.shipped_parts(drawn, other) == ["autoencoder", "codebook"], "not every row was judged by the shipped judge"
+    imagenet = networks.Features("dinov2", local.net, "0")
+    assert networks.probe_split(folder, imagenet, ["n00000001"]) == "floor", "it may have trained on any ImageNet picture"
 
 
 WIRING = """
@@ -105,18 +105,18 @@ for kind in ("pth", "safetensors"):
     ours = inception.InceptionFeatures(sys.argv[3] + "/random." + kind)
     assert torch.equal(ours(pictures), expected), kind
     assert ours.dim == 2048
-from benchmarks import score
+from benchmarks import networks
 from benchmarks.plots import distance_name
 from omegaconf import OmegaConf
-(mine,) = score.load_features(OmegaConf.create({"weights": None, "inception": {"weights": sys.argv[3] + "/random.pth"}}))
+(mine,) = networks.load_features(OmegaConf.create({"weights": None, "inception": {"weights": sys.argv[3] + "/random.pth"}}))
 assert distance_name(mine.name).startswith("FD[inception-"), distance_name(mine.name)
 for bad in ("empty.pth", "cut.pth", "none.pth"):
     if bad == "cut.pth":
         open(sys.argv[3] + "/cut.pth", "wb").write(open(sys.argv[3] + "/random.pth", "rb").read()[:-5000])
     try:
-        score.load_features(OmegaConf.create({"weights": None, "inception": {"weights": sys.argv[3] + "/" + bad}}))
+        networks.load_features(OmegaConf.create({"weights": None, "inception": {"weights": sys.argv[3] + "/" + bad}}))
         raise SystemExit(bad + " was taken")
-    except score.BadInput as error:
+    except networks.BadInput as error:
         assert "features.inception.weights" in str(error) and "\\n" not in str(error), error
 print("same features")
 """
@@ -144,7 +144,7 @@ def test_only_the_published_inception_is_called_fid():
 
 def test_without_inception_the_others_are_still_measured(monkeypatch, capsys):
     monkeypatch.setattr(inception, "extractor_class", lambda: (_ for _ in ()).throw(ImportError("no torch-fidelity")))
-    score._say_once.cache_clear()
+    networks._say_once.cache_clear()
     assert [f.name for f in features("features=[local,inception]")] == ["local"]
     assert [f.name for f in features("features=[local,inception]")] == ["local"]
     assert capsys.readouterr().out.count("no torch-fidelity") == 1, "one line, once"
@@ -160,11 +160,11 @@ def test_weights_that_cannot_be_fetched_say_what_to_download(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for _ in range(2):
-        score._asked.cache_clear()
+        networks._asked.cache_clear()
         with pytest.raises(BadInput, match=r"download https://.*6726825d\.pth .*features\.inception\.weights"):
             features("features=inception")
         fetch.error = RuntimeError("invalid hash value")
-    score._asked.cache_clear()
+    networks._asked.cache_clear()
 
 
 @pytest.fixture(scope="module")

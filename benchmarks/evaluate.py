@@ -1,0 +1,126 @@
+"""Score pictures from anywhere: `make score IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>`.
+
+    python -m benchmarks.evaluate IMAGES REFERENCE [Hydra overrides: features=..., data.path=..., ...]
+
+REFERENCE is a path, or the name of a file in conf/data (its `reference` split, with its floors and training pictures). Prints a table
+and, as the last line of each feature network, one JSON object with the column names of results.csv.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from benchmarks import data, exchange, networks, records, score
+from benchmarks.cli import check, finish, guarded, pick_device
+from benchmarks.plots import distance_name
+from benchmarks.report import markdown
+from benchmarks.store import BadInput, digest
+from metrics.features import extract
+from metrics.prdc import NEIGHBOURS
+
+FEWEST = NEIGHBOURS + 3  # below this nothing but the distance itself could be said
+SHOWN = ["fd", "fd_sd", "fd_floor_real", "fd_floor_analytic", "kid", "kid_se", "precision", "recall", "density", "coverage"]
+SHOWN += ["label_accuracy", "label_accuracy_real", "memorised_share"]
+
+
+def pictures(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | None]:
+    """Pictures and labels of a file or folder. Raises BadInput for fewer than can be scored."""
+    images, labels = exchange.read(path, what)
+    if len(images) < FEWEST:
+        raise BadInput(f"{what}={path}: {len(images)} picture(s); at least {FEWEST} are needed, and thousands to say much")
+    return images, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def judges(cfg: DictConfig, reference: str, images: np.ndarray, path: Path) -> list[score.Judge]:
+    """One judge for each feature network, of a path's pictures or of a data config's splits. Raises BadInput where sizes differ."""
+    device = pick_device(cfg.device)
+    if not Path(reference).exists():
+        return _of_dataset(cfg, images, path, device)
+    real, labels = pictures(Path(reference), "REFERENCE")
+    if real.shape[1:] != images.shape[1:]:
+        sizes = " and ".join(f"{x.shape[3]}x{x.shape[2]}" for x in (images, real))
+        raise BadInput(f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing is what is measured")
+    found = []
+    for features in networks.load_features(cfg.features):
+        known = extract(features.net, real, device=device)
+        floor = {"fd_floor_analytic": score.analytic_floor(known, len(images), labels)}
+        found.append(score.Judge(features, device, known, labels, floor))
+    return found
+
+
+def _of_dataset(cfg: DictConfig, images: np.ndarray, path: Path, device: torch.device) -> list[score.Judge]:
+    if images.shape[2:] != (cfg.data.image_size,) * 2:
+        raise BadInput(f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={cfg.data.image_size}: give the same")
+    dataset = data.load(cfg.data, num_samples=len(images), cache=cfg.cache_dir)
+    found = []
+    for features in networks.load_features(cfg.features):
+        split = networks.probe_split(cfg, features, dataset.classes)
+        found.append(score.prepare(features, dataset, dict, key="as they are", cache=cfg.cache_dir, device=device, split=split))
+    return found
+
+
+def row(judge: score.Judge, images: np.ndarray, labels: torch.Tensor | None) -> dict[str, Any]:
+    """The quality columns of results.csv for these pictures, `diagnostics` beside them."""
+    scores = judge.score(images, labels)
+    known = {"num_samples": len(images), "reference_images": len(judge.reference), "features": judge.features.name}
+    found = records.clean(known | judge.ceilings | scores.row | {"image_size": images.shape[-1]})
+    ordered = {name: found[name] for name in records.NAMES if name in found}
+    return ordered | records.clean(scores.selection | {k: v for k, v in scores.diagnostics.items() if k != "kid_per_class"})
+
+
+def report(cfg: DictConfig, path: Path, reference: str) -> None:
+    """Score and print; also written to results/score/."""
+    check(cfg)
+    images, labels = pictures(path, "IMAGES")
+    for judge in judges(cfg, reference, images, path):
+        found, dim = row(judge, images, labels), judge.reference.shape[1]
+        name, n = distance_name(judge.features.name), min(len(images), len(judge.reference))
+        shown = [column for column in SHOWN if found.get(column) is not None]
+        print(
+            "\n".join(
+                markdown(
+                    ["images", *(name if c == "fd" else c.replace("_", " ") for c in shown)], [[path.name, *(found[c] for c in shown)]]
+                )
+            )
+        )
+        if n < 2 * dim:
+            print(f"WARNING: {n} pictures are fewer than twice the {dim} feature dimensions; {name} is mostly bias.")
+        if name != "FID":
+            print(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
+        if found.get("memorised_flagged"):
+            print("WARNING: more samples lie close to training pictures than copying nothing explains.")
+        line = found | {"images": path.name, "reference": Path(reference).name, "features_sha256": judge.features.weights}
+        records.write_json(
+            Path(cfg.results_dir) / "score" / f"{path.stem}-{digest(str(path), reference, found['features'])[:8]}.json", line
+        )
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("reference")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    wanted = [] if Path(args.reference).exists() else [f"data={args.reference}"]
+    try:
+        with initialize_config_dir(str(records.ROOT / "conf"), version_base="1.3"):
+            cfg = compose("config", [*wanted, *args.overrides])
+    except HydraException as error:
+        known = ", ".join(sorted(p.stem for p in (records.ROOT / "conf" / "data").glob("*.yaml")))
+        mend = f"REFERENCE={args.reference} is neither a file, a folder nor one of {known}" if wanted else "an override does not fit"
+        sys.exit(f"latentbench: {mend} ({str(error).splitlines()[0]})")
+    guarded(lambda cfg: report(cfg, args.images, args.reference), cfg)
+    finish()
+
+
+if __name__ == "__main__":
+    main()

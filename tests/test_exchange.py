@@ -1,0 +1,155 @@
+"""Pictures from and to other tools, scored from the command line; results folders compared."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchmarks import compare, evaluate, exchange, records
+from benchmarks.procedural import draw
+from benchmarks.store import BadInput
+
+PICTURES, LABELS = draw(48, 32, seed=0, stream="floor")
+
+
+def png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture.transpose(1, 2, 0)).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", exchange.KINDS)
+def test_what_is_written_reads_back_the_same(kind, tmp_path):
+    path = exchange.write(PICTURES, LABELS, tmp_path / "set", kind)
+    images, labels = exchange.read(path, "IMAGES")
+    assert np.array_equal(images, PICTURES)
+    assert labels is None if kind == "png" else np.array_equal(labels, LABELS)
+
+
+def test_an_npz_is_in_adm_s_layout(tmp_path):
+    with np.load(exchange.write(PICTURES, LABELS, tmp_path / "set", "npz"), allow_pickle=False) as file:
+        assert file["arr_0"].shape == (48, 32, 32, 3) and file["arr_0"].dtype == np.uint8 and file["arr_1"].tolist() == LABELS.tolist()
+
+
+def test_parquet_in_the_hub_s_layout_reads(tmp_path):
+    pytest.importorskip("pyarrow")
+    cells = [{"bytes": png(p), "path": None} for p in PICTURES]
+    pd.DataFrame({"image": cells, "label": LABELS}).to_parquet(tmp_path / "set.parquet")
+    images, labels = exchange.read(tmp_path / "set.parquet", "IMAGES")
+    assert np.array_equal(images, PICTURES) and np.array_equal(labels, LABELS)
+
+
+def _folder(path, pictures):
+    path.mkdir()
+    for i, picture in enumerate(pictures):
+        (path / f"{i:03d}.png").write_bytes(picture if isinstance(picture, bytes) else png(picture))
+    return path
+
+
+def _bad(tmp_path, what):
+    if what == "empty":
+        return _folder(tmp_path / "x", [])
+    if what == "one":
+        return _folder(tmp_path / "x", PICTURES[:1])
+    if what == "few":
+        return _folder(tmp_path / "x", PICTURES[:5])
+    if what == "sizes":
+        return _folder(tmp_path / "x", [*PICTURES[:10], PICTURES[0][:, :16, :16]])
+    if what == "corrupt":
+        return _folder(tmp_path / "x", [*PICTURES[:10], png(PICTURES[0])[:90]])
+    path = tmp_path / "x.npz"
+    if what == "cut npz":
+        path.write_bytes(exchange.write(PICTURES, LABELS, tmp_path / "y", "npz").read_bytes()[:500])
+    elif what == "float npz":
+        np.savez(path, arr_0=PICTURES.transpose(0, 2, 3, 1).astype(np.float32))
+    elif what == "other npz":
+        np.savez(path, images=PICTURES)
+    elif what == "pickled npz":
+        np.savez(path, arr_0=np.array([{"a": 1}], dtype=object))
+    elif what == "labels":
+        np.savez(path, arr_0=PICTURES.transpose(0, 2, 3, 1), arr_1=LABELS[:3])
+    return path
+
+
+@pytest.mark.parametrize(
+    "what, said",
+    [
+        ("empty", "no pictures"),
+        ("one", "1 picture"),
+        ("few", "5 picture"),
+        ("sizes", "2 sizes"),
+        ("corrupt", "1 of 11"),
+        ("absent", "no such file"),
+        ("cut npz", "not a whole npz"),
+        ("float npz", "float32"),
+        ("other npz", "no arr_0"),
+        ("pickled npz", "not a whole npz"),
+        ("labels", "arr_1"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_get_one_line(what, said, tmp_path):
+    with pytest.raises(BadInput, match=said) as error:
+        evaluate.pictures(_bad(tmp_path, what), "IMAGES")
+    assert "\n" not in str(error.value) and "IMAGES=" in str(error.value)
+
+
+def score(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    root = {"cwd": records.ROOT, "capture_output": True, "text": True, "timeout": 300}
+    where = [f"results_dir={cwd}/results", f"cache_dir={cwd}/cache"]
+    return subprocess.run([sys.executable, "-m", "benchmarks.evaluate", *map(str, arguments), *where], **root)
+
+
+def test_the_command_scores_a_folder_against_an_npz_and_a_data_config(tmp_path):
+    images = exchange.write(PICTURES, LABELS, tmp_path / "set", "npz")
+    folder = _folder(tmp_path / "pngs", draw(48, 32, seed=3, stream="floor")[0])
+    done = score(folder, images, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert set(line) >= {"fd", "fd_sd", "kid", "kid_se", "precision", "fd_floor_analytic"} and line["num_samples"] == 48
+    assert "fewer than twice" in done.stdout, "the warning stands with the table"
+    small = ["data.train_images=200", "data.reference_images=60", "data.image_size=32"]
+    done = score(images, "procedural", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["label_accuracy"] > 0.5 and line["fd"] == pytest.approx(line["fd_floor_real"]), "they are its floor split"
+    assert line["memorised_flagged"] is False
+
+
+@pytest.mark.parametrize(
+    "reference, said", [("no/such/thing", "neither a file"), ("imagenette", "data.image_size"), ("wide.npz", "resize one")]
+)
+def test_a_reference_that_does_not_fit_gets_one_line(reference, said, tmp_path):
+    images = exchange.write(PICTURES, LABELS, tmp_path / "set", "npz")
+    exchange.write(np.zeros((9, 3, 64, 32), np.uint8), np.zeros(9, int), tmp_path / "wide", "npz")
+    done = score(images, tmp_path / reference if reference == "wide.npz" else reference, cwd=tmp_path)
+    assert done.returncode != 0 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def _record(folder, fd, **row):
+    known = {"status": "ok", "model": "dit", "size": "xs", "seed": 0, "steps": 8, "guidance": 1.0, "sampler": "euler", "features": "local"}
+    row = known | {"run_id": f"r{row.get('steps', 8)}", "fd": fd, "fd_sd": 0.1, "gflops_per_image": 2.0, "seconds_per_image": 0.1} | row
+    records.write(folder, row, fingerprints={"data": "d", "features": "f"}, sampling_seed=0)
+
+
+def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
+    for folder, distances in (("a", {1: 9.0, 2: 5.0, 4: 4.0, 8: 3.0}), ("b", {1: 8.0, 2: 5.2, 4: 5.0, 16: 2.0})):
+        for steps, fd in distances.items():
+            _record(tmp_path / folder, fd, steps=steps)
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    compare.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
+        "matched": 3,
+        "ties": 1,
+        "better": 1,
+        "worse": 1,
+        "only_a": 1,
+        "only_b": 1,
+    }
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
+    with pytest.raises(SystemExit, match="no records there"):
+        compare.main()

@@ -1,0 +1,157 @@
+"""The errors and floors that stand beside the numbers: do they cover what they say, on Gaussians whose truth is known?"""
+
+import time
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance, frechet_infinity, paired_sd
+from metrics.kid import kid, kid_per_class
+from metrics.memorisation import RATE, memorisation
+
+
+def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_two_jackknife_errors_of_kid_cover_the_truth_nineteen_times_in_twenty():
+    """The truth is the mean of 1500 readings, itself within 0.05 errors; 500 readings tell 0.954 from it to +-0.028 (three SE)."""
+    read = [kid(gaussian(80, 8, 2 * i), gaussian(120, 8, 2 * i + 1, 0.2)) for i in range(1500)]
+    truth = np.mean([k.distance for k in read])
+    covered = np.mean([abs(k.distance - truth) < 2 * k.error for k in read[:500]])
+    assert 0.954 - 0.028 - 0.02 < covered < 0.954 + 0.028, "0.02: the error is itself estimated, and the tails are longer than normal"
+
+
+def test_kid_jackknife_is_the_one_of_the_definition():
+    a, b = gaussian(12, 5, 0), gaussian(9, 5, 1, 0.3)
+    left_out = [
+        [kid(a[torch.arange(12) != i], b).distance for i in range(12)],
+        [kid(a, b[torch.arange(9) != i]).distance for i in range(9)],
+    ]
+    variance = sum((len(x) - 1) / len(x) * np.sum((np.array(x) - np.mean(x)) ** 2) for x in left_out)
+    assert kid(a, b).error == pytest.approx(variance**0.5, rel=1e-6)
+
+
+def test_kid_per_class_sees_which_class_is_off():
+    labels = torch.arange(300) % 3
+    fake = gaussian(300, 8, 1) + 1.5 * (labels == 2)[:, None]
+    found = kid_per_class(gaussian(300, 8, 0), labels, fake, labels)
+    assert found[2].distance > 10 * found[2].error and all(abs(found[k].distance) < 4 * found[k].error for k in (0, 1))
+    assert set(kid_per_class(gaussian(300, 8, 0), labels, fake[:5], labels[:5])) == set(), "two rows of a class say nothing"
+
+
+def test_two_bootstrap_deviations_cover_the_expected_distance_at_this_n():
+    """FD is biased, so what its error covers is the mean over samples of this size. 20 resamples: t with 19 degrees, 0.94; 150 readings: +-0.06."""
+    d, n = 6, 200
+    pairs = [(gaussian(n, d, 2 * i), gaussian(n, d, 2 * i + 1, 0.4)) for i in range(1000)]
+    truth = np.mean([frechet_distance(*pair) for pair in pairs])
+    covered = [abs(frechet_distance(*pair) - truth) < 2 * bootstrap_sd(*pair, rng=rng(i)) for i, pair in enumerate(pairs[:150])]
+    assert 0.88 <= np.mean(covered) <= 1
+
+
+def test_the_paired_error_is_the_spread_of_differences_and_smaller_where_samples_share_noise():
+    """True spread over 200 repetitions (5% SE); mean of 20 estimates of 20 resamples each (4% SE)."""
+    d, n = 6, 200
+
+    def one(i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shared = gaussian(n, d, 3 * i + 1)
+        return gaussian(n, d, 3 * i), shared + 0.4, 0.9 * shared + 0.3 * gaussian(n, d, 3 * i + 2) + 0.5
+
+    true = np.std([frechet_distance(r, a) - frechet_distance(r, b) for r, a, b in map(one, range(200))], ddof=1)
+    some = [one(1000 + i) for i in range(20)]
+    guess = np.mean([paired_sd(r, a, b, rng=rng(i)) for i, (r, a, b) in enumerate(some)])
+    assert 0.75 < guess / true < 1.3
+    apart = np.mean([np.hypot(bootstrap_sd(r, a, rng=rng(1)), bootstrap_sd(r, b, rng=rng(2))) for r, a, b in some])
+    assert guess < 0.8 * apart
+    with pytest.raises(ValueError, match="not pairs"):
+        paired_sd(some[0][0], some[0][1], some[0][2][:50], rng=rng())
+
+
+@pytest.mark.parametrize("d, n, m", [(32, 128, 128), (32, 128, 400)])
+def test_the_analytic_floor_is_within_five_percent_at_four_times_the_dimension(d, n, m):
+    """Of 120 readings the mean has 1% SE; the floor is computed as the benchmark does, from M reference rows alone (mean of 10)."""
+    scale = torch.linspace(0.3, 2, d)
+    read = np.mean([frechet_distance(gaussian(n, d, 2 * i) * scale, gaussian(m, d, 2 * i + 1) * scale) for i in range(120)])
+    floor = np.mean([frechet_bias(gaussian(m, d, 5000 + i) * scale, n, m) for i in range(10)])
+    assert floor == pytest.approx(read, rel=0.05)
+
+
+def classed(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ten classes far apart, as many rows of each, heavy tails within."""
+    labels, x = torch.arange(n) % 10, gaussian(n, 16, seed)
+    return 2 * gaussian(10, 16, 7)[labels] + x * x.abs(), labels
+
+
+def test_the_analytic_floor_knows_of_balanced_classes_and_heavy_tails():
+    read = np.mean([frechet_distance(classed(400, 2 * i)[0], classed(600, 2 * i + 1)[0]) for i in range(100)])
+    own = [frechet_bias(x, 400, 600, labels) for x, labels in (classed(600, 9000 + i) for i in range(10))]
+    assert np.mean(own) == pytest.approx(read, rel=0.05)
+    assert frechet_bias(classed(20_000, 1)[0], 400, 600) > 1.2 * read, "without labels it counts what balance takes away"
+    with pytest.raises(ValueError, match="too little"):
+        frechet_bias(gaussian(30, 4, 0), 10, 10, torch.arange(30) // 3)
+
+
+def test_the_extrapolated_distance_is_near_the_true_one_and_wants_rows_enough():
+    d, shift = 8, 0.3
+    read = [frechet_infinity(gaussian(400, d, 2 * i), gaussian(400, d, 2 * i + 1, shift), rng=rng(i)) for i in range(60)]
+    plain = np.mean([frechet_distance(gaussian(400, d, 2 * i), gaussian(400, d, 2 * i + 1, shift)) for i in range(60)])
+    truth = d * shift**2
+    assert abs(np.mean(read) - truth) < 3 * np.std(read) / 60**0.5 and abs(np.mean(read) - truth) < (plain - truth) / 2
+    with pytest.raises(ValueError, match="twice as many"):
+        frechet_infinity(gaussian(15, d, 0), gaussian(400, d, 1), rng=rng())
+
+
+TRAIN, REFERENCE, HELD_OUT = gaussian(3000, 24, 0), gaussian(800, 24, 1), gaussian(400, 24, 2)
+
+
+@pytest.mark.parametrize(
+    "samples, flagged",
+    [
+        (TRAIN[:400], True),
+        (TRAIN[:400] + 0.1 * gaussian(400, 24, 3), True),
+        (torch.cat([TRAIN[:40], gaussian(360, 24, 4)]), True),
+        (gaussian(400, 24, 5), False),
+        (0.3 * gaussian(400, 24, 6), False),
+        (gaussian(400, 24, 7, 2.0), False),
+    ],
+    ids=["copies", "near copies", "a tenth copies", "held-out pictures", "collapsed", "far off"],
+)
+def test_copies_are_flagged_and_nothing_else_is(samples, flagged):
+    found = memorisation(samples, train=TRAIN, reference=REFERENCE, held_out=HELD_OUT)
+    assert found.flagged == flagged, found.share
+    if flagged:
+        assert found.share > 0.09 and found.nearest[:40].equal(torch.arange(40)) and found.closeness[:40].max() < 0.5
+
+
+def test_pictures_that_cannot_be_copies_are_called_copies_at_the_stated_rate():
+    """40 sets of 400 held-out rows against 40 others: the mean share is RATE within three binomial errors of both."""
+    shares = [
+        memorisation(gaussian(400, 24, 100 + i), train=TRAIN, reference=REFERENCE, held_out=gaussian(400, 24, 200 + i)).share
+        for i in range(40)
+    ]
+    assert np.mean(shares) == pytest.approx(
+        RATE, abs=3 * (RATE / 400 * 2 / 40) ** 0.5 + 1 / 400
+    )  # 1/400: a quantile of 400 is between two rows
+
+
+@pytest.mark.parametrize("n, times, equal", [(5000, 5, 1e-4), (1000, 20, 1e-3)])
+def test_the_distance_is_many_times_faster_than_a_matrix_square_root(n, times, equal):
+    """At d = 2048, covariances included on both sides."""
+    real, fake = (gaussian(n, 2048, seed, shift).double().relu().numpy() for seed, shift in ((0, 0.0), (1, 0.1)))
+    started = time.perf_counter()
+    mine = frechet_distance(torch.from_numpy(real), torch.from_numpy(fake))
+    took = time.perf_counter() - started
+    started = time.perf_counter()
+    covariances = [np.cov(x, rowvar=False) for x in (real, fake)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+    theirs = ((real.mean(0) - fake.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * np.trace(root).real
+    by_scipy = time.perf_counter() - started
+    assert mine == pytest.approx(theirs, rel=equal)
+    print(f"d=2048, N={n}: {took:.2f} s, scipy {by_scipy:.2f} s")
+    assert by_scipy > times * took
