@@ -3,18 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# PRESET: smoke, cpu, gpu, imagenette, tradeoff, blocks, lr_sweep, tokenizer; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
+# PRESET: smoke, cpu, gpu, imagenette, tradeoff, blocks, lr_sweep, tokenizer, seeds; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
 PRESET ?=
 ARGS ?=
 WEIGHTS_DATA ?=
 UNSEEN_DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test lint cost report score compare weights judge-study clean
+.PHONY: help setup bench test agreement lint cost report score compare weights judge-study clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  PRESET=smoke|cpu|gpu|imagenette|tradeoff|blocks|lr_sweep|tokenizer  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
+	@echo '  PRESET=smoke|cpu|gpu|imagenette|tradeoff|blocks|lr_sweep|tokenizer|seeds  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
 
 setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
 
@@ -31,6 +31,10 @@ bench: $(READY) ## train, sample and report the three families: results/<preset>
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest $(ARGS)
+
+agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl
+	$(PY) -m pytest tests/test_agreement.py -s
 
 lint: $(READY) ## ruff's checks and formatting
 	$(VENV)/bin/ruff check .
