@@ -65,6 +65,14 @@ def distance_name(features: str) -> str:
     return "FID" if features == "inception" else f"FD[{features}]"
 
 
+def distance_label(part: pd.DataFrame) -> str:
+    """What an axis shows: which distance, of how many pictures, against how many, and where that is mostly bias."""
+    row = part.iloc[0]
+    sizes = f"N={row['num_samples']:.0f} samples against M={row['reference_images']:.0f} {row['data']} pictures"
+    few = "\nN < 2 x dimensions: mostly bias" if row["num_samples"] < 2 * (row["features_dim"] or 0) else ""
+    return f"{distance_name(row['features'])} ({'lower' if MEANING['fd'].better < 0 else 'higher'} is better)\n{sizes}{few}"
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +121,7 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
             xscale="log",
             yscale="log",
             xlabel=AXES[x][0],
-            ylabel=f"{distance_name(part['features'].iloc[0])} ({'lower' if MEANING['fd'].better < 0 else 'higher'} is better)",
+            ylabel=distance_label(part),
         )
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
@@ -143,7 +151,7 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
             curve = part[part["curve"] == name].sort_values("train_flops")
             steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
             axis.errorbar(curve["train_flops"], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name + steps, capsize=2, **_style(i))
-        axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_name(part["features"].iloc[0]))
+        axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_label(part))
         axis.set_title(title, fontsize=9)
         _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")

@@ -184,10 +184,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then six for the report's own use.
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then seven for the report's own use.
 
     `fd_train` is the distance to training pictures, by which settings are chosen; `diagnostics` what else the judge said;
-    `sampling_seed` the drawing's; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
+    `sampling_seed` the drawing's; `features_dim` the features' dimensions; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
     the configuration tells networks of one model and size apart.
     """
     prints = [record.get("fingerprints", {}) for record in found]
@@ -197,6 +197,7 @@ def table(found: list[dict[str, Any]]) -> pd.DataFrame:
         diagnostics=[record.get("diagnostics", {}) for record in found],
         sampling_seed=[record.get("sampling_seed") for record in found],
         training=[p.get("training") for p in prints],
+        features_dim=[p.get("features_dim") for p in prints],
         judged_by=[digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints],
         variant=variants(found),
     )

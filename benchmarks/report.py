@@ -78,6 +78,8 @@ def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the main table of one comparable group: of a sweep of guidance, each model without and at its own best."""
     part = verdicts.shown(part)
     header = [_header(name, part["features"].iloc[0]) for name in ["curve", *POINTS]]
+    if part["num_samples"].iloc[0] < 2 * (part["features_dim"].iloc[0] or 0):
+        header[1 + POINTS.index("fd")] += " (N < 2d: mostly bias)"
     part = part.assign(curve=plots.curve_names(part)).sort_values(["steps", "guidance"])
     rows = [part[part["curve"] == name][["curve", *POINTS]].values.tolist() for name in plots.in_order(part)]
     return ["model", *header[1:]], [row for block in rows for row in block]
