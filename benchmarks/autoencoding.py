@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.store import Diverged
 from models import codebook
 from models.autoencoder import Autoencoder, to_float, to_uint8
 
 CROP = 64  # larger pictures are trained on in crops of this side
+RECIPE = 3  # names what `train_autoencoder` does in the keys of caches; raise it with any change
 BATCH = 16
 PEAK_RATE = 2e-3
 FEATURES = 32  # convolutions with at least as many channels on both sides are between feature maps
@@ -149,7 +151,10 @@ def fit_codebook(model: nn.Module, images: Any, size: int, *, device: str, seed:
     wanted = max(100_000, size * VECTORS_PER_ENTRY)
     shares = [False, True] if both_sizes else [False]
     points = [latent_vectors(model, images, wanted // len(shares), rng=rng, device=device, halved=halved) for halved in shares]
-    return codebook.fit(torch.cat(points), size, rng=rng)
+    points = torch.cat(points)
+    if not points.isfinite().all():
+        raise Diverged("the autoencoder's latents of training pictures are not finite, so no codebook can be fitted to them")
+    return codebook.fit(points, size, rng=rng)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

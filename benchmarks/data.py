@@ -48,6 +48,7 @@ class Dataset:
     classes: list[str]
     image_size: int
     skipped: list[str]
+    aside: list[str]  # held-out splits with pictures that the source had for training
     train: Split
     reference: Split
     floor: Split
@@ -90,7 +91,7 @@ def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
         classes, entries = _listing(cfg)
         entries = _choose(cfg, classes, entries, held_out)
         source = [classes, cfg.get("images_per_class"), [(e.label, e.stamp, e.held_out) for e in entries]]
-    key = digest("data", 2, cfg.source, str(cfg.get("path")), size, held_out, source)
+    key = digest("data", 3, cfg.source, str(cfg.get("path")), size, held_out, source)
     folder = Path(cache) / "data" / key
     ready = _read(folder, key, size)
     if ready is None:
@@ -123,7 +124,7 @@ def _read(folder: Path, key: str, size: int) -> Dataset | None:
         print(f"data: the cache in {folder} does not fit its own description; rebuilding it")
         return None
     splits = {name: Split(pixels, at, labels[at]) for name, at in index.items()}
-    return Dataset(meta["name"], *meta["fingerprints"], meta["classes"], size, meta["skipped"], **splits)
+    return Dataset(meta["name"], *meta["fingerprints"], meta["classes"], size, meta["skipped"], meta["aside"], **splits)
 
 
 def _write(folder: Path, pixels: np.ndarray, labels: np.ndarray, index: dict[str, np.ndarray], meta: dict) -> None:
@@ -159,7 +160,7 @@ def _draw(folder: Path, cfg: Any, size: int, held_out: dict[str, int], key: str)
         pixels[index[name]] = images
         labels.append(split_labels)
         start += count
-    meta = {"key": key, "name": cfg.name, "classes": procedural.CLASS_NAMES, "skipped": []}
+    meta = {"key": key, "name": cfg.name, "classes": procedural.CLASS_NAMES, "skipped": [], "aside": []}
     _write(folder, pixels, np.concatenate(labels), index, meta)
 
 
@@ -237,16 +238,19 @@ def _decode(folder: Path, cfg: Any, classes: list[str], entries: list[Entry], si
         raise BadInput(
             f"data.path={cfg.path}: {len(skipped)} of {len(entries)} pictures are unreadable (over 1%), e.g. {skipped[0]}; mend or remove them"
         )
-    index = _deal(cfg, classes, entries, good, held_out)
+    index, aside = _deal(cfg, classes, entries, good, held_out)
     labels = np.array([e.label for e in entries], np.int64)
     name = Path(str(cfg.path)).name if cfg.name == "imagefolder" else cfg.name
-    _write(folder, pixels, labels, index, {"key": key, "name": name, "classes": classes, "skipped": skipped})
+    _write(folder, pixels, labels, index, {"key": key, "name": name, "classes": classes, "skipped": skipped, "aside": aside})
 
 
-def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, held_out: dict[str, int]) -> dict[str, np.ndarray]:
-    """Indices of each split. Held-out folders serve first; where they run short, training pictures are set aside."""
+def _deal(
+    cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, held_out: dict[str, int]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Indices of each split, and which splits needed training pictures: held-out folders serve first; where they run short, some are set aside."""
     limit = cfg.get("images_per_class")
     piles: dict[str, list[list[int]]] = {name: [] for name in SPLITS}
+    aside: set[str] = set()
     groups: list[list[int]] = [[] for _ in classes]
     for i in np.flatnonzero(good).tolist():
         groups[entries[i].label].append(i)
@@ -261,6 +265,8 @@ def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, 
                     f"{held_out['reference']}, num_samples={held_out['floor']} and some to train on; lower these or add pictures"
                 )
             piles[split].append(pile[:need])
+            if pile is inside:
+                aside.add(split)
             del pile[:need]
         if not inside:
             raise BadInput(
@@ -268,7 +274,7 @@ def _deal(cfg: Any, classes: list[str], entries: list[Entry], good: np.ndarray, 
             )
         piles["train"].append(inside[: int(limit)] if limit is not None else inside)
     index = {split: _round_robin(piles[split]) for split in held_out}
-    return {"train": np.array(sorted(i for pile in piles["train"] for i in pile))} | index
+    return {"train": np.array(sorted(i for pile in piles["train"] for i in pile))} | index, sorted(aside)
 
 
 def _round_robin(piles: Iterable[list[int]]) -> np.ndarray:

@@ -1,13 +1,12 @@
 """What a careful reader asks of a group of rows, as Markdown tables: errors between seeds, excess over floors, copies, classes, ties."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks import verdicts
-from benchmarks.paired import difference
+from benchmarks.paired import Difference, difference, over_seeds
 from benchmarks.plots import distance_name, in_order
 
 Table = tuple[list[str], list[list[object]]]
@@ -29,36 +28,37 @@ def at_best(part: pd.DataFrame) -> pd.DataFrame:
 
 def quality(part: pd.DataFrame) -> Table:
     """Each curve at its best: every measure of it."""
-    part = at_best(part)
-    asked = pd.DataFrame(part["diagnostics"].tolist(), index=part.index).reindex(
-        columns=["fd_infinity", "fd_train_floor", "memorised_flagged"]
-    )
-    rows = []
-    for at, row in part.iterrows():
-        gap = row["fd_train"] - asked.at[at, "fd_train_floor"] if row["fd_train"] is not None else None
-        share = f"{row['memorised_share']:.3g}{' FLAGGED' * (asked.at[at, 'memorised_flagged'] is True)}"
-        kid = f"{row['kid']:.3g} ± {row['kid_se']:.2g}"
+    part, rows = at_best(part), []
+    for (_, row), above in zip(part.iterrows(), excess(part), strict=True):
+        said = row["diagnostics"]
+        gap = row["fd_train"] - said["fd_train_floor"] if said.get("fd_train_floor") is not None else None
+        kid = f"{row['kid']:.3g} ± {row['kid_se']:.2g}" if pd.notna(row["kid"]) else None
+        share = row["memorised_share"]
+        share = f"{share:.3g}{' FLAGGED' * bool(said.get('memorised_flagged'))}" if pd.notna(share) else None
         manifold = [row[name] for name in ("precision", "recall", "density", "coverage")]
-        excesses = [excess(part)[at], row["fd"] - row["fd_floor_real"], gap, asked.at[at, "fd_infinity"]]
+        excesses = [above, row["fd"] - row["fd_floor_real"], gap, said.get("fd_infinity")]
         rows.append([row["curve"], row["steps"], row["fd"], *excesses, kid, *manifold, share])
-    header = [
-        "model",
-        "steps",
-        distance_name(part["features"].iloc[0]),
-        "above own floor",
-        "above real pictures",
-        "the same, to training pictures",
+    features = part["features"].iloc[0]
+    header = ["model", "steps", distance_name(features), "above own floor", "above real pictures", "the same, to training pictures"]
+    return [
+        *header,
         "at infinite N (secondary)",
-    ]
-    return [*header, "KID ± SE", "precision", "recall", "density", "coverage", "memorised share"], rows
+        f"KID[{features}] ± SE",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "memorised share",
+    ], rows
 
 
 def classes(part: pd.DataFrame) -> Table:
-    """Each curve at its best: its worst and best classes by the kernel distance within the class."""
+    """Each curve at its best: the classes that stand out most, for worse and better, by KID within the class over its error."""
     rows = []
     for _, row in at_best(part).iterrows():
-        found = sorted(((value, error, name) for name, (value, error) in row["diagnostics"].get("kid_per_class", {}).items()), reverse=True)
-        said = [f"{name} {value:.3g} ± {error:.2g}" for value, error, name in found]
+        found = row["diagnostics"].get("kid_per_class", {}).items()
+        found = sorted(((value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}") for name, (value, error) in found), reverse=True)
+        said = [text for _, text in found]
         if len(said) >= 2 * MOST_CLASSES:
             rows.append([row["curve"], ", ".join(said[:MOST_CLASSES]), ", ".join(said[: -MOST_CLASSES - 1 : -1])])
     return ["model", "worst classes, KID ± SE", "best classes"], rows
@@ -67,30 +67,48 @@ def classes(part: pd.DataFrame) -> Table:
 def seeds(part: pd.DataFrame) -> Table:
     """Where several were trained or drawn: means, and the standard deviations between trainings, between drawings, and of the bootstrap.
 
-    `part` has a `curve` whose name leaves training seeds out. Between trainings: of the means over the same drawings, less what
-    drawing alone adds to them (empty where that is more).
+    `part` has a `curve` whose name leaves training seeds out. Trainings are drawn from with the same noise and labels, so a crossed
+    analysis of variance takes the two apart: from each mean square the residual's is taken away (empty where nothing is left).
     """
     rows = []
     for (name, steps), same in part.groupby(["curve", "steps"], sort=False):
-        trained, drawn = same["training"].nunique(), same["sampling_seed"].nunique()
-        if trained < 2 and drawn < 2:
+        block = same.pivot_table(index="training", columns="sampling_seed", values="fd").dropna(axis=1)
+        trained, drawn = block.shape
+        if max(trained, drawn) < 2:
             continue
-        within = same.groupby("training")["fd"].var().mean() if drawn > 1 else float("nan")
-        between = same.groupby("training")["fd"].mean().var() if trained > 1 else float("nan")
-        between -= within / drawn if drawn > 1 else 0
+        between, across = block.mean(axis=1).var() * drawn, block.mean(axis=0).var() * trained
+        residual = block.sub(block.mean(axis=1), axis=0).sub(block.mean(axis=0), axis=1) + block.to_numpy().mean()
+        residual = (residual**2).to_numpy().sum() / ((trained - 1) * (drawn - 1)) if min(trained, drawn) > 1 else 0.0
+        variances = [(between - residual) / drawn, (across - residual) / trained]
         bootstrap = (same["fd_sd"] ** 2).mean() ** 0.5
-        deviations = [between**0.5 if between >= 0 else None, within**0.5, bootstrap]
-        rows.append([name, steps, trained, drawn, same["fd"].mean(), *deviations])
+        rows.append([name, steps, trained, drawn, block.to_numpy().mean(), *(v**0.5 if v >= 0 else None for v in variances), bootstrap])
     header = ["model", "steps", "trainings", "drawings", "mean fd", "SD between trainings", "SD between drawings", "bootstrap SD"]
     return header, rows
 
 
-def ties(part: pd.DataFrame, found: dict[str, dict[str, Any]], folder: Path) -> Table:
-    """Every pair of curves at its best: the second's distance less the first's, its error, and whether that is a tie."""
-    best = at_best(part).reset_index(drop=True).sort_values("fd").head(MOST_CURVES)
+def ties(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
+    """Every pair of models at its best: the second's distance less the first's, its error, and whether that is a tie.
+
+    `part` has a `curve` whose name leaves training seeds out: where both were trained with several of the same seeds, the error is that
+    of the differences between them; else it covers the pictures drawn from these two networks, not training again.
+    """
+    best = verdicts.own_best(part)
+    best = best[best["steps"] == best.groupby("training")["steps"].transform("max")]
+    means = best.groupby("curve")["fd"].mean().sort_values().head(MOST_CURVES)
     rows = []
-    for (_, a), (_, b) in itertools.combinations(best.iterrows(), 2):
-        apart = difference((folder, found[a["run_id"]]), (folder, found[b["run_id"]]))
-        error = f"{apart.error:.3g}{'' if apart.paired else ' (unpaired)'}"
-        rows.append([f"{a['curve']}, {a['steps']:.0f} steps", f"{b['curve']}, {b['steps']:.0f} steps", apart.value, error, apart.verdict])
+    for one, other in itertools.combinations(means.index, 2):
+        a, b = (best[best["curve"] == name] for name in (one, other))
+        apart = _apart(a, b, found)
+        names = [f"{name}, {rows_['steps'].iloc[0]:.0f} steps" for name, rows_ in ((one, a), (other, b))]
+        rows.append([*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict])
     return ["first", "second", "second - first", "± SD", "the second is"], rows
+
+
+def _apart(a: pd.DataFrame, b: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Difference:
+    """Over the training seeds both have, where there are several; else of the first drawing of each."""
+    one, other = (x.groupby(["seed", "sampling_seed"])["fd"].mean() for x in (a, b))
+    shared = (other - one).dropna().groupby("seed").mean()
+    if len(shared) > 1:
+        return over_seeds(shared.tolist())
+    first = [x.sort_values(["seed", "sampling_seed"]).iloc[0]["run_id"] for x in (a, b)]
+    return difference(*(found[run] for run in first))

@@ -20,35 +20,40 @@ from omegaconf import DictConfig
 
 from benchmarks import data, exchange, networks, records, score
 from benchmarks.cli import check, finish, guarded, pick_device
-from benchmarks.plots import distance_name
+from benchmarks.plots import FEW, distance_name
 from benchmarks.report import markdown
 from benchmarks.store import BadInput, digest
 from metrics.features import extract
 from metrics.prdc import NEIGHBOURS
 
 FEWEST = NEIGHBOURS + 3  # below this nothing but the distance itself could be said
+LONG = ("kid_per_class", "bootstrap")  # diagnostics that are no single numbers
 SHOWN = ["fd", "fd_sd", "fd_floor_real", "fd_floor_analytic", "kid", "kid_se", "precision", "recall", "density", "coverage"]
 SHOWN += ["label_accuracy", "label_accuracy_real", "memorised_share"]
 
 
 def pictures(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | None]:
-    """Pictures and labels of a file or folder. Raises BadInput for fewer than can be scored."""
+    """Pictures and labels of a file or folder, shuffled always alike: files come sorted by class, and some measures look at the first few.
+
+    Raises BadInput for fewer than can be scored.
+    """
     images, labels = exchange.read(path, what)
     if len(images) < FEWEST:
         raise BadInput(f"{what}={path}: {len(images)} picture(s); at least {FEWEST} are needed, and thousands to say much")
-    return images, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    order = np.random.default_rng(0).permutation(len(images))
+    return images[order], None if labels is None else torch.from_numpy(labels[order].astype(np.int64))
 
 
-def judges(cfg: DictConfig, reference: str, images: np.ndarray, path: Path) -> list[score.Judge]:
+def judges(cfg: DictConfig, reference: str, images: np.ndarray, drawn_for: torch.Tensor | None, path: Path) -> list[score.Judge]:
     """One judge for each feature network, of a path's pictures or of a data config's splits. Raises BadInput where sizes differ."""
     device = pick_device(cfg.device)
     if not Path(reference).exists():
-        return _of_dataset(cfg, images, path, device)
+        return _of_dataset(cfg, images, drawn_for, path, device)
     real, labels = pictures(Path(reference), "REFERENCE")
     if real.shape[1:] != images.shape[1:]:
         sizes = " and ".join(f"{x.shape[3]}x{x.shape[2]}" for x in (images, real))
         raise BadInput(f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing is what is measured")
-    found = []
+    found, labels = [], labels if _balanced_alike(labels, drawn_for) else None
     for features in networks.load_features(cfg.features):
         known = extract(features.net, real, device=device)
         floor = {"fd_floor_analytic": score.analytic_floor(known, len(images), labels)}
@@ -56,10 +61,24 @@ def judges(cfg: DictConfig, reference: str, images: np.ndarray, path: Path) -> l
     return found
 
 
-def _of_dataset(cfg: DictConfig, images: np.ndarray, path: Path, device: torch.device) -> list[score.Judge]:
+def _balanced_alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether both have labels, and equal shares of every class: only then is the balance part of the design and not of the noise."""
+    if a is None or b is None:
+        return False
+    counts = [x.bincount(minlength=int(max(a.max(), b.max())) + 1).double() / len(x) for x in (a, b)]
+    return bool((counts[0] - counts[1]).abs().max() < 1 / min(len(a), len(b)))
+
+
+def _of_dataset(cfg: DictConfig, images: np.ndarray, drawn_for: torch.Tensor | None, path: Path, device: torch.device) -> list[score.Judge]:
     if images.shape[2:] != (cfg.data.image_size,) * 2:
         raise BadInput(f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={cfg.data.image_size}: give the same")
     dataset = data.load(cfg.data, num_samples=len(images), cache=cfg.cache_dir)
+    if drawn_for is not None and not 0 <= int(drawn_for.min()) <= int(drawn_for.max()) < len(dataset.classes):
+        raise BadInput(
+            f"IMAGES={path}: labels {drawn_for.min()} to {drawn_for.max()}, but the data has classes 0 to {len(dataset.classes) - 1}"
+        )
+    if dataset.aside:
+        print(f"WARNING: {', '.join(dataset.aside)}: set aside from the training folder; a model trained on all of it has seen them.")
     found = []
     for features in networks.load_features(cfg.features):
         split = networks.probe_split(cfg, features, dataset.classes)
@@ -73,26 +92,25 @@ def row(judge: score.Judge, images: np.ndarray, labels: torch.Tensor | None) -> 
     known = {"num_samples": len(images), "reference_images": len(judge.reference), "features": judge.features.name}
     found = records.clean(known | judge.ceilings | scores.row | {"image_size": images.shape[-1]})
     ordered = {name: found[name] for name in records.NAMES if name in found}
-    return ordered | records.clean(scores.selection | {k: v for k, v in scores.diagnostics.items() if k != "kid_per_class"})
+    return ordered | records.clean(scores.selection | {k: v for k, v in scores.diagnostics.items() if k not in LONG})
 
 
 def report(cfg: DictConfig, path: Path, reference: str) -> None:
     """Score and print; also written to results/score/."""
     check(cfg)
     images, labels = pictures(path, "IMAGES")
-    for judge in judges(cfg, reference, images, path):
+    for judge in judges(cfg, reference, images, labels, path):
         found, dim = row(judge, images, labels), judge.reference.shape[1]
-        name, n = distance_name(judge.features.name), min(len(images), len(judge.reference))
+        name, few = distance_name(judge.features.name), min(len(images), len(judge.reference)) < 2 * dim
         shown = [column for column in SHOWN if found.get(column) is not None]
         print(
             "\n".join(
                 markdown(
-                    ["images", *(name if c == "fd" else c.replace("_", " ") for c in shown)], [[path.name, *(found[c] for c in shown)]]
+                    ["images", *(name + f" ({FEW})" * few if c == "fd" else c.replace("_", " ") for c in shown)],
+                    [[path.name, *(found[c] for c in shown)]],
                 )
             )
         )
-        if n < 2 * dim:
-            print(f"WARNING: {n} pictures are fewer than twice the {dim} feature dimensions; {name} is mostly bias.")
         if name != "FID":
             print(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
         if found.get("memorised_flagged"):
@@ -110,14 +128,16 @@ def main() -> None:
     parser.add_argument("reference")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    wanted = [] if Path(args.reference).exists() else [f"data={args.reference}"]
+    known = sorted(p.stem for p in (records.ROOT / "conf" / "data").glob("*.yaml"))
+    is_path = Path(args.reference).exists()
+    if not is_path and args.reference not in known:
+        sys.exit(f"latentbench: REFERENCE={args.reference} is neither a file, a folder nor one of {', '.join(known)}")
+    wanted = [] if is_path else [f"data={args.reference}"]
     try:
         with initialize_config_dir(str(records.ROOT / "conf"), version_base="1.3"):
             cfg = compose("config", [*wanted, *args.overrides])
     except HydraException as error:
-        known = ", ".join(sorted(p.stem for p in (records.ROOT / "conf" / "data").glob("*.yaml")))
-        mend = f"REFERENCE={args.reference} is neither a file, a folder nor one of {known}" if wanted else "an override does not fit"
-        sys.exit(f"latentbench: {mend} ({str(error).splitlines()[0]})")
+        sys.exit(f"latentbench: an override does not fit: {' '.join(str(error).split())[:200]}")
     guarded(lambda cfg: report(cfg, args.images, args.reference), cfg)
     finish()
 

@@ -14,17 +14,21 @@ from benchmarks.store import BadInput, atomic_file, atomic_folder
 KINDS = ("png", "npz")
 
 
+def place(path: Path, kind: str) -> Path:
+    """Where `write` puts a set: the folder itself, or an npz beside it."""
+    return path.with_name(path.name + ".npz") if kind == "npz" else path
+
+
 def write(images: np.ndarray, labels: np.ndarray, path: Path, kind: str) -> Path:
-    """uint8 pictures (N, 3, H, W) and labels (N,) as `path/000000.png`, ... or as `path.npz` in ADM's layout (arr_0 NHWC, arr_1 labels)."""
-    pixels = images.transpose(0, 2, 3, 1)
+    """uint8 pictures (N, 3, H, W) and labels (N,) as `path/000000-7.png` (label 7), ... or `path.npz` in ADM's layout (arr_0 NHWC, arr_1)."""
+    pixels, path = images.transpose(0, 2, 3, 1), place(path, kind)
     if kind == "npz":
-        path = path.with_name(path.name + ".npz")
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, arr_0=pixels, arr_1=labels)
         return path
     with atomic_folder(path) as folder:
-        for i, picture in enumerate(pixels):
-            Image.fromarray(picture).save(folder / f"{i:06d}.png")
+        for i, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+            Image.fromarray(picture).save(folder / f"{i:06d}-{label}.png")
     return path
 
 
@@ -97,12 +101,13 @@ def _parquet(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
         raise BadInput(f"{what}={path}: parquet needs pyarrow; .venv/bin/pip install -e '.[hub]'") from None
     try:
         table = parquet.read_table(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are of these
         raise BadInput(f"{what}={path}: not a whole parquet file ({type(error).__name__})") from None
     column = next((name for name in ("image", "img") if name in table.column_names), None)
     if column is None:
         raise BadInput(f"{what}={path}: no image column among {', '.join(table.column_names)}")
-    cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in table[column].to_pylist()]
-    pixels = _stacked([(f"row {i}", io.BytesIO(cell or b"")) for i, cell in enumerate(cells)], path, what)
+    cells = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in table[column].to_pylist()]
+    files = [io.BytesIO(cell if isinstance(cell, bytes) else b"") for cell in cells]  # what is no picture will be unreadable
+    pixels = _stacked([(f"row {i}", file) for i, file in enumerate(files)], path, what)
     labels = np.array(table["label"].to_pylist()) if "label" in table.column_names and len(pixels) == len(cells) else None
     return pixels, labels if labels is not None and np.issubdtype(labels.dtype, np.integer) else None

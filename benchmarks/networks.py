@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def _local(cfg: Any) -> Features:
     path = Path(cfg.get("weights") or WEIGHTS).expanduser()
     try:
         with safe_open(str(path), "pt") as file:
-            classes = file.get_slice("head.weight").get_shape()[0]
-    except (OSError, SafetensorError) as error:
+            classes, _ = file.get_slice("head.weight").get_shape()
+    except (OSError, ValueError, SafetensorError) as error:
         mend = "the local judge's; FID's go to features.inception.weights"
         raise BadInput(f"features.weights: {path} is not a whole safetensors file of {mend} ({error})") from None
     return Features("local", load_weights(LocalFeatures(classes), path, "features.weights"), file_digest(path))
@@ -91,7 +92,7 @@ def _published() -> Path:
     try:
         if "inception" not in _asked():
             return inception.published_weights()
-    except (OSError, RuntimeError) as error:  # torch.hub raises the latter for a wrong hash
+    except (OSError, RuntimeError, HTTPException) as error:  # torch.hub raises the second for a wrong hash
         _asked()["inception"] = " ".join(str(error).split())[:100]
     raise OSError(_asked()["inception"])
 

@@ -17,6 +17,7 @@ from benchmarks.store import atomic_file
 
 FLOORS = [
     ("fd_floor_real", "real vs real", "-"),
+    ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
     ("fd_floor_autoencoder", "autoencoder", "--"),
     ("fd_floor_codebook", "codebook (AR's)", ":"),
 ]
@@ -28,6 +29,7 @@ AXES = {
 }
 GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device", "judged_by"]
 CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype", "variant"]
+FEW = "N or M < 2d: mostly bias"
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
 
@@ -69,8 +71,13 @@ def distance_label(part: pd.DataFrame) -> str:
     """What an axis shows: which distance, of how many pictures, against how many, and where that is mostly bias."""
     row = part.iloc[0]
     sizes = f"N={row['num_samples']:.0f} samples against M={row['reference_images']:.0f} {row['data']} pictures"
-    few = "\nN < 2 x dimensions: mostly bias" if row["num_samples"] < 2 * (row["features_dim"] or 0) else ""
+    few = f"\n{FEW}" * too_few(row)
     return f"{distance_name(row['features'])} ({'lower' if MEANING['fd'].better < 0 else 'higher'} is better)\n{sizes}{few}"
+
+
+def too_few(row: pd.Series) -> bool:
+    """Whether N or M is below twice the features' dimensions, where the distance is mostly bias."""
+    return bool(min(row["num_samples"], row["reference_images"]) < 2 * (row["features_dim"] or 0))
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -145,7 +152,7 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
     for axis, (title, part) in zip(axes, panels, strict=True):
         kept = part[part["train_fraction"] < 1]
         setting = ["training", "steps", "guidance", "sampler"]
-        part = part.merge(kept[setting].drop_duplicates("training"), on=setting)
+        part = verdicts.over_drawings(part.merge(kept[setting].drop_duplicates("training"), on=setting))
         part = part.assign(curve=curve_names(part.assign(train_flops=part.groupby("training")["train_flops"].transform("max"))))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values("train_flops")
@@ -169,7 +176,7 @@ def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
     figure, axes = _panels(len(panels))
     for axis, (title, part) in zip(axes, panels, strict=True):
         best = verdicts.own_best(part)[["training", "sampler"]].drop_duplicates()
-        part = part.merge(best, on=["training", "sampler"])
+        part = verdicts.over_drawings(part.merge(best, on=["training", "sampler"]))
         part = part[part["steps"] == part.groupby("training")["steps"].transform("max")]
         part = part.assign(curve=curve_names(part.assign(guidance=1)))
         for i, name in enumerate(in_order(part)):

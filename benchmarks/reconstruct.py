@@ -39,7 +39,8 @@ def reconstruct(cfg: DictConfig) -> None:
     scores = autoencoding.reconstruction_scores(model, book, held_out, device.type, batch=latents.at_once(dataset.image_size))
     shown = torch.from_numpy(held_out[:COLUMNS]).to(device)
     path = Path(cfg.results_dir) / "reconstruct" / f"{dataset.name}-{dataset.image_size}-{latents.name}-{book.size}.png"
-    picture([shown, *autoencoding.reconstruct(model, book, shown)[:2]], path)
+    rebuilt = [autoencoding.reconstruct(model, book, part)[:2] for part in shown.split(latents.at_once(dataset.image_size))]
+    picture([shown, *(torch.cat(both) for both in zip(*rebuilt, strict=True))], path)
     macs = {
         "encoder_gmacs": build.encoder_macs(model, dataset.image_size) / 1e9,
         "decoder_gmacs": build.decoder_macs(model, shape) / 1e9,

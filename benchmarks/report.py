@@ -78,8 +78,7 @@ def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the main table of one comparable group: of a sweep of guidance, each model without and at its own best."""
     part = verdicts.shown(part)
     header = [_header(name, part["features"].iloc[0]) for name in ["curve", *POINTS]]
-    if part["num_samples"].iloc[0] < 2 * (part["features_dim"].iloc[0] or 0):
-        header[1 + POINTS.index("fd")] += " (N < 2d: mostly bias)"
+    header[1 + POINTS.index("fd")] += f" ({plots.FEW})" * plots.too_few(part.iloc[0])
     part = part.assign(curve=plots.curve_names(part)).sort_values(["steps", "guidance"])
     rows = [part[part["curve"] == name][["curve", *POINTS]].values.tolist() for name in plots.in_order(part)]
     return ["model", *header[1:]], [row for block in rows for row in block]
@@ -111,9 +110,20 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     if name != "FID":
         notes.append(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
     details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
-    dim = details["fingerprints"].get("features_dim", 0)
-    if first["num_samples"] < 2 * dim:
-        notes.append(f"WARNING: N = {first['num_samples']:.0f} is below twice the {dim} feature dimensions; the distance is mostly bias.")
+    if plots.too_few(first):
+        notes.append(
+            f"WARNING: N = {first['num_samples']:.0f} or M = {first['reference_images']:.0f} is below twice the {first['features_dim']:.0f} "
+            "feature dimensions: the distance is mostly bias, and the analytic floor, an expansion for many pictures, is too low."
+        )
+    if first["diagnostics"].get("memorised_expected") is not None:
+        said = first["diagnostics"]
+        notes.append(
+            f"Memorised share: of {said['train_pictures']} training pictures; {_show(said['memorised_expected'])} is what no copying reads."
+        )
+    if set(details.get("aside", [])) & {"reference", "floor"} and "judge" in details.get("shipped", []) and details.get("overlap") != []:
+        notes.append(
+            "WARNING: the reference or floor pictures were set aside from the training folder, which the shipped judge may have trained on."
+        )
     parts = details.get("shipped", [])
     if details.get("overlap") is None or len(parts) < 3:
         others = ", ".join(name for name in ("autoencoder", "codebook", "judge") if name not in parts or details.get("overlap") is None)
@@ -156,7 +166,7 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
         picked = picked.assign(curve=plots.curve_names(picked.assign(seed=0)))
         said = verdicts.answers(picked, plots.distance_name(part["features"].iloc[0]))
         lines += ["### What they say", "", *(f"- {line}" for line in said), ""] if said else []
-        lines += _diagnostics(part, found, folder)
+        lines += _diagnostics(part, found)
         lines += ["### Training", "", *markdown(*_training(part)), ""]
     if len(good):
         lines += [
@@ -174,15 +184,14 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
     return lines
 
 
-def _diagnostics(part: pd.DataFrame, found: list[dict], folder: Path) -> list[str]:
+def _diagnostics(part: pd.DataFrame, found: list[dict]) -> list[str]:
     """The tables of `diagnostics`, each under what it is; those with nothing to say left out."""
-    by_id, named = {record["row"]["run_id"]: record for record in found}, part.assign(curve=plots.curve_names(part))
+    named, chosen = part.assign(curve=plots.curve_names(part)), verdicts.chosen(part)
+    chosen = chosen.assign(curve=plots.curve_names(chosen.assign(seed=0)))
     tables = {
         "Every measure, each model at its most steps and best setting": diagnostics.quality(named),
-        "Between seeds": diagnostics.seeds(
-            verdicts.chosen(part).pipe(lambda rows: rows.assign(curve=plots.curve_names(rows.assign(seed=0))))
-        ),
-        "Ties": diagnostics.ties(named, by_id, folder),
+        "Between seeds": diagnostics.seeds(chosen),
+        "Ties: paired, so finer than the errors above": diagnostics.ties(chosen, {record["row"]["run_id"]: record for record in found}),
         "Classes": diagnostics.classes(named),
     }
     return [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]

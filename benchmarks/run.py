@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks import build, data, exchange, grids, latents, networks, paired, plots, records, report, sample, score, space, train
+from benchmarks import build, data, exchange, grids, latents, networks, plots, records, report, sample, score, space, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.cli import check, complain, finish, guarded, many, pick_device
 from benchmarks.store import BadInput, Diverged, digest, read_json
@@ -156,9 +156,12 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
 
 
 def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
-    """Whether this measurement has a whole record."""
-    record = read_json(cell.results / "records" / f"{cell.run_id(point, judge)}.json")
-    return isinstance(record, dict) and record.get("row", {}).get("status") == "ok"
+    """Whether this measurement has a whole record of today's scoring, and its pictures are where `export` wants them."""
+    run_id = cell.run_id(point, judge)
+    record = read_json(cell.results / "records" / f"{run_id}.json")
+    if not isinstance(record, dict) or record.get("row", {}).get("status") != "ok" or record.get("judge") != judge.key:
+        return False
+    return all(exchange.place(cell.results / "export" / run_id, kind).exists() for kind in many(cell.cfg.export))
 
 
 def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict) -> None:
@@ -195,7 +198,6 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         **drawn.made,
     }
     keep_pictures(cell, run_id, drawn.images.numpy(), labels.numpy(), scores.pairs)
-    paired.keep(cell.results, run_id, scores.features, judge.reference, judge.key)
     made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "sampling_seed": point.seed}
     by_class = {cell.dataset.classes[k]: found for k, found in scores.diagnostics.pop("kid_per_class").items()}
     judged = {"selection": scores.selection, "diagnostics": scores.diagnostics | {"kid_per_class": by_class}}
@@ -263,6 +265,7 @@ def details(cell: Cell, judge: score.Judge | None) -> dict[str, Any]:
         "config": config,
         "fingerprints": prints,
         "skipped": cell.dataset.skipped,
+        "aside": cell.dataset.aside,
         "overlap": networks.overlap(cell.cfg, cell.dataset.classes),
         "shipped": networks.shipped_parts(cell.cfg, judge.features if judge else None),
         "probe_split": judge.probe_split if judge else None,

@@ -16,12 +16,13 @@ from benchmarks.sample import decode
 from benchmarks.space import LatentSpace
 from benchmarks.store import digest, read_tensors, seeded, write_tensors
 from metrics.features import extract
-from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance, frechet_infinity
+from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
 from metrics.kid import kid, kid_per_class
 from metrics.memorisation import memorisation
 from metrics.prdc import NEIGHBOURS, prdc
 from metrics.probe import Probe, fit_probe
 
+VERSION = 7  # of the scoring; raise it with any change to what a record says
 PROBE_IMAGES = 5000
 TRAIN_IMAGES = 10_000  # of the training pictures, to measure distances to them
 PAIRS = 8  # samples shown beside the training pictures they are closest to
@@ -34,7 +35,6 @@ class Scores(NamedTuple):
     selection: dict[str, float]  # what settings are chosen by: the distance to training pictures
     diagnostics: dict[str, Any]  # what else a careful reader may ask
     pairs: list[tuple[int, int]]  # the samples closest to training pictures: rows of both
-    features: Tensor  # (N, d)
 
 
 @dataclass(frozen=True)
@@ -50,38 +50,39 @@ class Judge:
     train: Tensor | None = None  # of at most 10,000 training pictures
     probe: Probe | None = None
     probe_split: str | None = None  # the split whose pictures it was fitted on
-    key: str = ""  # names the reference pictures and the network
-    anchor: float | None = None  # the distance of pictures that only have a real picture's mean colour: how bad is bad
+    key: str = ""  # names the reference pictures, the network and the way of scoring
+    constants: dict[str, float] = field(default_factory=dict)  # diagnostics that are the same for every row
 
     def score(self, images: np.ndarray, labels: Tensor | None) -> Scores:
         """Of uint8 pictures (N, 3, H, W), drawn for `labels` (N,) where they were; what needs labels or training pictures is left out
-        where there are none.
+        where there are none. Errors are stratified where labels are known on both sides.
 
-        Precision and its kin are of as many reference pictures as there are samples, the first ones of each class; empty below 8.
+        Precision and its kin are of as many reference pictures as there are samples, the first ones of each; empty below 7, KID below 3.
         """
         features = extract(self.features.net, images, device=self.device)
         n, selection, pairs = min(len(features), len(self.reference)), {}, []
-        row = {"fd": frechet_distance(self.reference, features)}
-        row["fd_sd"] = bootstrap_sd(self.reference, features, rng=self._rng("bootstrap"))
-        diagnostics: dict[str, Any] = {"fd_anchor": self.anchor}
+        known = (self.reference_labels, labels) if labels is not None and self.reference_labels is not None else (None, None)
+        redrawn = bootstrap(self.reference, features, rng=self._rng("bootstrap"), labels=known)
+        row = {"fd": frechet_distance(self.reference, features), "fd_sd": redrawn.std().item()}
+        diagnostics: dict[str, Any] = {"bootstrap": redrawn.tolist()}
         if n > NEIGHBOURS + 1:
             row |= prdc(self.reference, features)._asdict()
-            row |= dict(zip(("kid", "kid_se"), kid(self.reference, features), strict=True))
+        if n >= 3:
+            row |= dict(zip(("kid", "kid_se"), kid(self.reference, features, labels=known), strict=True))
         if n >= 2 * features.shape[1]:
             diagnostics["fd_infinity"] = frechet_infinity(self.reference, features, rng=self._rng("infinity"))
         if labels is not None and self.probe:
             row["label_accuracy"] = self.probe.accuracy(features, labels)
-        if labels is not None and self.reference_labels is not None:
-            diagnostics["kid_per_class"] = kid_per_class(self.reference, self.reference_labels, features, labels)
+        if known[0] is not None:
+            diagnostics["kid_per_class"] = kid_per_class(self.reference, known[0], features, labels)
         if self.train is not None:
             selection["fd_train"] = frechet_distance(self.train, features)
             copies = memorisation(features, train=self.train, reference=self.reference, held_out=self.floor)
             row["memorised_share"] = copies.share
-            diagnostics |= {"memorised_flagged": copies.flagged, "train_pictures": len(self.train)}
-            diagnostics["fd_train_floor"] = frechet_distance(self.train, self.floor)
+            diagnostics |= {"memorised_flagged": copies.flagged, "memorised_expected": copies.expected, "train_pictures": len(self.train)}
             worst = copies.closeness.argsort()[:PAIRS]
             pairs = list(zip(worst.tolist(), copies.nearest[worst].tolist(), strict=True))
-        return Scores(row, selection, diagnostics, pairs, features)
+        return Scores(row, selection, diagnostics | self.constants, pairs)
 
     def _rng(self, purpose: str) -> torch.Generator:
         return seeded(purpose, self.features.key)
@@ -102,21 +103,17 @@ def prepare(
     `rebuilt` makes the floor split's pictures through what `key` names, such as `reconstruct`; the probe is fitted on pictures of
     `split`: see `networks.probe_split`.
     """
-    key = digest("judge", 6, features.key, dataset.key, key, split)
+    key = digest("judge", VERSION, features.key, dataset.key, key, split)
     path = Path(cache) / "judge" / f"{key}.safetensors"
     ready = read_tensors(path, key)
     tensors = ready[0] if ready else _measure(features.net, dataset, rebuilt(), device, split)
     if not ready:
         write_tensors(path, key, tensors)
-    probe, reference, floor = Probe(*(tensors[name] for name in Probe._fields)), tensors["reference"], tensors["floor"]
-    labels = torch.from_numpy(dataset.reference.labels.copy())
-    ceilings = {"fd_floor_analytic": analytic_floor(reference, len(floor), labels), "fd_floor_real": frechet_distance(reference, floor)}
-    ceilings |= {f"fd_{k}": frechet_distance(reference, v) for k, v in tensors.items() if k.startswith("floor_") and k != "floor_colour"}
-    anchor = frechet_distance(reference, tensors["floor_colour"])
-    ceilings["label_accuracy_real"] = probe.accuracy(reference, labels)
-    return Judge(
-        features, device, reference, labels, ceilings, floor, tensors["train"], probe, split, digest(features.key, dataset.key), anchor
-    )
+    probe = Probe(*(tensors[name] for name in Probe._fields))
+    known = {name: value.item() for name, value in tensors.items() if value.ndim == 0}
+    constants = {name: known.pop(name) for name in ("fd_anchor", "fd_train_floor")}
+    labels, key = torch.from_numpy(dataset.reference.labels.copy()), digest(VERSION, features.key, dataset.key)
+    return Judge(features, device, tensors["reference"], labels, known, tensors["floor"], tensors["train"], probe, split, key, constants)
 
 
 def analytic_floor(reference: Tensor, n: int, labels: Tensor | None) -> float:
@@ -153,7 +150,17 @@ def _measure(net: nn.Module, dataset: Dataset, rebuilt: dict[str, Tensor], devic
     split = probe_pictures(dataset, probe_split)
     seen = tensors["train"][: len(split)] if probe_split == "train" else extract(net, split, device=device)
     probe = fit_probe(seen, torch.from_numpy(split.labels.copy()), len(dataset.classes))
-    return tensors | probe._asdict()
+    return tensors | probe._asdict() | _known(tensors, probe, torch.from_numpy(dataset.reference.labels.copy()))
+
+
+def _known(tensors: dict[str, Tensor], probe: Probe, labels: Tensor) -> dict[str, Tensor]:
+    """The floors, the anchor and the real label accuracy, as scalars."""
+    reference, floor = tensors["reference"], tensors["floor"]
+    found = {f"fd_{name}": frechet_distance(reference, x) for name, x in tensors.items() if name.startswith("floor_")}
+    found["fd_anchor"] = found.pop("fd_floor_colour")
+    found |= {"fd_floor_real": frechet_distance(reference, floor), "fd_floor_analytic": analytic_floor(reference, len(floor), labels)}
+    found |= {"fd_train_floor": frechet_distance(tensors["train"], floor), "label_accuracy_real": probe.accuracy(reference, labels)}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
 
 @torch.inference_mode()

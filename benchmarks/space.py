@@ -97,7 +97,7 @@ def load(cfg: Any, dataset: Dataset, *, cache: str | Path, device: torch.device)
         codebook, codebook_key = _matching(Path(file).expanduser(), autoencoder, key)
         names.append(codebook_key[:6])
     else:
-        size = DEFAULT_SIZE if size is None else int(size)
+        size = DEFAULT_SIZE if size is None else _whole(cfg, "codebook_size", SMALLEST, LARGEST)
         codebook, codebook_key = _fitted(autoencoder.to(device), key, size, dataset, Path(cache), device)
         names.append(str(size))
     return LatentSpace(autoencoder, codebook, "-".join(names), digest(key, codebook_key))
@@ -118,24 +118,32 @@ def _trained(cfg: Any, dataset: Dataset, cache: Path, device: torch.device) -> t
     """The shipped architecture, trained on this data's training pictures and cached; and its sha256."""
     if not isinstance(cfg.images, int) or cfg.images < autoencoding.BATCH:
         raise BadInput(f"autoencoder.images={cfg.images}: how many pictures to train on, repeats included; {autoencoding.BATCH} or more")
-    key = digest("autoencoder", 1, int(cfg.images), int(cfg.seed), dataset.train_key, device.type)
+    model = Autoencoder()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    key = digest("autoencoder", autoencoding.RECIPE, shapes, cfg.images, _whole(cfg, "seed", 0), dataset.train_key, device.type)
     path = cache / "autoencoder" / f"{key}.safetensors"
-    ready, model = read_tensors(path, key), Autoencoder()
+    ready = read_tensors(path, key)
     if ready:
         model.load_state_dict(ready[0])
     else:
-        model = autoencoding.train_autoencoder(dataset.train, count=int(cfg.images), device=device.type, seed=int(cfg.seed))
+        model = autoencoding.train_autoencoder(dataset.train, count=cfg.images, device=device.type, seed=cfg.seed)
         if not all(p.isfinite().all() for p in model.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
         write_tensors(path, key, model.state_dict())
     return model.eval().requires_grad_(False), file_digest(path)
 
 
+def _whole(cfg: Any, name: str, least: int, most: int | None = None) -> int:
+    """A setting of the autoencoder that must be a whole number. Raises BadInput naming it."""
+    value = cfg.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        raise BadInput(f"autoencoder.{name}={value}: a whole number from {least}{f' to {most}' if most else ' up'}")
+    return value
+
+
 def _fitted(autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device) -> tuple[Codebook, str]:
     """A codebook fitted on the latents of this data's training pictures and cached; and its sha256, for it may differ between machines."""
-    if not SMALLEST <= size <= LARGEST:
-        raise BadInput(f"autoencoder.codebook_size={size}: {SMALLEST} to {LARGEST} entries")
-    key = digest("codebook", 1, key, size, dataset.train_key, device.type)
+    key = digest("codebook", 2, key, size, dataset.train_key, device.type)
     path = cache / "codebook" / f"{key}.safetensors"
     ready = read_tensors(path, key)
     if ready:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+SHIPPED = [Path(__file__).parent.parent / room / "weights" for room in ("models", "metrics")]
+
 
 class BadInput(Exception):
     """The user's input cannot be used; the message is one line: what, where, and the mend."""
@@ -113,8 +115,8 @@ def read_tensors(path: str | Path, key: str) -> tuple[dict[str, torch.Tensor], d
 def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
     """Fill `module` from a safetensors file and freeze it.
 
-    Where a model card lies beside it (the same name, .json), the file must have the sha256 that the card states. Raises BadInput, in
-    one line, for a file that is missing, cut short, changed, or another network's.
+    Where a model card lies beside it (the same name, .json), the file must have the sha256 that the card states; the files that came
+    with the suite must have one. Raises BadInput, in one line, for a file that is missing, cut short, changed, or another network's.
     """
     try:
         state = load_file(str(path))
@@ -122,7 +124,11 @@ def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
         raise BadInput(f"{what}: no file {path}; `make weights WEIGHTS_DATA=<folder>` writes it") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
-    stated = (read_json(Path(path).with_suffix(".json")) or {}).get("sha256")
+    beside = Path(path).with_suffix(".json")
+    card = read_json(beside)
+    stated = card.get("sha256") if isinstance(card, dict) else None
+    if stated is None and (beside.exists() or Path(path).resolve().parent in SHIPPED):
+        raise BadInput(f"{what}: the model card {beside} is missing or cut short, so that {path} cannot be checked; restore both")
     if stated and stated != file_digest(path):
         raise BadInput(f"{what}: {path} is not the file its model card describes (sha256 {stated[:12]}...); restore it or write it anew")
     try:

@@ -7,6 +7,8 @@ FD over the features, FD over raw pixels (the strawman), KID, precision and reca
 worse at every level, the unspoiled level 0 included. Writes results/judge/<data>: study.csv, study.md, study.png, ladders.png.
 """
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from benchmarks.reconstruct import picture
 from benchmarks.report import markdown
 from benchmarks.store import BadInput, atomic_file
 from metrics.features import extract
-from metrics.frechet import bootstrap_sd, frechet_distance
+from metrics.frechet import bootstrap, frechet_distance
 from metrics.kid import kid
 from metrics.prdc import prdc
 
@@ -56,7 +58,7 @@ def measures(net: torch.nn.Module, device: torch.device, reference: tuple[Tensor
     near = prdc(reference[0], features)
     return {
         "fd": frechet_distance(reference[0], features),
-        "fd_sd": bootstrap_sd(reference[0], features, rng=torch.Generator().manual_seed(0), repeats=10),
+        "fd_sd": bootstrap(reference[0], features, rng=torch.Generator().manual_seed(0), repeats=10).std().item(),
         "fd_pixels": frechet_distance(reference[1], pixels(pictures)),
         "kid": kid(reference[0], features).distance,
         "precision": near.precision,
@@ -70,6 +72,10 @@ def climb(net: torch.nn.Module, device: torch.device, dataset: data.Dataset, n: 
     if len(pool) < n:
         raise BadInput(f"num_samples={n}: the study needs as many training pictures, class-balanced, and there are {len(pool)}")
     check(labels, n)
+    if len(dataset.reference) < n:
+        raise BadInput(
+            f"num_samples={n}: precision and recall need as many reference pictures, and data.reference_images={len(dataset.reference)}"
+        )
     reference = (extract(net, dataset.reference, device=device), pixels(dataset.reference))
     start, rows = measures(net, device, reference, pool[:n]), []
     for ladder in LADDERS:
@@ -90,12 +96,27 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(steps).T
 
 
+def weak_steps(table: pd.DataFrame) -> list[str]:
+    """Steps of the ladders, from one level to the next, whose rise of fd is below two standard deviations of both levels together."""
+    found = []
+    for ladder, part in table.groupby("ladder", sort=False):
+        for before, after in itertools.pairwise(part.to_dict("records")):
+            rise, error = after["fd"] - before["fd"], math.hypot(after["fd_sd"], before["fd_sd"])
+            if rise < 2 * error:
+                found.append(f"{ladder} {before['amount']:g} to {after['amount']:g} ({rise / error:.1f})")
+    return found
+
+
 def summary(table: pd.DataFrame, features: networks.Features, dataset: data.Dataset, n: int) -> list[str]:
     """study.md: the verdicts, where each measure fails, and every number."""
     steps, name = verdicts(table), distance_name(features.name)
     labels = {"fd": name, "fd_pixels": "FD[pixels]", "kid": f"KID[{features.name}]", "precision": "precision", "recall": "recall"}
     lines = [f"# Is {name} worth listening to? {dataset.name}, {dataset.image_size} px", ""]
     lines += [f"{n} training pictures, spoiled, against {len(dataset.reference)} reference pictures; weights {features.weights[:12]}.", ""]
+    lines += [
+        f"Made by `make judge-study ARGS='data=... data.image_size={dataset.image_size} num_samples={n} data.reference_images={len(dataset.reference)}'`.",
+        "",
+    ]
     lines += ["Steps, of five, at which a measure gets strictly worse:", ""]
     lines += markdown(
         ["ladder", *labels.values()], [[ladder, *row] for ladder, row in zip(steps.index, steps.values.tolist(), strict=True)]
@@ -104,11 +125,10 @@ def summary(table: pd.DataFrame, features: networks.Features, dataset: data.Data
     for measure, label in labels.items():
         failed = [f"{ladder} ({row[measure]} of 5)" for ladder, row in steps.iterrows() if row[measure] < 5]
         lines.append(f"- {label}: {', '.join(failed) if failed else 'worse at every step of every ladder'}.")
-    first = table[table["level"] == 1].set_index("ladder")
-    start = table[table["level"] == 0].iloc[0]
-    weak = [f"{k} ({(v - start['fd']) / start['fd_sd']:.1f})" for k, v in first["fd"].items() if v - start["fd"] < 2 * start["fd_sd"]]
-    weak_text = ", ".join(weak) or "none"
-    lines.append(f"- First levels that move {name} by less than two bootstrap SD of the unspoiled pictures' (in SD): {weak_text}.")
+    lines.append(f"- Steps that {name} sees by less than two joint bootstrap SD: {', '.join(weak_steps(table)) or 'none'}.")
+    last = table[table["level"] == table["level"].max()].set_index("ladder")["fd"].sort_values()
+    lines.append(f"- How {name} weighs the worst levels: {', '.join(f'{ladder} {value:.3g}' for ladder, value in last.items())}.")
+    lines.append("- A recall of 0 under mode collapse says only that each picture has k copies of itself: its neighbourhood is a point.")
     lines += ["", "![measures](study.png)", "", "![pictures](ladders.png)", "", "## Every number", ""]
     columns = ["ladder", "amount", "unit", *RISING, "fd_sd"]
     return [*lines, *markdown(columns, table[columns].values.tolist())]

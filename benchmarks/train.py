@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from benchmarks.checkpoints import Checkpoints, Progress
 from benchmarks.latents import LatentSet
 from benchmarks.store import BadInput, Diverged, seeded
 from metrics import speed
-from models.generator import Generator
+from models.generator import Batch, Generator
 
 UNITS = ("flops", "images", "steps", "minutes")
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
@@ -86,49 +86,63 @@ def train(
     finished = files.finished(generator.eval())
     if finished:
         return finished
-    schedule = plan(cfg, forward_macs)
-    accelerator, model, optimizer = _accelerate(generator, cfg, lr, device)
-    ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)  # its decay ramps up as (1 + s) / (10 + s)
-    progress = files.resume(generator, ema, optimizer, device)
+    schedule, kit = plan(cfg, forward_macs), equip(generator, cfg, lr, device)
+    progress = files.resume(generator, kit.ema, kit.optimizer, device)
 
     bar = _bar(schedule, progress, folder.name)
     clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
     while (done := schedule.done(progress)) < 1:
-        rate = _set_rate(optimizer, learning_rate(done, cfg, lr))
+        rate = _set_rate(kit.optimizer, learning_rate(done, cfg, lr))
         batch = data.batch(seed, progress.step, schedule.batch)
-        loss = model(batch, rng=seeded("noise", seed, progress.step))
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(generator.parameters())
-        losses.append(loss.detach())
+        losses.append(kit.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
         progress.seconds = time.perf_counter() - clock
         bar.update(schedule.batch)
         for share in [s for s in files.shares if done < s <= schedule.done(progress)]:
-            files.keep(generator, ema, share, schedule.spent(progress), progress)
+            files.keep(generator, kit.ema, share, schedule.spent(progress), progress)
         if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
             _log(progress, schedule, losses, rate, bar)
             losses = []
             if progress.seconds - saved > cfg.checkpoint_seconds:
-                files.save(generator, ema, optimizer, progress)
+                files.save(generator, kit.ema, kit.optimizer, progress)
                 saved = progress.seconds
     speed.synchronise(device)
     progress.seconds = time.perf_counter() - clock
     bar.close()
-    ema.copy_to(generator.parameters())
+    kit.ema.copy_to(generator.parameters())
     return files.finish(generator.eval(), _summary(generator, progress, schedule, device))
 
 
-def _accelerate(generator: Generator, cfg: Any, lr: float, device: torch.device) -> tuple[Accelerator, torch.nn.Module, Any]:
-    """Accelerate's device and precision around the generator, and AdamW."""
+class Kit(NamedTuple):
+    """What a training step needs around a generator."""
+
+    generator: Generator
+    accelerator: Accelerator
+    model: torch.nn.Module  # the generator in Accelerate's wrapping
+    optimizer: Any
+    ema: EMAModel
+    grad_clip: float
+
+    def step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
+        """One update of the weights and of their average; returns the loss, still on the device."""
+        loss = self.model(batch, rng=rng)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.generator.parameters())
+        return loss.detach()
+
+
+def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Kit:
+    """Accelerate's device and precision around the generator, AdamW, and an EMA whose decay ramps up as (1 + s) / (10 + s)."""
     AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
     accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
-    return accelerator, *accelerator.prepare(generator.train(), optimizer)
+    ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)
+    return Kit(generator, accelerator, *accelerator.prepare(generator.train(), optimizer), ema, cfg.grad_clip)
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:

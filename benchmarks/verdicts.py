@@ -14,7 +14,7 @@ import pandas as pd
 COSTS = {"gflops_per_image": ("GFLOPs per image", "GFLOPs"), "latency_seconds": ("seconds of latency", "s")}
 SHARES = (2.0, 1.5, 1.1)  # of the best distance: the targets asked about
 MOST_BUDGETS = 4
-AVERAGED = ("fd", "label_accuracy", "seconds_per_image", "images_per_second", "latency_seconds", "peak_memory_mb")
+AVERAGED = ("fd", "label_accuracy", "precision", "recall", "seconds_per_image", "images_per_second", "latency_seconds", "peak_memory_mb")
 
 
 def frontier(cost: Any, distance: Any) -> np.ndarray:
@@ -54,9 +54,14 @@ def chosen(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(part: pd.DataFrame) -> pd.DataFrame:
-    """`chosen` rows, several drawings of one setting as their mean; `fd_sd` stays that of one drawing."""
-    part = chosen(part)
-    drawings = part.groupby(["training", "steps", "guidance", "sampler"], dropna=False)
+    """`chosen` rows, several drawings of one setting as their mean."""
+    return over_drawings(chosen(part))
+
+
+def over_drawings(part: pd.DataFrame) -> pd.DataFrame:
+    """Several drawings of the same weights and setting as their mean; `fd_sd` stays that of one drawing."""
+    keys = [name for name in ("training", "train_fraction", "steps", "guidance", "sampler") if name in part]
+    drawings = part.groupby(keys, dropna=False)
     if drawings.ngroups == len(part):
         return part
     averages = (
@@ -69,12 +74,12 @@ def shown(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def averaged(part: pd.DataFrame) -> pd.DataFrame:
-    """One row for each curve and step count: means over seeds, `fd_sd` holding the pictures' variance and that between seeds."""
+    """One row for each curve and step count: means over K seeds; `fd_sd` is that mean's, of the pictures' and the seeds' variance over K."""
     found = []
     for _, rows in part.groupby(["curve", "steps"], sort=False):
         between = rows["fd"].var() if len(rows) > 1 else 0.0
         means = rows[["fd", *COSTS]].mean()
-        found.append({**rows.iloc[0], **means, "fd_sd": math.sqrt((rows["fd_sd"] ** 2).mean() + between)})
+        found.append({**rows.iloc[0], **means, "fd_sd": math.sqrt(((rows["fd_sd"] ** 2).mean() + between) / len(rows))})
     return pd.DataFrame(found)
 
 

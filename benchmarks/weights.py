@@ -9,7 +9,10 @@ are of validation pictures, also of classes no weight has seen where --unseen na
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks import autoencoding, data, judging, procedural
 from benchmarks.records import device_name, git_state
 from benchmarks.space import SHIPPED, load_codebook
-from benchmarks.store import BadInput, atomic_file, file_digest, load_weights, write_json
+from benchmarks.store import BadInput, Diverged, atomic_file, file_digest, load_weights, write_json
 from metrics.features import WEIGHTS as JUDGE_WEIGHTS
 from metrics.features import LocalFeatures
 from models.autoencoder import Autoencoder
@@ -166,17 +169,31 @@ def write_card(
 
 
 def run_stage(stage: str, pictures: Pictures, out: Path, args: argparse.Namespace, device: str) -> None:
-    """One file, its scores and its card; the old card goes just before the old file, so that no card describes another's file."""
+    """One file, its scores and its card, made and checked aside: what is there already is replaced by something whole, or not at all.
+
+    Raises Diverged for weights that are not finite.
+    """
     make = {"autoencoder": make_autoencoder, "codebook": make_codebook, "judge": make_judge}[stage]
     count, started = int(PICTURES[device].get(stage, 0) * args.scale), time.perf_counter()
-    save, path = make(pictures, out, count, device), out / f"{stage}.safetensors"
-    with atomic_file(path) as temporary:
-        save(temporary)
-        path.with_suffix(".json").unlink(missing_ok=True)
-    seconds = time.perf_counter() - started
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
+        path = Path(folder) / f"{stage}.safetensors"
+        make(pictures, out, count, device)(path)
+        seconds = time.perf_counter() - started
+        if not all(tensor.isfinite().all() for tensor in load_file(path).values()):
+            raise Diverged(f"{stage}: the weights are not finite; those in {out} stay as they were")
+        if stage == "codebook":
+            shutil.copy(out / "autoencoder.safetensors", folder)
+        scores = (
+            judge_scores(pictures, path.parent, device)
+            if stage == "judge"
+            else latent_scores(pictures, path.parent, device, coded=stage == "codebook")
+        )
+        write_card(path, stage, args.about, seconds, count, pictures, scores, device)
+        (out / f"{stage}.json").unlink(missing_ok=True)  # no card may describe another's file
+        for suffix in (".safetensors", ".md", ".json"):
+            os.replace(path.with_suffix(suffix), out / f"{stage}{suffix}")
     write_json(SHIPPED / "data.json" if args.out is None else out / "data.json", {"classes": pictures.classes})
-    scores = judge_scores(pictures, out, device) if stage == "judge" else latent_scores(pictures, out, device, coded=stage == "codebook")
-    write_card(path, stage, args.about, seconds, count, pictures, scores, device)
     print(json.dumps({"stage": stage, "seconds": round(seconds), "scores": scores}), flush=True)
 
 
@@ -201,7 +218,7 @@ def main() -> None:
         print(f"{len(pictures.train)} training pictures, {len(pictures.classes)} classes, device {device}", flush=True)
         for stage in args.only:
             run_stage(stage, pictures, args.out or (JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED), args, device)
-    except BadInput as error:
+    except (BadInput, Diverged, ValueError) as error:
         sys.exit(f"latentbench: {error}")
 
 

@@ -9,7 +9,7 @@ ROWS = 1024  # of a kernel matrix at once
 
 
 class Kernel(NamedTuple):
-    """The distance and its standard error: a delete-one jackknife over both samples, not the usual spread over subsets."""
+    """The distance and its standard error: a delete-one jackknife over both samples, within classes where these are balanced by design."""
 
     distance: float
     error: float
@@ -30,7 +30,13 @@ def _without_self(a: Tensor) -> Tensor:
     return _kernel_sums(a, a)[0] - (a.square().sum(1) / a.shape[1] + 1) ** 3
 
 
-def kid(real: Tensor, fake: Tensor) -> Kernel:
+def _spread(left_out: Tensor, labels: Tensor | None) -> Tensor:
+    """The jackknife's variance of values with each row left out."""
+    groups = [left_out] if labels is None else [left_out[labels == k] for k in labels.unique()]
+    return sum((len(x) - 1) / len(x) * (x - x.mean()).square().sum() for x in groups)
+
+
+def kid(real: Tensor, fake: Tensor, *, labels: tuple[Tensor | None, Tensor | None] = (None, None)) -> Kernel:
     """Features (N, d) and (M, d) -> the full U-statistic of squared MMD, around 0, also below, for two samples of one distribution.
 
     Raises ValueError for fewer than three rows, or differing d.
@@ -43,7 +49,7 @@ def kid(real: Tensor, fake: Tensor) -> Kernel:
     total_a, total_b, across = own_a.sum() / (n * (n - 1)), own_b.sum() / (m * (m - 1)), across_a.sum()
     less_a = (own_a.sum() - 2 * own_a) / ((n - 1) * (n - 2)) + total_b - 2 * (across - across_a) / ((n - 1) * m)
     less_b = (own_b.sum() - 2 * own_b) / ((m - 1) * (m - 2)) + total_a - 2 * (across - across_b) / ((m - 1) * n)
-    variance = sum((len(x) - 1) / len(x) * (x - x.mean()).square().sum() for x in (less_a, less_b))
+    variance = _spread(less_a, labels[0]) + _spread(less_b, labels[1])
     return Kernel((total_a + total_b - 2 * across / (n * m)).item(), variance.sqrt().item())
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 5
+MOST = 10_000
 
 
 class Manifold(NamedTuple):
@@ -23,11 +24,11 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> Manifold:
-    """Of features (N, d) and (M, d), the first min(N, M) of each: with unequal numbers coverage depends on them.
+    """Of features (N, d) and (M, d), the first min(N, M) of each, at most 10,000: with unequal numbers coverage depends on them.
 
     Raises ValueError for k + 1 rows or fewer, or differing d.
     """
-    n = min(len(real), len(fake))
+    n = min(len(real), len(fake), MOST)
     if n <= k + 1 or real.shape[1:] != fake.shape[1:]:
         raise ValueError(
             f"prdc: features must be (N, d) and (M, d) with more than {k + 1} rows, got {tuple(real.shape)}, {tuple(fake.shape)}"

@@ -12,10 +12,10 @@ from conftest import composed
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
-from benchmarks import autoencoding, data, hub, latents, space
+from benchmarks import autoencoding, data, hub, latents, space, store
 from benchmarks.autoencoding import psnr
-from benchmarks.store import BadInput, file_digest, load_weights, write_json, write_tensors
-from models.autoencoder import Autoencoder
+from benchmarks.store import BadInput, Diverged, file_digest, load_weights, write_json, write_tensors
+from models.autoencoder import Autoencoder, to_uint8
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,8 @@ def test_pretrained_latents_are_diffusers_own_and_whitened_and_coded_like_any(na
     with torch.no_grad():
         theirs = net.encode(images / 127.5 - 1)
     torch.testing.assert_close(z, theirs.latents if name == "taesd" else theirs.latent_dist.mean, atol=1e-5, rtol=1e-4)
-    assert loaded.autoencoder.decode(z).shape == images.shape and loaded.autoencoder.decode(z).dtype == torch.uint8
+    with torch.no_grad():
+        assert torch.equal(loaded.autoencoder.decode(z), to_uint8(net.decode(z).sample))
     encoded = latents.prepare(dataset, loaded, cache=tmp_path, device=CPU)
     torch.testing.assert_close(encoded.latents.std(dim=(0, 1, 3, 4)), torch.ones(4), atol=1e-3, rtol=0)
     assert encoded.tokens.shape == (2, 60, 64) and encoded.tokens.max() < 32 and loaded.codebook.size == 32
@@ -204,6 +205,39 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, content):
 def test_another_network_s_weights_are_refused():
     with pytest.raises(BadInput, match="another network"):
         space.load_autoencoder(composed(f"autoencoder.weights={space.SHIPPED / 'codebook.safetensors'}").autoencoder)
+
+
+def test_files_that_came_with_the_suite_need_their_cards(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHIPPED", [tmp_path])
+    Autoencoder().save(tmp_path / "a.safetensors")
+    with pytest.raises(BadInput, match=r"model card .*a\.json is missing or cut short"):
+        load_weights(Autoencoder(), tmp_path / "a.safetensors", "a")
+    write_json(tmp_path / "a.json", ["not", "a", "card"])
+    with pytest.raises(BadInput, match="model card"):
+        load_weights(Autoencoder(), tmp_path / "a.safetensors", "a")
+    write_json(tmp_path / "a.json", {"sha256": file_digest(tmp_path / "a.safetensors")})
+    load_weights(Autoencoder(), tmp_path / "a.safetensors", "a")
+
+
+def test_every_card_has_its_file():
+    for room in store.SHIPPED:
+        assert {p.stem for p in room.glob("*.json")} - {"data"} == {p.stem for p in room.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("setting", ["codebook_size=abc", "codebook_size=16.9", "codebook_size=99999", "seed=abc"])
+def test_numbers_that_are_none_name_their_setting(setting, dataset, tmp_path):
+    kind = "trained" if setting.startswith("seed") else "shipped"
+    with pytest.raises(BadInput, match=rf"^autoencoder\.{setting.split('=')[0]}=.*: a whole number"):
+        load(tmp_path, dataset, f"autoencoder={kind}", f"autoencoder.{setting}")
+
+
+def test_latents_that_are_not_finite_have_no_codebook(dataset):
+    class Broken(torch.nn.Module):
+        def encode(self, x):
+            return torch.full((len(x), 4, 8, 8), torch.nan)
+
+    with pytest.raises(Diverged, match="not finite"):
+        autoencoding.fit_codebook(Broken(), dataset.train, 16, device="cpu")
 
 
 def test_a_file_that_its_card_does_not_describe_is_refused(tmp_path):

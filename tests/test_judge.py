@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import composed
 from omegaconf import OmegaConf
 
-from benchmarks import judging, networks, procedural, space
+from benchmarks import data, hub, judging, networks, procedural, score, space
 from benchmarks.store import BadInput
 from metrics import inception
 from metrics.features import WEIGHTS, LocalFeatures, extract
@@ -47,8 +47,26 @@ def test_a_fingerprint_names_network_weights_resize_and_type(tmp_path):
     card = json.loads(WEIGHTS.with_suffix(".json").read_text())
     expected = {"name": "local", "weights_sha256": card["sha256"], "resize": "bilinear-antialias-64", "dtype": "float32", "dim": 128}
     assert local.fingerprint == expected
+    assert networks.Features("local", local.net, card["sha256"]).key == local.key
+    others = [networks.Features("local", local.net, "0" * 64), networks.Features("other", local.net, card["sha256"])]
+    others.append(networks.Features("local", local.net, card["sha256"], dtype="bfloat16"))
+    resized = LocalFeatures(90)
+    resized.resize = "nearest-64"
+    others.append(networks.Features("local", resized, card["sha256"]))
+    assert len({local.key, *(f.key for f in others)}) == 5, "other weights, name, type or resize, another key"
+
+
+def test_features_are_extracted_once_for_each_key(tmp_path, monkeypatch):
+    cfg = composed("data.train_images=40", "data.reference_images=20", "data.image_size=32")
+    dataset, calls = data.load(cfg.data, num_samples=20, cache=tmp_path), []
+    monkeypatch.setattr(score, "extract", lambda net, images, **rest: calls.append(1) or extract(net, images, **rest))
+    (local,) = features()
     twin = networks.Features("local", local.net, "0" * 64)
-    assert twin.key != local.key, "other weights, another key"
+    counts = []
+    for one in (local, local, twin):
+        score.prepare(one, dataset, dict, key="as they are", cache=tmp_path, device=torch.device("cpu"), split="train")
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1] < counts[2] == 2 * counts[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
@@ -190,6 +208,19 @@ def test_dinov2_features_are_the_class_token_of_normalised_bicubic_pictures(dino
     torch.testing.assert_close(extract(dino.net, PICTURES.numpy()), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_dinov2_that_cannot_be_fetched_says_what_to_download_and_others_go_on(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "_FAILED", {})
+    with pytest.raises(BadInput) as error:
+        features("features=dinov2")
+    said = str(error.value)
+    assert "\n" not in said and all(part in said for part in ("config.json", "model.safetensors", "features.dinov2.path"))
+    assert [f.name for f in features("features=[local,dinov2]")] == ["local"]
+
+
 def test_dinov2_refuses_what_is_not_a_dinov2(dinov2_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -230,7 +261,7 @@ def test_the_judge_command_prints_one_json_line_per_network(tmp_path, dinov2_fol
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()[-2:]]
     assert [line["features"] for line in lines] == ["local", "dinov2"]
-    assert all(set(line) == {"features", "dim", "images_per_second", "probe_accuracy"} for line in lines)
+    assert all(set(line) == {"features", "dim", "images_per_second", "probe_images", "probe_accuracy"} for line in lines)
     assert lines[1]["dim"] == 24 and all(0 <= line["probe_accuracy"] <= 1 and line["images_per_second"] > 0 for line in lines)
 
 

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metrics.frechet import bootstrap_sd, frechet_bias, frechet_distance
+from metrics.frechet import bootstrap, frechet_bias, frechet_distance
 from metrics.probe import fit_probe
 
 
@@ -91,7 +91,7 @@ def test_bootstrap_sd_is_near_the_true_spread():
     d, n = 8, 300
     draw = lambda seed, shift=0.0: torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift  # noqa: E731
     true = np.std([frechet_distance(draw(2 * i), draw(2 * i + 1, 0.5)) for i in range(100)], ddof=1)
-    guess = np.mean([bootstrap_sd(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i)) for i in range(10)])
+    guess = np.mean([bootstrap(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i)).std().item() for i in range(10)])
     assert 0.7 < guess / true < 1.4
 
 

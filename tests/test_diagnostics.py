@@ -1,0 +1,124 @@
+"""The report's tables for careful readers, of made-up records: floors, copies, seeds, ties, classes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import diagnostics, plots, records, report, verdicts
+
+RNG = np.random.default_rng(0)
+
+
+def record(model: str, fd: float, *, seed: int = 0, draw: int = 0, steps: int = 8, **said) -> dict:
+    """One measurement; bootstraps of one draw share their noise."""
+    noise = np.random.default_rng(draw).normal(size=20)
+    row = {
+        "run_id": f"{model}-{seed}-{draw}-{steps}",
+        "status": "ok",
+        "family": "ar" if model == "ar" else "dit",
+        "model": model,
+        "size": "xs",
+    }
+    row |= {
+        "seed": seed,
+        "data": "d",
+        "num_classes": 10,
+        "image_size": 32,
+        "autoencoder": "shipped",
+        "latent_shape": "4x8x8",
+        "train_flops": 1e12,
+    }
+    row |= {"train_fraction": 1.0, "sampler": "euler", "steps": steps, "guidance": 1.0, "num_samples": 64, "reference_images": 64}
+    row |= {"features": "local", "fd": fd, "fd_sd": 0.5, "fd_floor_real": 1.0, "fd_floor_autoencoder": 2.0, "fd_floor_codebook": 3.0}
+    row |= {"kid": 0.1, "kid_se": 0.01, "precision": 0.5, "recall": 0.5, "memorised_share": 0.3, "device": "cpu", "label_accuracy": 0.5}
+    row |= {"gflops_per_image": 1.0 * steps, "latency_seconds": 0.1 * steps, "seconds_per_image": 0.1, "nfe": steps, "dtype": "bf16"}
+    extra = {"bootstrap": (fd + 0.5 * noise + 0.05 * RNG.normal(size=20)).tolist(), "fd_train_floor": 1.5, "train_pictures": 99}
+    extra |= {"memorised_flagged": False, "memorised_expected": 0.01, "kid_per_class": {f"class {k}": [0.1 * k, 0.1] for k in range(10)}}
+    prints = {"training": f"{model}{seed}", "data": "d", "latents": "l", "features": "f", "features_dim": 128}
+    return {
+        "row": row,
+        "selection": {"fd_train": fd + 1},
+        "diagnostics": extra | said,
+        "sampling_seed": draw,
+        "judge": "j",
+        "fingerprints": prints,
+    }
+
+
+def tables(found: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict]]:
+    table = records.table(found)
+    chosen = verdicts.chosen(table)
+    by_id = {r["row"]["run_id"]: r for r in found}
+    return table.assign(curve=plots.curve_names(table)), chosen.assign(curve=plots.curve_names(chosen.assign(seed=0))), by_id
+
+
+def test_quality_stands_beside_each_family_s_own_floor_and_flags_copies():
+    named, _, _ = tables([record("dit", 10.0, memorised_flagged=True), record("ar", 10.0)])
+    header, rows = diagnostics.quality(named)
+    said = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert said["dit"]["above own floor"] == 8 and said["ar"]["above own floor"] == 7
+    assert said["dit"]["the same, to training pictures"] == 9.5
+    assert said["dit"]["memorised share"] == "0.3 FLAGGED" and said["ar"]["memorised share"] == "0.3"
+
+
+def test_records_of_before_leave_cells_empty():
+    old = record("dit", 10.0)
+    old["diagnostics"], old["row"]["kid"], old["row"]["memorised_share"] = {}, None, None
+    named, chosen, by_id = tables([old, record("ar", 9.0)])
+    header, rows = diagnostics.quality(named)
+    assert dict(zip(header, rows[0], strict=True))["KID[local] ± SE"] is None
+    assert len(diagnostics.classes(named)[1]) == 1
+    ((*_, error, verdict),) = diagnostics.ties(chosen, by_id)[1]
+    assert "unpaired" in error and verdict == "tie"
+
+
+def test_a_crossed_design_takes_trainings_and_drawings_apart():
+    """300 designs of 3 x 3: training SD 0.5, drawing SD 1, residual 0.1. Each mean variance is right within three standard errors."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(300):
+        fd = 10 + 0.5 * rng.normal(size=(3, 1)) + rng.normal(size=(1, 3)) + 0.1 * rng.normal(size=(3, 3))
+        cells = [dict(curve="dit", steps=8, training=t, sampling_seed=d, fd=fd[t, d], fd_sd=1.0) for t in range(3) for d in range(3)]
+        _, ((_, _, trained, drawn, mean, between, across, _),) = diagnostics.seeds(pd.DataFrame(cells))
+        assert (trained, drawn) == (3, 3) and mean == pytest.approx(fd.mean())
+        found.append((np.nan if between is None else between**2, np.nan if across is None else across**2))
+    variances = np.nan_to_num(np.array(found))
+    for mean, error, truth in zip(variances.mean(0), variances.std(0) / 300**0.5, (0.25, 1.0), strict=True):
+        assert abs(mean - truth) < 3 * error
+    assert np.isnan(np.array(found)).mean() < 0.05
+
+
+def test_one_training_drawn_once_has_no_spread_to_show():
+    assert diagnostics.seeds(tables([record("dit", 10.0), record("ar", 9.0)])[1])[1] == []
+
+
+def test_pairs_tie_by_their_paired_error():
+    _, chosen, by_id = tables([record("dit", 10.0), record("unet", 10.05), record("ar", 12.0)])
+    rows = {(row[0], row[1]): row[-1] for row in diagnostics.ties(chosen, by_id)[1]}
+    assert rows == {
+        ("dit, 8 steps", "unet, 8 steps"): "tie",
+        ("dit, 8 steps", "ar, 8 steps"): "worse",
+        ("unet, 8 steps", "ar, 8 steps"): "worse",
+    }
+
+
+def test_several_trainings_are_compared_over_their_seeds():
+    some = [record("dit", 10.0 + 0.3 * s, seed=s) for s in range(3)] + [
+        record("ar", 10.4 + 0.3 * s + 0.3 * (s == 1), seed=s) for s in range(3)
+    ]
+    _, chosen, by_id = tables(some)
+    ((first, second, value, error, verdict),) = diagnostics.ties(chosen, by_id)[1]
+    assert first.startswith("dit") and second.startswith("ar") and value == pytest.approx(0.5)
+    assert "3 training seeds" in error and verdict == "worse", "0.5 is 5 standard errors, above Student's 4.3"
+
+
+def test_the_report_has_every_table_and_one_curve_for_several_drawings(tmp_path):
+    for one in [record(m, fd + 0.1 * d, draw=d, steps=s) for m, fd in (("dit", 9.0), ("ar", 8.0)) for d in range(2) for s in (4, 8)]:
+        row = one["row"] | {"started_at": "2026"}
+        rest = {k: v for k, v in one.items() if k != "row"}
+        records.write(tmp_path, row, **rest, trained_by={}, train_log=[], config={"name": "x"})
+    text = report.build(tmp_path)
+    summary = (tmp_path / "summary.md").read_text()
+    for title in ("Every measure", "Between seeds", "Ties", "Classes", "What they say"):
+        assert f"### {title}" in summary, title
+    assert text.count("\n dit") + text.count("\ndit") <= 2 and "mostly bias" in summary
+    assert (tmp_path / "plots" / "fd_vs_steps.png").exists()
