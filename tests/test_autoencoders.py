@@ -292,9 +292,6 @@ def test_shipped_weights_are_small_described_and_whole():
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="24.65 and 23.66 dB so far: this one was still trained with AdamW; Muon leads it by 0.3 dB in trials"
-)
 def test_the_shipped_latents_are_as_good_as_the_issue_asks_on_classes_they_have_not_seen():
     """The scores in their cards; `make weights` measured them on the validation pictures of twenty other ImageNet classes."""
     scores = json.loads((space.SHIPPED / "codebook.json").read_text())["scores"]["validation pictures of unseen classes, 64 px"]
