@@ -139,7 +139,7 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         else:
             _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3)  # below: floors and curves fill the axes
     return save(figure, folder / f"{AXES[x][1]}.png")
 
 
