@@ -191,7 +191,7 @@ def _diagnostics(part: pd.DataFrame, found: list[dict]) -> list[str]:
     tables = {
         "Every measure, each model at its most steps and best setting": diagnostics.quality(named),
         "Between seeds": diagnostics.seeds(chosen),
-        "Ties: paired, so finer than the errors above": diagnostics.ties(chosen, {record["row"]["run_id"]: record for record in found}),
+        "Ties": diagnostics.ties(chosen, {record["row"]["run_id"]: record for record in found}),
         "Classes": diagnostics.classes(named),
     }
     return [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]

@@ -1,11 +1,12 @@
 """What the numbers say, in words: who is cheapest to a distance, who is best for a budget, which steps are not worth paying for.
 
 Only settings a user could have chosen are compared: each model without guidance and at its own best by distance to *training* pictures.
-Seeds are averaged. A difference below two joint standard deviations is a tie; with one seed the error covers the pictures drawn, not
-training again.
+Seeds are averaged. A difference below two standard deviations is a tie: of one training each, by the paired bootstrap of both (it covers
+the pictures drawn, not training again); of several, by both errors together.
 """
 
 import math
+import statistics
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,11 @@ def frontier(cost: Any, distance: Any) -> np.ndarray:
 
 
 def tied(a: pd.Series, b: pd.Series) -> bool:
-    """Whether two rows' distances differ by less than two joint standard deviations; never where an error is unknown."""
-    return bool(abs(a["fd"] - b["fd"]) < 2 * math.hypot(a["fd_sd"], b["fd_sd"]))
+    """Whether two rows' distances differ by less than two standard deviations of the difference; never where an error is unknown."""
+    redrawn = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
+    paired = all(redrawn) and a.get("sampling_seed") == b.get("sampling_seed") and a.get("num_samples") == b.get("num_samples")
+    error = statistics.stdev(x - y for x, y in zip(*redrawn, strict=True)) if paired else math.hypot(a["fd_sd"], b["fd_sd"])
+    return bool(abs(a["fd"] - b["fd"]) < 2 * error)
 
 
 def own_best(part: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +83,8 @@ def averaged(part: pd.DataFrame) -> pd.DataFrame:
     for _, rows in part.groupby(["curve", "steps"], sort=False):
         between = rows["fd"].var() if len(rows) > 1 else 0.0
         means = rows[["fd", *COSTS]].mean()
-        found.append({**rows.iloc[0], **means, "fd_sd": math.sqrt(((rows["fd_sd"] ** 2).mean() + between) / len(rows))})
+        alone = {} if len(rows) == 1 else {"diagnostics": {}}  # a mean's error is not that of its first row
+        found.append({**rows.iloc[0], **means, **alone, "fd_sd": math.sqrt(((rows["fd_sd"] ** 2).mean() + between) / len(rows))})
     return pd.DataFrame(found)
 
 

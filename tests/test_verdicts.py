@@ -102,6 +102,17 @@ def test_two_joint_standard_deviations_are_the_limit_of_a_tie():
     assert not verdicts.tied(a, pd.Series({"fd": 5.0, "fd_sd": float("nan")}))
 
 
+def test_samples_of_one_drawing_are_compared_by_their_paired_error():
+    noise = np.random.default_rng(0).normal(size=20)
+    some = [
+        pd.Series({"fd": fd, "fd_sd": 0.3, "diagnostics": {"bootstrap": list(fd + noise + 0.01 * i * noise)}})
+        for i, fd in enumerate((5.0, 4.5))
+    ]
+    assert not verdicts.tied(*some), "0.5 is below two joint deviations of 0.42, but far above the spread of the differences"
+    some[1]["sampling_seed"] = 1
+    assert verdicts.tied(*some), "of different drawings nothing cancels"
+
+
 def test_a_model_s_own_best_is_chosen_by_training_pictures_at_its_most_steps():
     table = rows(
         model=["a"] * 4,
