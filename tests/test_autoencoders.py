@@ -267,6 +267,23 @@ def test_the_reconstruct_command_ends_with_its_json_line(tmp_path):
     assert Image.open(sheet).size[0] / 12 == Image.open(sheet).size[1] / 3
 
 
+def test_reconstruct_takes_any_data_autoencoder_and_codebook(folders, tmp_path, capsys):
+    from benchmarks import procedural
+    from benchmarks.reconstruct import reconstruct
+
+    for i, picture in enumerate(procedural.draw(60, 32, seed=5)[0]):
+        place = tmp_path / "pictures" / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.transpose(1, 2, 0)).save(place / f"{i}.png")
+    mine = [f"data.path={tmp_path}/pictures", f"autoencoder.path={folders['sd-vae-ft-mse']}", "autoencoder.codebook_size=32"]
+    sizes = ["data.image_size=64", "data.reference_images=10", "num_samples=4", f"cache_dir={tmp_path}/cache", f"results_dir={tmp_path}"]
+    reconstruct(composed("data=imagefolder", "autoencoder=sd-vae-ft-mse", *mine, *sizes))
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["images"] == 10 and line["codebook_size"] == 32 and line["encoder_gmacs"] > 0 and line["decoder_gmacs"] > 0
+    (sheet,) = (tmp_path / "reconstruct").glob("pictures-64-*.png")
+    assert Image.open(sheet).size[1] == 3 * 64
+
+
 def test_the_autoencoder_costs_what_its_layers_say():
     from benchmarks import build
 

@@ -38,8 +38,9 @@ def test_quantising_is_the_inverse_of_scaling():
     assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
-def test_the_shipped_autoencoder_rebuilds_pictures_of_any_size(space, size):
+@pytest.mark.parametrize("size, plain, coded", [(32, 30.77, 27.97), (64, 35.62, 30.57), (128, 35.68, 30.18), (256, 37.78, 31.01)])
+def test_the_shipped_autoencoder_rebuilds_pictures_of_any_size(space, size, plain, coded):
+    """As well as the shipped weights did when they came: what changes the code around them must not change that."""
     images = torch.from_numpy(draw(20, min(size, 128), seed=11)[0])
     if size > 128:
         images = images[:4].repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -47,9 +48,9 @@ def test_the_shipped_autoencoder_rebuilds_pictures_of_any_size(space, size):
     assert z.shape == (len(images), 4, size // 4, size // 4) and z.dtype == torch.float32
     rebuilt = space.autoencoder.decode(z)
     assert rebuilt.shape == images.shape and rebuilt.dtype == torch.uint8
-    assert psnr(images, rebuilt).mean() > 25
+    assert psnr(images, rebuilt).mean() == pytest.approx(plain, abs=0.1)
     tokens = space.codebook.tokenize(z)
-    assert psnr(images, space.autoencoder.decode(space.codebook.detokenize(tokens))).mean() > 22
+    assert psnr(images, space.autoencoder.decode(space.codebook.detokenize(tokens))).mean() == pytest.approx(coded, abs=0.1)
 
 
 def test_psnr_is_per_picture_and_in_decibels():
