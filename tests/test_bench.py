@@ -91,7 +91,7 @@ def test_a_record_holds_what_it_takes_to_repeat_it(smoke):
     for record in found:
         assert record["config"]["train"]["unit"] == "images" and record["config"]["name"] == "smoke"
         assert {"data", "latents", "features", "training"} <= set(record["fingerprints"])
-        assert record["versions"]["torch"] == torch.__version__
+        assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # a wheel's metadata may leave out its build
         assert record["train_log"][-1][0] == record["row"]["train_images"]
 
 
