@@ -53,15 +53,20 @@ def quality(part: pd.DataFrame) -> Table:
 
 
 def classes(part: pd.DataFrame) -> Table:
-    """Each curve at its best: the classes that stand out most, for worse and better, by KID within the class over its error."""
+    """Each curve at its best: the classes that stand out most, for worse and better: by distance where every class had pictures enough
+    for it, else by KID within the class over its error."""
     rows = []
     for _, row in at_best(part).iterrows():
-        found = row["diagnostics"].get("kid_per_class", {}).items()
-        found = sorted(((value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}") for name, (value, error) in found), reverse=True)
-        said = [text for _, text in found]
+        kernels, distances = (row["diagnostics"].get(name) or {} for name in ("kid_per_class", "fd_per_class"))
+        if distances and len(distances) == len(kernels):
+            found = [(value, f"{name} {value:.3g}") for name, value in distances.items()]
+        else:
+            found = [(value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}") for name, (value, error) in kernels.items()]
+        said = [text for _, text in sorted(found, reverse=True)]
         if len(said) >= 2 * MOST_CLASSES:
-            rows.append([row["curve"], ", ".join(said[:MOST_CLASSES]), ", ".join(said[: -MOST_CLASSES - 1 : -1])])
-    return ["model", "worst classes, KID ± SE", "best classes"], rows
+            measure = distance_name(row["features"]) if distances and len(distances) == len(kernels) else "KID ± SE"
+            rows.append([row["curve"], measure, ", ".join(said[:MOST_CLASSES]), ", ".join(said[: -MOST_CLASSES - 1 : -1])])
+    return ["model", "measure within the class", "worst classes", "best classes"], rows
 
 
 def seeds(part: pd.DataFrame) -> Table:

@@ -27,7 +27,7 @@ from metrics.features import extract
 from metrics.prdc import NEIGHBOURS
 
 FEWEST = NEIGHBOURS + 3  # below this nothing but the distance itself could be said
-LONG = ("kid_per_class", "bootstrap")  # diagnostics that are no single numbers
+LONG = ("kid_per_class", "fd_per_class", "bootstrap")  # diagnostics that are no single numbers
 SHOWN = ["fd", "fd_sd", "fd_floor_real", "fd_floor_analytic", "kid", "kid_se", "precision", "recall", "density", "coverage"]
 SHOWN += ["label_accuracy", "label_accuracy_real", "memorised_share"]
 

@@ -199,8 +199,9 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
     }
     keep_pictures(cell, run_id, drawn.images.numpy(), labels.numpy(), scores.pairs)
     made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "sampling_seed": point.seed}
-    by_class = {cell.dataset.classes[k]: found for k, found in scores.diagnostics.pop("kid_per_class").items()}
-    judged = {"selection": scores.selection, "diagnostics": scores.diagnostics | {"kid_per_class": by_class}}
+    for name in ("kid_per_class", "fd_per_class"):
+        scores.diagnostics[name] = {cell.dataset.classes[k]: found for k, found in scores.diagnostics[name].items()}
+    judged = {"selection": scores.selection, "diagnostics": scores.diagnostics}
     records.write(cell.results, row, **judged, **made_by, **details(cell, judge))
     drawing = f", sampling seed {point.seed}" * (len(many(cell.cfg.sampling_seeds)) > 1)
     print(

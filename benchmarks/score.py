@@ -17,8 +17,9 @@ from benchmarks.space import LatentSpace
 from benchmarks.store import digest, read_tensors, seeded, write_tensors
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
-from metrics.kid import kid, kid_per_class
+from metrics.kid import kid
 from metrics.memorisation import memorisation
+from metrics.per_class import frechet_per_class, kid_per_class
 from metrics.prdc import NEIGHBOURS, prdc
 from metrics.probe import Probe, fit_probe
 
@@ -75,6 +76,7 @@ class Judge:
             row["label_accuracy"] = self.probe.accuracy(features, labels)
         if known[0] is not None:
             diagnostics["kid_per_class"] = kid_per_class(self.reference, known[0], features, labels)
+            diagnostics["fd_per_class"] = frechet_per_class(self.reference, known[0], features, labels)
         if self.train is not None:
             selection["fd_train"] = frechet_distance(self.train, features)
             copies = memorisation(features, train=self.train, reference=self.reference, held_out=self.floor)

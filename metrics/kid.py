@@ -51,9 +51,3 @@ def kid(real: Tensor, fake: Tensor, *, labels: tuple[Tensor | None, Tensor | Non
     less_b = (own_b.sum() - 2 * own_b) / ((m - 1) * (m - 2)) + total_a - 2 * (across - across_b) / ((m - 1) * n)
     variance = _spread(less_a, labels[0]) + _spread(less_b, labels[1])
     return Kernel((total_a + total_b - 2 * across / (n * m)).item(), variance.sqrt().item())
-
-
-def kid_per_class(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> dict[int, Kernel]:
-    """The distance within each class with at least three rows on both sides, where a Fréchet distance would need hundreds."""
-    pairs = {int(k): (real[real_labels == k], fake[fake_labels == k]) for k in fake_labels.unique()}
-    return {k: kid(*pair) for k, pair in pairs.items() if min(map(len, pair)) >= 3}

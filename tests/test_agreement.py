@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import composed
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from benchmarks import networks, procedural
+from metrics.features import extract
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
 from metrics.prdc import prdc
@@ -83,6 +86,18 @@ def test_the_kernel_distance_is_torch_fidelity_s_on_full_sets(theirs):
 
 def test_precision_and_its_kin_are_prdc_s(theirs):
     assert prdc(REAL, FAKE)._asdict() == pytest.approx(theirs["prdc"], abs=1e-12)
+
+
+def test_torchmetrics_says_the_same_of_the_same_pictures_through_the_same_network():
+    (local,) = networks.load_features(composed().features)
+    local.net.num_features = local.net.dim
+    sets = [procedural.draw(160, 32, seed=3, stream=stream)[0] for stream in ("train", "reference")]
+    theirs = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
+    theirs.set_dtype(torch.float64)
+    for pictures, real in zip(sets, (True, False), strict=True):
+        theirs.update(torch.from_numpy(pictures), real=real)
+    mine = frechet_distance(*(extract(local.net, pictures) for pictures in sets))
+    assert mine == pytest.approx(theirs.compute().item(), rel=1e-4)
 
 
 def test_torchmetrics_says_the_same_of_both_distances():

@@ -12,8 +12,9 @@ from benchmarks import data, networks, space
 from benchmarks.paired import difference, over_seeds
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
-from metrics.kid import kid, kid_per_class
+from metrics.kid import kid
 from metrics.memorisation import RATE, memorisation
+from metrics.per_class import frechet_per_class, kid_per_class
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -47,6 +48,9 @@ def test_kid_per_class_sees_which_class_is_off():
     fake = gaussian(300, 8, 1) + 1.5 * (labels == 2)[:, None]
     found = kid_per_class(gaussian(300, 8, 0), labels, fake, labels)
     assert found[2].distance > 10 * found[2].error and all(abs(found[k].distance) < 4 * found[k].error for k in (0, 1))
+    distances = frechet_per_class(gaussian(300, 8, 0), labels, fake, labels)
+    assert max(distances, key=distances.get) == 2 and set(distances) == {0, 1, 2}
+    assert frechet_per_class(gaussian(30, 8, 0), labels[:30], fake[:30], labels[:30]) == {}, "ten rows of eight dimensions are mostly bias"
     assert set(kid_per_class(gaussian(300, 8, 0), labels, fake[:5], labels[:5])) == set(), "two rows of a class say nothing"
 
 
