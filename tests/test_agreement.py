@@ -93,7 +93,6 @@ def test_torchmetrics_says_the_same_of_the_same_pictures_through_the_same_networ
     local.net.num_features = local.net.dim
     sets = [procedural.draw(160, 32, seed=3, stream=stream)[0] for stream in ("train", "reference")]
     theirs = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
-    theirs.set_dtype(torch.float64)
     for pictures, real in zip(sets, (True, False), strict=True):
         theirs.update(torch.from_numpy(pictures), real=real)
     mine = frechet_distance(*(extract(local.net, pictures) for pictures in sets))
