@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.exchange import KINDS
+from benchmarks.pictures.exchange import KINDS
 from benchmarks.store import BadInput
 
 ERRORS: list[str] = []  # one line for each thing that ended badly

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import records
-from benchmarks.paired import difference
-from benchmarks.plots import distance_name
 from benchmarks.report import markdown
+from benchmarks.reports.paired import difference
+from benchmarks.reports.plots import distance_name
 
 SAME = ("model", "size", "seed", "data", "num_classes", "image_size", "objective", "sampler", "steps", "guidance", "train_fraction")
 SAME += ("num_samples", "reference_images", "features")

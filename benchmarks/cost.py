@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks import build, plots
+from benchmarks import build
 from benchmarks.report import markdown
+from benchmarks.reports import plots
 from benchmarks.space import shipped_codebook_size
 from benchmarks.store import atomic_file
 from metrics import flops

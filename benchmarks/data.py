@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from benchmarks import procedural
-from benchmarks.sources import Entry, list_folder
+from benchmarks.pictures import procedural
+from benchmarks.pictures.decoding import MAX_BAD_SHARE, to_pixels
+from benchmarks.pictures.sources import Entry, list_folder
 from benchmarks.store import BadInput, atomic_folder, digest, read_json, write_json
 
-MAX_BAD_SHARE = 0.01
 SPLITS = ("train", "reference", "floor")
 
 
@@ -52,25 +52,6 @@ class Dataset:
     train: Split
     reference: Split
     floor: Split
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB: 16-bit greys keep their high byte, transparency is laid over white."""
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float64)
-        if image.mode != "F":
-            grey = grey / 257  # 0..65535 -> 0..255
-        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def to_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """Centre crop to a square and antialiased bicubic resize; returns uint8 (3, size, size)."""
-    image = ImageOps.fit(to_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
 
 
 def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
@@ -169,7 +150,7 @@ def _listing(cfg: Any) -> tuple[list[str], list[Entry]]:
     if cfg.source == "imagefolder":
         classes, entries = list_folder(cfg.path)
     elif cfg.source == "hub":
-        from benchmarks.hub import list_hub  # the only way to `datasets`, which a machine with image folders may lack
+        from benchmarks.pictures.hub import list_hub  # the only way to `datasets`, which a machine with image folders may lack
 
         classes, entries = list_hub(cfg)
     else:

@@ -18,10 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from benchmarks import data, exchange, networks, records, score
+from benchmarks import data, networks, records, score
 from benchmarks.cli import check, finish, guarded, pick_device
-from benchmarks.plots import FEW, distance_name
+from benchmarks.pictures import exchange
 from benchmarks.report import markdown
+from benchmarks.reports.plots import FEW, distance_name
 from benchmarks.store import BadInput, digest
 from metrics.features import extract
 from metrics.prdc import NEIGHBOURS

@@ -11,8 +11,9 @@ import json
 import hydra
 from omegaconf import DictConfig
 
-from benchmarks import data, judging, networks, records, score
+from benchmarks import data, networks, records, score
 from benchmarks.cli import check, finish, guarded, pick_device
+from benchmarks.recipes import judging
 
 
 def examine(cfg: DictConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from benchmarks import hub, procedural
+from benchmarks.pictures import hub, procedural
 from benchmarks.space import SHIPPED
 from benchmarks.store import BadInput, digest, file_digest, load_weights, read_json
 from metrics.features import WEIGHTS, LocalFeatures

@@ -20,9 +20,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks import baselines, build, procedural, records, space, train
-from benchmarks.data import to_pixels
+from benchmarks import baselines, build, records, space, train
 from benchmarks.latents import LatentSet
+from benchmarks.pictures import procedural
+from benchmarks.pictures.decoding import to_pixels
 from benchmarks.report import markdown
 from benchmarks.store import atomic_file, seeded
 from metrics import speed

@@ -14,8 +14,9 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from benchmarks import autoencoding, build, data, records, space
+from benchmarks import build, data, records, space
 from benchmarks.cli import check, finish, guarded, pick_device
+from benchmarks.recipes import autoencoding
 from benchmarks.store import atomic_file
 
 COLUMNS = 12  # pictures shown

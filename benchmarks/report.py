@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import diagnostics, grids, plots, records, verdicts
+from benchmarks import records
+from benchmarks.reports import diagnostics, grids, plots, verdicts
 from benchmarks.store import atomic_file, write_json
 
 

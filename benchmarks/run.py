@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks import build, data, exchange, grids, latents, networks, plots, records, report, sample, score, space, train
+from benchmarks import build, data, latents, networks, records, report, sample, score, space, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.cli import check, complain, finish, guarded, many, pick_device
+from benchmarks.pictures import exchange
+from benchmarks.reports import grids, plots
 from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator

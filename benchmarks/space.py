@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from benchmarks import autoencoding, hub
 from benchmarks.data import Dataset
+from benchmarks.pictures import hub
+from benchmarks.recipes import autoencoding
 from benchmarks.store import BadInput, Diverged, digest, file_digest, load_weights, read_json, read_tensors, write_tensors
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook

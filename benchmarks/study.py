@@ -2,7 +2,7 @@
 
     python -m benchmarks.study [data=...] [features=...] [num_samples=1500]
 
-Six ladders of five levels (benchmarks/ladders.py) over `num_samples` training pictures are compared with the `reference` split, by
+Six ladders of five levels (benchmarks/pictures/ladders.py) over `num_samples` training pictures are compared with the `reference` split, by
 FD over the features, FD over raw pixels (the strawman), KID, precision and recall. A measure passes a ladder if it gets strictly
 worse at every level, the unspoiled level 0 included. Writes results/judge/<data>: study.csv, study.md, study.png, ladders.png.
 """
@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks import data, networks, records
 from benchmarks.cli import check as check_settings
 from benchmarks.cli import finish, guarded, pick_device
-from benchmarks.ladders import LADDERS, Ladder, check, spoiled
-from benchmarks.plots import distance_name
+from benchmarks.pictures.ladders import LADDERS, Ladder, check, spoiled
 from benchmarks.reconstruct import picture
 from benchmarks.report import markdown
+from benchmarks.reports.plots import distance_name
 from benchmarks.store import BadInput, atomic_file
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_distance

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import autoencoding, data, judging, procedural
+from benchmarks import data
+from benchmarks.pictures import procedural
+from benchmarks.recipes import autoencoding, judging
 from benchmarks.records import device_name, git_state
 from benchmarks.space import SHIPPED, load_codebook
 from benchmarks.store import BadInput, Diverged, atomic_file, file_digest, load_weights, write_json
@@ -39,11 +41,11 @@ PICTURES = {  # seen in training, repeats included; the CUDA figures are a guess
     "cuda": {"autoencoder": 3_000_000, "judge": 3_000_000},
 }
 RECIPES = {
-    "autoencoder": "benchmarks/autoencoding.py, train_autoencoder: per-picture log MSE, Muon and AdamW, warm-up and cosine, bfloat16 autocast; "
+    "autoencoder": "benchmarks/recipes/autoencoding.py, train_autoencoder: per-picture log MSE, Muon and AdamW, warm-up and cosine, bfloat16 autocast; "
     "every sixth batch at 32 px, noise on the latents of every fourth picture",
-    "codebook": "benchmarks/autoencoding.py, fit_codebook: k-means (k-means++ start, dead entries re-seeded) on latent vectors of 64 "
+    "codebook": "benchmarks/recipes/autoencoding.py, fit_codebook: k-means (k-means++ start, dead entries re-seeded) on latent vectors of 64 "
     "and 32 px training pictures, half each",
-    "judge": "benchmarks/judging.py, train_judge: cross-entropy with smoothed labels over all classes, AdamW, warm-up and cosine, "
+    "judge": "benchmarks/recipes/judging.py, train_judge: cross-entropy with smoothed labels over all classes, AdamW, warm-up and cosine, "
     "bfloat16 autocast; mirrored, shifted, zoomed and mixed pictures; every third batch has been through 32 px",
 }
 STAGES = tuple(RECIPES)
@@ -143,7 +145,7 @@ def write_card(
         "sha256": file_digest(path),
         "bytes": path.stat().st_size,
         "data": f"{len(pictures.train)} training pictures of {SIZE} px: {about}, {real} classes (listed in models/weights/data.json), and "
-        f"procedural ones (benchmarks/procedural.py, seed {procedural.WEIGHTS_SEED}), one in eleven",
+        f"procedural ones (benchmarks/pictures/procedural.py, seed {procedural.WEIGHTS_SEED}), one in eleven",
         "pictures_seen": seen or "at most 10000 at each size",
         "recipe": RECIPES[stage],
         "command": f"make weights WEIGHTS_DATA=<those classes> UNSEEN_DATA=<others> ARGS='--only {stage}'",

@@ -11,7 +11,8 @@ from conftest import composed
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks import networks, procedural
+from benchmarks import networks
+from benchmarks.pictures import procedural
 from metrics.features import extract
 from metrics.frechet import frechet_distance
 from metrics.kid import kid

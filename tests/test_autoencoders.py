@@ -12,8 +12,10 @@ from conftest import composed
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
-from benchmarks import autoencoding, data, hub, latents, space, store
-from benchmarks.autoencoding import psnr
+from benchmarks import data, latents, space, store
+from benchmarks.pictures import hub
+from benchmarks.recipes import autoencoding
+from benchmarks.recipes.autoencoding import psnr
 from benchmarks.store import BadInput, Diverged, file_digest, load_weights, write_json, write_tensors
 from models.autoencoder import Autoencoder, to_uint8
 
@@ -268,7 +270,7 @@ def test_the_reconstruct_command_ends_with_its_json_line(tmp_path):
 
 
 def test_reconstruct_takes_any_data_autoencoder_and_codebook(folders, tmp_path, capsys):
-    from benchmarks import procedural
+    from benchmarks.pictures import procedural
     from benchmarks.reconstruct import reconstruct
 
     for i, picture in enumerate(procedural.draw(60, 32, seed=5)[0]):

@@ -283,7 +283,7 @@ def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
 def test_tables_of_different_latents_have_different_headings():
     import pandas as pd
 
-    from benchmarks import plots
+    from benchmarks.reports import plots
 
     same = {"data": "d", "image_size": 32.0, "features": "local", "num_samples": 64, "reference_images": 64, "device": "cpu"}
     rows = pd.DataFrame([same | {"autoencoder": f"shipped-{size}", "judged_by": str(size)} for size in (512, 2048)])

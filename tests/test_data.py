@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data, procedural
+from benchmarks import data
+from benchmarks.pictures import procedural
+from benchmarks.pictures.decoding import to_pixels
 from benchmarks.store import BadInput
 
 
@@ -93,7 +95,7 @@ def test_an_image_folder_is_split_without_overlap(root, tmp_path):
     assert dataset.reference.labels.tolist() == dataset.floor.labels.tolist() == [0, 1, 2, 0, 1, 2]
     everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor)
     assert len(set(everything)) == 36
-    validation = {data.to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
+    validation = {to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
     assert set(contents(dataset.reference)) <= validation, "the held-out folder serves the reference"
 
 
@@ -132,7 +134,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
         image = Image.fromarray(grey.astype(np.uint8)).convert("RGB" if mode in ("P", "CMYK") else "L").convert(mode)
     path = tmp_path / ("x.tif" if mode in ("CMYK", "F") else "x.png")
     image.save(path)
-    pixels = data.to_pixels(Image.open(path), 32)
+    pixels = to_pixels(Image.open(path), 32)
     assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
     if mode != "1":
         expected = grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))
@@ -141,17 +143,17 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 
 def test_transparency_lies_over_white():
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert data.to_pixels(clear, 8).min() == 255
+    assert to_pixels(clear, 8).min() == 255
 
 
 def test_the_crop_is_central_and_the_resize_antialiased():
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200  # only the central square is grey
-    cropped = data.to_pixels(Image.fromarray(wide), 32)
+    cropped = to_pixels(Image.fromarray(wide), 32)
     assert (cropped[:, :, 2:-2] == 200).all() and cropped.min() > 150  # the filter sees a little past the crop's edge
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(data.to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, "aliasing would give 0 or 255"
+    assert np.abs(to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, "aliasing would give 0 or 255"
 
 
 def test_a_picture_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stays(root, tmp_path):
@@ -260,14 +262,14 @@ def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
     dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
     assert dataset.classes == ["ant", "bee"] and dataset.name == "mine"
     assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (16, 8, 4)
-    validation = {data.to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
+    validation = {to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
     assert set(contents(dataset.reference)) == validation
 
 
 def test_a_held_out_split_of_another_name_is_found_and_said(parquet, tmp_path, capsys):
     cfg = folder_config(parquet, source="hub", name="mine", config=None, held_out="valid", reference_images=8)
     dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
-    assert set(contents(dataset.reference)) == {data.to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
+    assert set(contents(dataset.reference)) == {to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
     assert "data.held_out=valid" in capsys.readouterr().out
 
 

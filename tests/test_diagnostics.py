@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import diagnostics, plots, records, report, verdicts
+from benchmarks import records, report
+from benchmarks.reports import diagnostics, plots, verdicts
 
 RNG = np.random.default_rng(0)
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks import compare, evaluate, exchange, records
-from benchmarks.procedural import draw
+from benchmarks import compare, evaluate, records
+from benchmarks.pictures import exchange
+from benchmarks.pictures.procedural import draw
 from benchmarks.store import BadInput
 
 PICTURES, LABELS = draw(48, 32, seed=0, stream="floor")

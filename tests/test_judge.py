@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from conftest import composed
 from omegaconf import OmegaConf
 
-from benchmarks import data, hub, judging, networks, procedural, score, space
+from benchmarks import data, networks, score, space
+from benchmarks.pictures import hub, procedural
+from benchmarks.recipes import judging
 from benchmarks.store import BadInput
 from metrics import inception
 from metrics.features import WEIGHTS, LocalFeatures, extract
@@ -124,7 +126,7 @@ for kind in ("pth", "safetensors"):
     assert torch.equal(ours(pictures), expected), kind
     assert ours.dim == 2048
 from benchmarks import networks
-from benchmarks.plots import distance_name
+from benchmarks.reports.plots import distance_name
 from omegaconf import OmegaConf
 (mine,) = networks.load_features(OmegaConf.create({"weights": None, "inception": {"weights": sys.argv[3] + "/random.pth"}}))
 assert distance_name(mine.name).startswith("FD[inception-"), distance_name(mine.name)
@@ -149,7 +151,7 @@ def test_inception_features_are_torch_fidelity_s(tmp_path):
 
 
 def test_only_the_published_inception_is_called_fid():
-    from benchmarks.plots import distance_name
+    from benchmarks.reports.plots import distance_name
 
     assert distance_name("inception") == "FID"
     assert [distance_name(name) for name in ("local", "dinov2", "inception-12345678")] == [

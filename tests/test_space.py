@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import data, latents
-from benchmarks.autoencoding import psnr
-from benchmarks.procedural import draw
+from benchmarks.pictures.procedural import draw
+from benchmarks.recipes.autoencoding import psnr
 from benchmarks.space import SHIPPED as FOLDER
 from benchmarks.space import LatentSpace, load_autoencoder, load_codebook
 from models import codebook

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks.ladders import LADDERS, check, spoiled
-from benchmarks.procedural import draw
+from benchmarks.pictures.ladders import LADDERS, check, spoiled
+from benchmarks.pictures.procedural import draw
 from benchmarks.store import BadInput
 from benchmarks.study import balanced, verdicts
 from metrics.kid import kid

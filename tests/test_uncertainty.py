@@ -9,7 +9,7 @@ import torch
 from conftest import composed
 
 from benchmarks import data, networks, space
-from benchmarks.paired import difference, over_seeds
+from benchmarks.reports.paired import difference, over_seeds
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
 from metrics.kid import kid

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import verdicts
+from benchmarks.reports import verdicts
 
 
 def rows(**columns) -> pd.DataFrame:

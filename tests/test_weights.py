@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import procedural, weights
+from benchmarks import weights
+from benchmarks.pictures import procedural
 
 
 def folder(path: Path, classes: list[str], seed: int) -> Path:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import verdicts
-from benchmarks.paired import Difference, difference, over_seeds
-from benchmarks.plots import distance_name, in_order
+from benchmarks.reports import verdicts
+from benchmarks.reports.paired import Difference, difference, over_seeds
+from benchmarks.reports.plots import distance_name, in_order
 
 Table = tuple[list[str], list[list[object]]]
 MOST_CLASSES = 3

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks import verdicts
-from benchmarks.plots import curve_names, groups, in_order, save
+from benchmarks.reports import verdicts
+from benchmarks.reports.plots import curve_names, groups, in_order, save
 from benchmarks.store import atomic_file
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.autoencoding import batches, learning_rate, shrunk
+from benchmarks.recipes.autoencoding import batches, learning_rate, shrunk
 from benchmarks.store import seeded
 from metrics import speed
 from metrics.features import IMAGE_SIZE, LocalFeatures, extract

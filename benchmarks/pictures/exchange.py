@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.data import MAX_BAD_SHARE, to_rgb
-from benchmarks.sources import SUFFIXES
+from benchmarks.pictures.decoding import MAX_BAD_SHARE, to_rgb
+from benchmarks.pictures.sources import SUFFIXES
 from benchmarks.store import BadInput, atomic_file, atomic_folder
 
 KINDS = ("png", "npz")

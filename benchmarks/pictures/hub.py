@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 from PIL import Image
 
-from benchmarks.sources import Entry
+from benchmarks.pictures.sources import Entry
 from benchmarks.store import BadInput
 
 HELD_OUT = ("validation", "valid", "val")

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks import verdicts
 from benchmarks.records import MEANING
+from benchmarks.reports import verdicts
 from benchmarks.store import atomic_file
 
 FLOORS = [

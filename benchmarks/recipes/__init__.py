@@ -1,0 +1,1 @@
+"""How the networks that every family shares were trained."""

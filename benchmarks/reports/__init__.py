@@ -1,0 +1,1 @@
+"""From records to words, tables and pictures."""
