@@ -10,7 +10,7 @@ WEIGHTS_DATA ?=
 UNSEEN_DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test agreement lint cost report score compare weights judge-study clean
+.PHONY: help setup bench test agreement lint cost perf report score compare weights judge-study clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ lint: $(READY) ## ruff's checks and formatting
 
 cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
 	$(PY) -m benchmarks.cost
+
+perf: $(READY) ## every stage against the machine's ceiling and what users run today: results/perf/perf.csv; PERF=quick takes minutes
+	$(PY) -m benchmarks.perf $(if $(filter quick,$(PERF)),--quick) $(ARGS)
 
 report: $(READY) ## rebuild tables and plots from the records in results/
 	$(PY) -m benchmarks.report

@@ -62,8 +62,10 @@ class Bench:
             pairs = [(other, median[other] / median[ours]) for other in others] or [(None, None)]
             for baseline, ratio in pairs if name == ours else [(name, None)]:
                 self.rows.append(row | {"baseline": baseline, "ratio": ratio})
-                shown = f"{row['images_per_second']:.4g} images/s" + f", {ratio:.2f} times {baseline}" * (ratio is not None)
-                print(f"{stage} {named.get('model', '')} {row['role']} {name}: {shown}", flush=True)
+                compared = f", {ratio:.2f} times {baseline}" if ratio else ""
+                print(
+                    f"{stage} {named.get('model', '')} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True
+                )
 
 
 def ceiling(device: torch.device) -> float:

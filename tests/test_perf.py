@@ -1,0 +1,80 @@
+"""What `make perf` measures with: rows, ratios, and baselines that do what the suite's own code does."""
+
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import baselines, perf
+from metrics.frechet import frechet_distance
+from models.generator import Batch
+
+CPU = torch.device("cpu")
+
+
+def batches(tokens: int = 16):
+    rng = torch.Generator().manual_seed(0)
+    while True:
+        yield Batch(torch.randn(4, 4, 4, 4, generator=rng), torch.randint(32, (4, tokens), generator=rng), torch.arange(4) % 3)
+
+
+def test_rows_say_who_was_compared_with_whom_and_how_fast():
+    bench = perf.Bench(CPU, True, 1e12)
+    calls = {"ours": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.005)}
+    bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
+    table = pd.DataFrame(bench.rows)[perf.COLUMNS]
+    assert table["role"].tolist() == ["ours", "ours", "baseline", "baseline"] and table["baseline"].tolist() == [
+        "slow",
+        "fast",
+        "slow",
+        "fast",
+    ]
+    ours = table[table["role"] == "ours"].set_index("baseline")
+    assert 2 < ours["ratio"]["slow"] < 4 and 0.3 < ours["ratio"]["fast"] < 0.8
+    assert ours["images_per_second"]["slow"] == pytest.approx(800, rel=0.3)
+    assert ours["utilisation"]["slow"] == pytest.approx(0.1, rel=0.3)
+
+
+def test_diffusers_dit_trains_and_samples_like_ours():
+    torch.manual_seed(0)
+    net = baselines.DiffusersDiT((4, 4, 4), 3, width=32, depth=2, heads=2)
+    step = baselines.eager_step(net.train(), batches(), autocast=True)
+    before = [p.clone() for p in net.parameters()]
+    step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    x = baselines.pipeline_loop(net.eval().denoise, (4, 4, 4), torch.tensor([0, 1, 2]), 3)
+    assert x.shape == (3, 4, 4, 4) and x.isfinite().all()
+
+
+def test_generate_draws_as_many_tokens_as_asked_and_not_always_the_same():
+    torch.manual_seed(0)
+    model = baselines.llama(16, 32, width=16, depth=2, heads=2, mlp=32)
+    drawn = [baselines.generate(model, torch.tensor([1, 2, 3]), 16) for _ in range(2)]
+    assert drawn[0].shape == (3, 16) and drawn[0].max() < 32 and not torch.equal(*drawn)
+
+
+def test_a_decoding_loader_gives_the_latents_of_its_files():
+    files = [bytes([i]) for i in range(4)]
+    encode = lambda images: (images.float().reshape(1, 4, 4, 4), torch.zeros(1, 16, dtype=torch.long))  # noqa: E731
+    decode = lambda file: torch.full((64,), file[0], dtype=torch.uint8).numpy()  # noqa: E731
+    batch = next(baselines.decoding_batches(files, decode, encode, 4, CPU))
+    assert sorted(batch.latents[:, 0, 0, 0].tolist()) == [0, 1, 2, 3] and batch.tokens.shape == (4, 16) and batch.labels.shape == (4,)
+
+
+def test_the_matrix_square_root_reads_the_same_distance():
+    real, fake = (torch.randn(300, 12, generator=torch.Generator().manual_seed(s)).double() + s for s in (0, 1))
+    assert baselines.sqrtm_distance(real.numpy(), fake.numpy()) == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+
+
+def test_the_stages_run_and_fill_every_column():
+    bench = perf.Bench(CPU, True, perf.ceiling(CPU))
+    perf.training(bench, "dit", "xs", 4, 2)
+    perf.sampling_tokens(bench, "xs", 4, 2)
+    perf.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
+    perf.scoring(bench, 40, d=16)
+    perf.encoding(bench, 4)
+    table = pd.DataFrame(bench.rows)[perf.COLUMNS]
+    assert set(table["role"]) == {"ours", "baseline"} and (table["images_per_second"] > 0).all()
+    assert (table["utilisation"].dropna() <= 1).all()
+    assert table[table["role"] == "ours"]["baseline"].nunique() >= 7
