@@ -23,7 +23,7 @@ from benchmarks.cli import check, finish, guarded, pick_device
 from benchmarks.pictures import exchange
 from benchmarks.report import markdown
 from benchmarks.reports.plots import FEW, distance_name
-from benchmarks.store import BadInput, digest
+from benchmarks.store import BadInput, digest, write_json
 from metrics.features import extract
 from metrics.prdc import NEIGHBOURS
 
@@ -54,20 +54,12 @@ def judges(cfg: DictConfig, reference: str, images: np.ndarray, drawn_for: torch
     if real.shape[1:] != images.shape[1:]:
         sizes = " and ".join(f"{x.shape[3]}x{x.shape[2]}" for x in (images, real))
         raise BadInput(f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing is what is measured")
-    found, labels = [], labels if _balanced_alike(labels, drawn_for) else None
+    found, balanced = [], labels if score.balanced_alike(labels, drawn_for) else None
     for features in networks.load_features(cfg.features):
         known = extract(features.net, real, device=device)
-        floor = {"fd_floor_analytic": score.analytic_floor(known, len(images), labels)}
+        floor = {"fd_floor_analytic": score.analytic_floor(known, len(images), balanced)}
         found.append(score.Judge(features, device, known, labels, floor))
     return found
-
-
-def _balanced_alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    """Whether both have labels, and equal shares of every class: only then is the balance part of the design and not of the noise."""
-    if a is None or b is None:
-        return False
-    counts = [x.bincount(minlength=int(max(a.max(), b.max())) + 1).double() / len(x) for x in (a, b)]
-    return bool((counts[0] - counts[1]).abs().max() < 1 / min(len(a), len(b)))
 
 
 def _of_dataset(cfg: DictConfig, images: np.ndarray, drawn_for: torch.Tensor | None, path: Path, device: torch.device) -> list[score.Judge]:
@@ -117,9 +109,7 @@ def report(cfg: DictConfig, path: Path, reference: str) -> None:
         if found.get("memorised_flagged"):
             print("WARNING: more samples lie close to training pictures than copying nothing explains.")
         line = found | {"images": path.name, "reference": Path(reference).name, "features_sha256": judge.features.weights}
-        records.write_json(
-            Path(cfg.results_dir) / "score" / f"{path.stem}-{digest(str(path), reference, found['features'])[:8]}.json", line
-        )
+        write_json(Path(cfg.results_dir) / "score" / f"{path.stem}-{digest(str(path), reference, found['features'])[:8]}.json", line)
         print(json.dumps(line), flush=True)
 
 

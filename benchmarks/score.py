@@ -56,13 +56,13 @@ class Judge:
 
     def score(self, images: np.ndarray, labels: Tensor | None) -> Scores:
         """Of uint8 pictures (N, 3, H, W), drawn for `labels` (N,) where they were; what needs labels or training pictures is left out
-        where there are none. Errors are stratified where labels are known on both sides.
+        where there are none. Errors are stratified where both sides hold equal shares of every class.
 
         Precision and its kin are of as many reference pictures as there are samples, the first ones of each; empty below 7, KID below 3.
         """
         features = extract(self.features.net, images, device=self.device)
         n, selection, pairs = min(len(features), len(self.reference)), {}, []
-        known = (self.reference_labels, labels) if labels is not None and self.reference_labels is not None else (None, None)
+        known = (self.reference_labels, labels) if balanced_alike(self.reference_labels, labels) else (None, None)
         redrawn = bootstrap(self.reference, features, rng=self._rng("bootstrap"), labels=known)
         row = {"fd": frechet_distance(self.reference, features), "fd_sd": redrawn.std().item()}
         diagnostics: dict[str, Any] = {"bootstrap": redrawn.tolist()}
@@ -74,9 +74,9 @@ class Judge:
             diagnostics["fd_infinity"] = frechet_infinity(self.reference, features, rng=self._rng("infinity"))
         if labels is not None and self.probe:
             row["label_accuracy"] = self.probe.accuracy(features, labels)
-        if known[0] is not None:
-            diagnostics["kid_per_class"] = kid_per_class(self.reference, known[0], features, labels)
-            diagnostics["fd_per_class"] = frechet_per_class(self.reference, known[0], features, labels)
+        if labels is not None and self.reference_labels is not None:
+            diagnostics["kid_per_class"] = kid_per_class(self.reference, self.reference_labels, features, labels)
+            diagnostics["fd_per_class"] = frechet_per_class(self.reference, self.reference_labels, features, labels)
         if self.train is not None:
             selection["fd_train"] = frechet_distance(self.train, features)
             copies = memorisation(features, train=self.train, reference=self.reference, held_out=self.floor)
@@ -116,6 +116,14 @@ def prepare(
     constants = {name: known.pop(name) for name in ("fd_anchor", "fd_train_floor")}
     labels, key = torch.from_numpy(dataset.reference.labels.copy()), digest(VERSION, features.key, dataset.key)
     return Judge(features, device, tensors["reference"], labels, known, tensors["floor"], tensors["train"], probe, split, key, constants)
+
+
+def balanced_alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether both have labels, and equal shares of every class: only then is the balance part of the design and not of the noise."""
+    if a is None or b is None:
+        return False
+    counts = [x.bincount(minlength=int(max(a.max(), b.max())) + 1).double() / len(x) for x in (a, b)]
+    return bool((counts[0] - counts[1]).abs().max() <= 1 / len(a) + 1 / len(b))  # each may miss by a picture
 
 
 def analytic_floor(reference: Tensor, n: int, labels: Tensor | None) -> float:

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import compare, evaluate, records
+from benchmarks import score as score_module
 from benchmarks.pictures import exchange
 from benchmarks.pictures.procedural import draw
 from benchmarks.store import BadInput
@@ -156,3 +158,9 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
     with pytest.raises(SystemExit, match="no records there"):
         compare.main()
+
+
+def test_only_sets_of_equal_shares_of_every_class_count_as_balanced():
+    even, other, skew = torch.arange(52) % 5, torch.arange(100) % 5, torch.zeros(52, dtype=torch.long)
+    assert score_module.balanced_alike(even, other) and not score_module.balanced_alike(skew, other)
+    assert not score_module.balanced_alike(None, other) and not score_module.balanced_alike(even, None)
