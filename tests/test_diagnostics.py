@@ -69,7 +69,7 @@ def test_records_of_before_leave_cells_empty():
     header, rows = diagnostics.quality(named)
     assert dict(zip(header, rows[0], strict=True))["KID[local] ± SE"] is None
     assert len(diagnostics.classes(named)[1]) == 1
-    ((*_, error, verdict),) = diagnostics.ties(chosen, by_id)[1]
+    ((*_, error, verdict, _),) = diagnostics.ties(chosen, by_id)[1]
     assert "unpaired" in error and verdict == "tie"
 
 
@@ -94,7 +94,7 @@ def test_one_training_drawn_once_has_no_spread_to_show():
 
 def test_pairs_tie_by_their_paired_error():
     _, chosen, by_id = tables([record("dit", 10.0), record("unet", 10.05), record("ar", 12.0)])
-    rows = {(row[0], row[1]): row[-1] for row in diagnostics.ties(chosen, by_id)[1]}
+    rows = {(row[0], row[1]): row[4] for row in diagnostics.ties(chosen, by_id)[1]}
     assert rows == {
         ("dit, 8 steps", "unet, 8 steps"): "tie",
         ("dit, 8 steps", "ar, 8 steps"): "worse",
@@ -107,9 +107,19 @@ def test_several_trainings_are_compared_over_their_seeds():
         record("ar", 10.4 + 0.3 * s + 0.3 * (s == 1), seed=s) for s in range(3)
     ]
     _, chosen, by_id = tables(some)
-    ((first, second, value, error, verdict),) = diagnostics.ties(chosen, by_id)[1]
+    ((first, second, value, error, verdict, labels),) = diagnostics.ties(chosen, by_id)[1]
     assert first.startswith("dit") and second.startswith("ar") and value == pytest.approx(0.5)
     assert "3 training seeds" in error and verdict == "worse", "0.5 is 5 standard errors, above Student's 4.3"
+    assert labels == "+0.000 ± 0, a tie"
+
+
+def test_label_accuracies_of_single_trainings_differ_by_the_error_of_two_shares():
+    some = [record("dit", 10.0), record("ar", 10.1)]
+    for one, accuracy in zip(some, (0.5, 0.8), strict=True):
+        one["row"] |= {"label_accuracy": accuracy, "num_samples": 100}
+    _, chosen, by_id = tables(some)
+    ((*_, labels),) = diagnostics.ties(chosen, by_id)[1]
+    assert labels == "+0.300 ± 0.064"  # sqrt(0.5 * 0.5 / 100 + 0.8 * 0.2 / 100)
 
 
 def test_the_report_has_every_table_and_one_curve_for_several_drawings(tmp_path):

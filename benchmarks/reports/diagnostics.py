@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.reports import verdicts
-from benchmarks.reports.paired import Difference, difference, over_seeds
+from benchmarks.reports.paired import Difference, accuracy_difference, difference, over_seeds
 from benchmarks.reports.plots import distance_name, in_order
 
 Table = tuple[list[str], list[list[object]]]
@@ -92,7 +92,7 @@ def seeds(part: pd.DataFrame) -> Table:
 
 
 def ties(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
-    """Every pair of models at its best: the second's distance less the first's, its error, and whether that is a tie.
+    """Every pair of models at its best: the second's distance and label accuracy less the first's, the errors, and which are ties.
 
     `part` has a `curve` whose name leaves training seeds out: where both were trained with several of the same seeds, the error is that
     of the differences between them; else it covers the pictures drawn from these two networks, not training again.
@@ -103,17 +103,17 @@ def ties(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
     rows = []
     for one, other in itertools.combinations(means.index, 2):
         a, b = (best[best["curve"] == name] for name in (one, other))
-        apart = _apart(a, b, found)
         names = [f"{name}, {rows_['steps'].iloc[0]:.0f} steps" for name, rows_ in ((one, a), (other, b))]
-        rows.append([*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict])
-    return ["first", "second", "second - first", "± SD", "the second is"], rows
+        first = [x.sort_values(["seed", "sampling_seed"]).iloc[0] for x in (a, b)]
+        apart = _over_shared_seeds("fd", a, b) or difference(*(found[row["run_id"]] for row in first))
+        labels = _over_shared_seeds("label_accuracy", a, b) or accuracy_difference(*first)
+        said = f"{labels.value:+.3f} ± {labels.error:.2g}{', a tie' * (labels.verdict == 'tie')}"
+        rows.append([*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict, said])
+    return ["first", "second", "second - first", "± SD", "the second is", "label accuracy, second - first"], rows
 
 
-def _apart(a: pd.DataFrame, b: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Difference:
-    """Over the training seeds both have, where there are several; else of the first drawing of each."""
-    one, other = (x.groupby(["seed", "sampling_seed"])["fd"].mean() for x in (a, b))
+def _over_shared_seeds(measure: str, a: pd.DataFrame, b: pd.DataFrame) -> Difference | None:
+    """Over the training seeds both have, where there are several."""
+    one, other = (x.groupby(["seed", "sampling_seed"])[measure].mean() for x in (a, b))
     shared = (other - one).dropna().groupby("seed").mean()
-    if len(shared) > 1:
-        return over_seeds(shared.tolist())
-    first = [x.sort_values(["seed", "sampling_seed"]).iloc[0]["run_id"] for x in (a, b)]
-    return difference(*(found[run] for run in first))
+    return over_seeds(shared.tolist()) if len(shared) > 1 else None

@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Of the second: better, worse, tie, or unknown where the error is."""
+        """Of the second, of a measure where lower is better: better, worse, tie, or unknown where the error is."""
         if math.isnan(self.limit):
             return "unknown"
         if abs(self.value) <= self.limit:
@@ -42,6 +42,12 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> Difference:
         return Difference(value, error, 2 * error, "paired bootstrap")
     error = math.hypot(*(math.nan if row.get("fd_sd") is None else row["fd_sd"] for row in rows))
     return Difference(value, error, 2 * error, "two bootstraps, unpaired")
+
+
+def accuracy_difference(first: dict[str, Any], second: dict[str, Any]) -> Difference:
+    """Of two rows, the difference in label accuracy, each a share of as many independent draws as there are samples."""
+    error = math.hypot(*((row["label_accuracy"] * (1 - row["label_accuracy"]) / row["num_samples"]) ** 0.5 for row in (first, second)))
+    return Difference(second["label_accuracy"] - first["label_accuracy"], error, 2 * error, "pictures drawn")
 
 
 def over_seeds(differences: list[float]) -> Difference:
