@@ -1,7 +1,8 @@
 """One autoregressive checkpoint, any number of steps: the two-pass decoder of ARPG (arXiv 2503.10568).
 
 Pass 1 is causal self-attention over the class token and the tokens in a random order; its output gives one shared set of keys and
-values. Pass 2 starts every target as the same [MASK] vector, turned to the target's position, and reads them by cross-attention.
+values. Pass 2 starts every target as [MASK], turned to the target's position, and reads them by cross-attention. Here a learned position
+is added to [MASK], which the paper leaves out: a brief training learns sooner where to look.
 Targets do not see each other, so any number of them can be drawn in one step; everything already drawn stays in the cache.
 """
 
@@ -50,6 +51,7 @@ class AnyOrder(TokenGenerator):
         self.norm_memory = nn.RMSNorm(width, eps=1e-6)
         self.keys_values = nn.Linear(width, 2 * width, bias=False)
         self.mask = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.predict = nn.ModuleList(Block(CrossAttention(width, heads), width, mlp) for _ in range(depth // 2))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, codebook.size, bias=False)
@@ -63,20 +65,20 @@ class AnyOrder(TokenGenerator):
         keys, values = (heads_first(part, self.heads) for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2))
         return rotate(keys, angles), values
 
-    def scores(self, angles: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-        """Pass 2: targets at these angles (B, t, .) -> logits (B, t, K)."""
-        x = self.mask.repeat(keys.shape[0], angles.shape[1], 1)
+    def scores(self, places: LongTensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+        """Pass 2: targets at these places (B, t) of the raster -> logits (B, t, K)."""
+        x, angles = self.mask + self.positions[places], self.angles[1 + places]
         for block in self.predict:
             x = block(x, angles, keys, values, causal=causal)
         return self.head(self.norm(x))
 
     def logits(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
         """Teacher-forced scores (B, H*W, K): entry i is of token order[:, i], given the class and the i tokens before it in that order."""
-        ordered, at = tokens.gather(1, order), self.angles[1 + order]
-        x = torch.cat([self.classes(labels)[:, None], self.embed(ordered[:, :-1])], dim=1)
+        x = torch.cat([self.classes(labels)[:, None], self.embed(tokens.gather(1, order[:, :-1]))], dim=1)
         first = self.angles[:1].expand(len(tokens), 1, -1)
-        keys, values = self.memory(x, torch.cat([first, at[:, :-1]], dim=1), causal=True, caches=[None] * len(self.remember))
-        return self.scores(at, keys, values, causal=True)
+        angles = torch.cat([first, self.angles[1 + order[:, :-1]]], dim=1)
+        keys, values = self.memory(x, angles, causal=True, caches=[None] * len(self.remember))
+        return self.scores(order, keys, values, causal=True)
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy per token in a random order of each picture, in nats."""
@@ -92,14 +94,14 @@ class AnyOrder(TokenGenerator):
         uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in rngs]).to(labels.device)
         double = 1 if guidance == 1 else 2
         x, angles = self.classes(doubled(labels, self.num_classes, guidance))[:, None], self.angles[:1][None]
-        at = self.angles[1 + order].repeat(double, 1, 1)
+        places = order.repeat(double, 1)
         caches, shared, drawn, start = [Cache(self.tokens) for _ in self.remember], Cache(self.tokens), [], 0
         for count in schedule(self.choice["schedule"], self.tokens, steps):
             now = slice(start, start := start + count)
             keys, values = shared.extend(*self.memory(x, angles, causal=False, caches=caches))
-            logits = self.guided(self.scores(at[:, now], keys, values, causal=False).float(), guidance, start)
+            logits = self.guided(self.scores(places[:, now], keys, values, causal=False).float(), guidance, start)
             drawn.append(self.choose(logits, uniform[:, now]))
-            x, angles = self.embed(drawn[-1].repeat(double, 1)), at[:, now]
+            x, angles = self.embed(drawn[-1].repeat(double, 1)), self.angles[1 + places[:, now]]
         return torch.empty_like(order).scatter(1, order, torch.cat(drawn, dim=1))
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaModel, StaticCache
 
 from models.codebook import Codebook
 from models.generator import Batch, spawn
+from models.layers import initialise
 from models.tokens import TokenGenerator, doubled
 
 
@@ -61,8 +62,8 @@ class Autoregressive(TokenGenerator):
         self.classes = nn.Embedding(num_classes + 1, width)
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)
-        nn.init.normal_(self.classes.weight, std=0.02)
-        nn.init.normal_(self.head.weight, std=0.02)
+        initialise(self)
+        nn.init.normal_(self.head.weight, std=0.02)  # the first predictions are all but uniform
 
     def _seen(self, device: torch.device) -> Tensor:
         """Which positions (row) look at which (column): all of their own block and of those before it."""

@@ -45,6 +45,7 @@ class Masked(TokenGenerator):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.register_buffer("angles", grid_angles(*latent_shape[1:], width // heads), persistent=False)
         self.embed = nn.Embedding(codebook.size + 1, width)  # the last is [MASK]
+        self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.classes = nn.Embedding(num_classes + 1, width)
         self.blocks = nn.ModuleList(Block(SelfAttention(width, heads), width, mlp) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
@@ -60,7 +61,7 @@ class Masked(TokenGenerator):
 
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
         """Scores (B, H*W, K) of all tokens (B, H*W), of which those to predict are masked (id K)."""
-        x = torch.cat([self.classes(labels)[:, None], self.embed(tokens)], dim=1)
+        x = torch.cat([self.classes(labels)[:, None], self.embed(tokens) + self.positions], dim=1)
         for block in self.blocks:
             x = block(x, self.angles[None], causal=False)
         return self.head(self.norm(x[:, 1:]))
