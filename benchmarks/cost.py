@@ -33,7 +33,7 @@ GROWTH = ["model", "size", "side", "steps", "gflops_per_image", "forward_passes"
 NUM_CLASSES = 1000
 SIDES = (8, 16, 32, 64)
 STEPS = 16
-ORDER = ["xs", "s", "b", "l"]
+ORDER = ["xs", "s", "b", "l", "xl"]
 
 
 def names(group: str) -> list[str]:

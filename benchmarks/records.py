@@ -31,7 +31,7 @@ COLUMNS = [
     Column("status", 0, "", "ok, diverged or failed"),
     Column("family", 0, "", "unet, dit or ar"),
     Column("model", 0, "", "the model's YAML name"),
-    Column("size", 0, "", "xs, s, b or l"),
+    Column("size", 0, "", "xs, s, b, l or xl"),
     Column("params_m", 0, "M", "trainable parameters"),
     Column("seed", 0, "", "training seed"),
     Column("data", 0, "", "data set"),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import records
-from benchmarks.reports import diagnostics, grids, plots, verdicts
+from benchmarks.reports import diagnostics, grids, ladder, plots, verdicts
 from benchmarks.store import atomic_file, write_json
 
 
@@ -186,16 +186,19 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
 
 
 def _diagnostics(part: pd.DataFrame, found: list[dict]) -> list[str]:
-    """The tables of `diagnostics`, each under what it is; those with nothing to say left out."""
+    """The tables of `diagnostics`, and the ladder of the DiT paper's models, each under what it is; those with nothing to say left out."""
     named, chosen = part.assign(curve=plots.curve_names(part)), verdicts.chosen(part)
     chosen = chosen.assign(curve=plots.curve_names(chosen.assign(seed=0)))
+    by_id = {record["row"]["run_id"]: record for record in found}
     tables = {
         "Every measure, each model at its most steps and best setting": diagnostics.quality(named),
         "Between seeds": diagnostics.seeds(chosen),
-        "Ties": diagnostics.ties(chosen, {record["row"]["run_id"]: record for record in found}),
+        "Ties": diagnostics.ties(chosen, by_id),
         "Classes": diagnostics.classes(named),
     }
-    return [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]
+    lines = [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]
+    header, rows, said = ladder.section(part, by_id)
+    return lines + (["### Beside the DiT paper", "", *markdown(header, rows), "", *(f"- {line}" for line in said), ""] if rows else [])
 
 
 def _terminal(good: pd.DataFrame) -> str:

@@ -1,0 +1,92 @@
+"""Does a brief run rank the DiT paper's twelve models as 400,000 steps did? Our distances beside its FID-50K (arXiv 2212.09748, table 4).
+
+At patch 4, 2 and 1, 4x16x16 latents make the token counts and GMACs of the paper's patch 8, 4 and 2 on 4x32x32.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from benchmarks.reports.plots import distance_name
+
+PUBLISHED = {  # (size, tokens): FID-50K at 400K steps without guidance
+    ("s", 16): 153.60,
+    ("s", 64): 100.41,
+    ("s", 256): 68.40,
+    ("b", 16): 122.74,
+    ("b", 64): 68.38,
+    ("b", 256): 43.47,
+    ("l", 16): 118.87,
+    ("l", 64): 45.64,
+    ("l", 256): 23.33,
+    ("xl", 16): 106.41,
+    ("xl", 64): 43.01,
+    ("xl", 256): 19.47,
+}
+SIZES = ["s", "b", "l", "xl"]
+FEWEST = 3  # models, below which ranks say nothing at all
+RESAMPLED = 2000
+
+
+def rungs(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row for each of the paper's models among these: without guidance, at its most steps, seeds and drawings averaged.
+
+    Columns size, tokens, gmacs (of a forward pass), published, fd, fd_sd.
+    """
+    part = part[(part["model"] == "dit") & part["size"].isin(SIZES) & (part["guidance"] == 1)]
+    rows = []
+    for _, row in part.iterrows():
+        patch = found[row["run_id"]]["config"]["model"]["denoiser"]["patch"]
+        _, height, width = map(int, row["latent_shape"].split("x"))
+        gmacs = row["train_flops"] / row["train_images"] / 6e9
+        rows.append({**row[["size", "steps", "fd", "fd_sd"]], "tokens": height * width // patch**2, "gmacs": gmacs})
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    table = table[[pair in PUBLISHED for pair in zip(table["size"], table["tokens"], strict=True)]]
+    table = table[table["steps"] == table.groupby(["size", "tokens"])["steps"].transform("max")]
+    table = table.groupby(["size", "tokens"], as_index=False)[["gmacs", "fd", "fd_sd"]].mean()
+    table["published"] = [PUBLISHED[pair] for pair in zip(table["size"], table["tokens"], strict=True)]
+    return table.sort_values("published", ascending=False, ignore_index=True)
+
+
+def predictors(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What needs no training, each so that less predicts a lower FID."""
+    order = table["tokens"] * len(SIZES) + table["size"].map(SIZES.index)
+    return {"GMACs alone": -table["gmacs"].to_numpy(), "tokens, then width": -order.to_numpy(float)}
+
+
+def agreement(table: pd.DataFrame, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Spearman correlation of `fd` with `published`, and its 95% interval: models resampled, distances moved by their errors."""
+    fd, published, count = table["fd"].to_numpy(), table["published"].to_numpy(), len(table)
+    drawn = []
+    while len(drawn) < RESAMPLED:
+        some = rng.integers(count, size=count)
+        if len(set(some)) < 2:
+            continue  # one model alone has no rank
+        moved = fd + table["fd_sd"].to_numpy() * rng.standard_normal(count)
+        drawn.append(spearmanr(moved[some], published[some]).statistic)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(spearmanr(fd, published).statistic), float(low), float(high)
+
+
+def section(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[object]], list[str]]:
+    """Header and rows of the table, and what follows from it in words; all empty for fewer than three of the paper's models."""
+    table = rungs(part, found)
+    if len(table) < FEWEST:
+        return [], [], []
+    ours, low, high = agreement(table, np.random.default_rng(0))
+    missing = len(PUBLISHED) - len(table)
+    lines = [
+        f"Spearman correlation with the published FID over {len(table)} of the paper's 12 models: {ours:.3f} (95% interval {low:.3f} to {high:.3f}).",
+        *(
+            f"{name}: {spearmanr(values, table['published']).statistic:.3f} on the same models."
+            for name, values in predictors(table).items()
+        ),
+    ]
+    lines += [f"{missing} models were not trained: nothing is known of their place."] * bool(missing)
+    names = [f"DiT-{size.upper()}, {tokens} tokens" for size, tokens in zip(table["size"], table["tokens"], strict=True)]
+    rows = [[name, *row] for name, row in zip(names, table[["gmacs", "published", "fd", "fd_sd"]].to_numpy().tolist(), strict=True)]
+    return ["model", "GMACs", "published FID-50K at 400K steps", distance_name(part["features"].iloc[0]), "± SD"], rows, lines
