@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks import baselines, build, records, space, train
+from benchmarks import baselines, build, growth, records, space, train
 from benchmarks.latents import LatentSet
 from benchmarks.pictures import procedural
 from benchmarks.pictures.decoding import to_pixels
@@ -274,7 +274,9 @@ def main() -> None:
     with atomic_file(args.out / "perf.csv") as path:
         table.to_csv(path, index=False)
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
-    print(args.out / "perf.csv")
+    grown = growth.write(growth.points(config, made_up, device, 2 if args.quick else 5), args.out)
+    print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
+    print("\n".join(str(args.out / name) for name in ("perf.csv", "growth.csv", "growth.png")))
 
 
 if __name__ == "__main__":
