@@ -5,6 +5,7 @@ measurement and rebuilds the report of `results/<name>` from all records there. 
 """
 
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from functools import partial
@@ -77,24 +78,26 @@ def run_cell(cfg: DictConfig) -> None:
         )
     elif missing:
         train_and_measure(cell, missing)
-    REPORTS[cell.results] = report.build(cell.results)
+    with speed.stage("report"):
+        REPORTS[cell.results] = report.build(cell.results)
 
 
 def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judge]]) -> None:
     """Train (or load what is trained), then measure each missing point; one that fails takes no other with it."""
     cfg = cell.cfg
     try:
-        trained = train.train(
-            cell.generator.to(cell.device),
-            cell.encoded.to(cell.device),
-            cfg.train,
-            lr=cfg.model.lr,
-            seed=cfg.seed,
-            forward_macs=build.forward_macs(cell.meta),
-            folder=cell.work,
-            key=cell.key,
-            device=cell.device,
-        )
+        with speed.stage("training"):
+            trained = train.train(
+                cell.generator.to(cell.device),
+                cell.encoded.to(cell.device),
+                cfg.train,
+                lr=cfg.model.lr,
+                seed=cfg.seed,
+                forward_macs=build.forward_macs(cell.meta),
+                folder=cell.work,
+                key=cell.key,
+                device=cell.device,
+            )
     except BadInput:
         raise
     except Exception as error:
@@ -116,14 +119,17 @@ def prepare(cfg: DictConfig) -> Cell:
     device = pick_device(cfg.device)
     shape = space.latent_shape(cfg.autoencoder, cfg.data.image_size)
     features = networks.load_features(cfg.features)
-    dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
-    latent_space = space.load(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
-    encoded = latents.prepare(dataset, latent_space, cache=cfg.cache_dir, device=device)
-    judges = []
-    for one in features:
-        split = networks.probe_split(cfg, one, dataset.classes)
-        rebuilt = partial(score.reconstruct, dataset.floor, latent_space, encoded, device)
-        judges.append(score.prepare(one, dataset, rebuilt, key=encoded.key, cache=cfg.cache_dir, device=device, split=split))
+    with speed.stage("pictures"):
+        dataset = data.load(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+    with speed.stage("latents"):
+        latent_space = space.load(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
+        encoded = latents.prepare(dataset, latent_space, cache=cfg.cache_dir, device=device)
+    with speed.stage("judge and floors"):
+        judges = []
+        for one in features:
+            split = networks.probe_split(cfg, one, dataset.classes)
+            rebuilt = partial(score.reconstruct, dataset.floor, latent_space, encoded, device)
+            judges.append(score.prepare(one, dataset, rebuilt, key=encoded.key, cache=cfg.cache_dir, device=device, split=split))
 
     torch.manual_seed(cfg.seed)
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
@@ -170,11 +176,14 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
     """Draw one setting (once for all judges), count and score it, and write its record."""
     run_id = cell.run_id(point, judge)
     path = cell.work / f"samples-{digest(trained['weights'], cell.generator.sampling(), point)[:12]}.safetensors"
-    drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
+    with speed.stage("sampling"):
+        drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
-    gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
-    gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
-    scores = judge.score(drawn.images.numpy(), labels)
+    with speed.stage("counting"):
+        gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
+        gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
+    with speed.stage("scoring"):
+        scores = judge.score(drawn.images.numpy(), labels)
     row = identity(cell) | judge.ceilings | scores.row
     row |= {
         "run_id": run_id,
@@ -286,10 +295,13 @@ def main() -> None:
         print(f"preset {preset} ({'CUDA device found' if preset == 'gpu' else 'no CUDA device'})", flush=True)
         first = next((i for i, a in enumerate(sys.argv) if i and "=" in a and not a.startswith("-")), len(sys.argv))
         sys.argv.insert(first, f"experiment={preset}")  # beside the other overrides: argparse wants them in one run
+    started = time.perf_counter()
     records.git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     speed.keep_memory()
     job()
     print("\n".join(text for _, text in sorted(REPORTS.items())), flush=True)
+    speed.SPENT["the rest"] = time.perf_counter() - started - sum(speed.SPENT.values())
+    print("seconds spent: " + ", ".join(f"{name} {spent:.1f}" for name, spent in speed.SPENT.items()), flush=True)
     finish()
 
 

@@ -5,12 +5,25 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+SPENT: dict[str, float] = {}  # wall seconds of this process by stage
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Adds the wall seconds of what runs inside to `SPENT[name]`, whether or not it succeeds. Stages are not nested."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        SPENT[name] = SPENT.get(name, 0.0) + time.perf_counter() - started
 
 
 def keep_memory() -> None:

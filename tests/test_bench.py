@@ -86,6 +86,14 @@ def test_a_smoke_bench_reports_all_three_families(smoke):
     assert "FD[local]" in (results / "summary.md").read_text() and "| FID" not in (results / "summary.md").read_text()
 
 
+def test_a_bench_says_where_its_time_went(smoke):
+    _, out, wall = smoke
+    line = next(line for line in out.splitlines() if line.startswith("seconds spent: "))
+    spent = {name: float(seconds) for name, seconds in (part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", "))}
+    assert set(spent) == {"pictures", "latents", "judge and floors", "training", "sampling", "counting", "scoring", "report", "the rest"}
+    assert 0 < sum(spent.values()) < wall and spent["training"] > 1
+
+
 def test_a_record_holds_what_it_takes_to_repeat_it(smoke):
     found = json.loads((smoke[0] / "results" / "smoke" / "results.json").read_text())
     for record in found:
