@@ -1,6 +1,7 @@
 """Two results folders side by side: `make compare A=results/x B=results/y`; rows that measured the same are matched.
 
-The last line on stdout is JSON: `matched`, `ties`, `better`, `worse` (of B against A), `unknown`, `not_comparable`, `only_a`, `only_b`.
+The last line on stdout is JSON: `matched`, `ties`, `better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_comparable`,
+`only_a`, `only_b`.
 """
 
 import argparse
@@ -21,17 +22,19 @@ SAME += ("num_samples", "reference_images", "features")
 def matched(first: list[dict], second: list[dict]) -> tuple[list[tuple[dict, dict]], int, int]:
     """Pairs of records that measured the same thing, and how many of each side have no match.
 
-    Settings that differ within a side (learning rates, codebooks) tell its records apart, those that differ between the sides do not.
+    Settings that differ within a side (learning rates, codebooks, budgets) tell its records apart, those that differ between the sides
+    do not.
     """
-    a, b = (_by_identity(found) for found in (first, second))
+    several = any(len({records.budget(r) for r in found}) > 1 for found in (first, second))
+    a, b = (_by_identity(found, several) for found in (first, second))
     both = [key for key in a if key in b]
     return [(a[key], b[key]) for key in both], len(a) - len(both), len(b) - len(both)
 
 
-def _by_identity(found: list[dict]) -> dict[tuple, dict]:
+def _by_identity(found: list[dict], budgets: bool) -> dict[tuple, dict]:
     named = zip(found, records.variants(found), strict=True)
     return {
-        (*(r["row"].get(name) for name in SAME), r.get("sampling_seed", r["row"].get("seed")), variant): r
+        (*(r["row"].get(n) for n in SAME), r.get("sampling_seed", r["row"].get("seed")), variant, budgets and records.budget(r)): r
         for r, variant in named
         if r["row"]["status"] == "ok"
     }
@@ -79,8 +82,8 @@ def main() -> None:
     print("\n".join(lines))
     if verdicts["not comparable"]:
         print("Not comparable: the reference pictures or the features are not the same, or not recorded.")
-    words = {"ties": "tie", "better": "better", "worse": "worse", "unknown": "unknown", "not_comparable": "not comparable"}
-    counts = {name: verdicts[word] for name, word in words.items()}
+    words = ("ties", "better", "worse", "inconclusive", "unknown", "not_comparable")
+    counts = {name: verdicts[{"ties": "tie"}.get(name, name.replace("_", " "))] for name in words}
     print(json.dumps({"matched": len(pairs), **counts, "only_a": only_a, "only_b": only_b}))
 
 

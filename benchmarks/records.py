@@ -184,11 +184,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then seven for the report's own use.
+    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then eight for the report's own use.
 
     `fd_train` is the distance to training pictures, by which settings are chosen; `diagnostics` what else the judge said;
     `sampling_seed` the drawing's; `features_dim` the features' dimensions; `training` names the trained network, `judged_by` the very pictures, latents and features behind a distance, `variant` what else in
-    the configuration tells networks of one model and size apart.
+    the configuration tells networks of one model and size apart, `budget` what the training was given.
     """
     prints = [record.get("fingerprints", {}) for record in found]
     rows = pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
@@ -200,7 +200,15 @@ def table(found: list[dict[str, Any]]) -> pd.DataFrame:
         features_dim=[p.get("features_dim") for p in prints],
         judged_by=[digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints],
         variant=variants(found),
+        budget=[budget(record) for record in found],
     )
+
+
+def budget(record: dict[str, Any]) -> str:
+    """What the training was given, such as `7.4e+12 flops`: what a clock made of it may differ between seeds."""
+    train = record.get("config", {}).get("train") or {}
+    value, unit = train.get("budget") or record["row"].get("train_flops"), train.get("unit") or "flops"
+    return "" if value is None else f"{float(value):g} {unit}"
 
 
 def variants(found: list[dict[str, Any]]) -> list[str]:

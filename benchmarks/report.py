@@ -78,11 +78,14 @@ def _header(name: str, features: str) -> str:
 def _points(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the main table of one comparable group: of a sweep of guidance, each model without and at its own best."""
     part = verdicts.shown(part)
-    header = [_header(name, part["features"].iloc[0]) for name in ["curve", *POINTS]]
-    header[1 + POINTS.index("fd")] += f" ({plots.FEW})" * plots.too_few(part.iloc[0])
+    columns = POINTS.copy()
+    if (part.groupby("model")["sampler"].nunique() > 1).any():
+        columns.insert(columns.index("guidance"), "sampler")
+    header = ["model", *(_header(name, part["features"].iloc[0]) for name in columns)]
+    header[1 + columns.index("fd")] += f" ({plots.FEW})" * plots.too_few(part.iloc[0])
     part = part.assign(curve=plots.curve_names(part)).sort_values(["steps", "guidance"])
-    rows = [part[part["curve"] == name][["curve", *POINTS]].values.tolist() for name in plots.in_order(part)]
-    return ["model", *header[1:]], [row for block in rows for row in block]
+    rows = [part[part["curve"] == name][["curve", *columns]].values.tolist() for name in plots.in_order(part)]
+    return header, [row for block in rows for row in block]
 
 
 def _training(part: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
@@ -164,7 +167,7 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
     for title, part in plots.groups(good) if len(good) else []:
         lines += [f"## {title.replace(chr(10), ', on ')}", "", *markdown(*_points(part)), "", *_notes(part, found), ""]
         picked = verdicts.shown(part)
-        picked = picked.assign(curve=plots.curve_names(picked.assign(seed=0)))
+        picked = picked.assign(curve=plots.curve_names(_one(picked)))
         said = verdicts.answers(picked, plots.distance_name(part["features"].iloc[0]))
         lines += ["### What they say", "", *(f"- {line}" for line in said), ""] if said else []
         lines += _diagnostics(part, found)
@@ -187,18 +190,23 @@ def _summary(table: pd.DataFrame, good: pd.DataFrame, found: list[dict], folder:
 
 def _diagnostics(part: pd.DataFrame, found: list[dict]) -> list[str]:
     """The tables of `diagnostics`, and the ladder of the DiT paper's models, each under what it is; those with nothing to say left out."""
-    named, chosen = part.assign(curve=plots.curve_names(part)), verdicts.chosen(part)
-    chosen = chosen.assign(curve=plots.curve_names(chosen.assign(seed=0)))
+    best, chosen = verdicts.own_best(part), verdicts.chosen(part)
+    named, best, chosen = (x.assign(curve=plots.curve_names(y)) for x, y in ((best, best), (best, _one(best)), (chosen, _one(chosen))))
     by_id = {record["row"]["run_id"]: record for record in found}
     tables = {
         "Every measure, each model at its most steps and best setting": diagnostics.quality(named),
         "Between seeds": diagnostics.seeds(chosen),
-        "Ties": diagnostics.ties(chosen, by_id),
+        "Ties": diagnostics.ties(best, by_id),
         "Classes": diagnostics.classes(named),
     }
     lines = [line for title, (header, rows) in tables.items() if rows for line in ("### " + title, "", *markdown(header, rows), "")]
     header, rows, said = ladder.section(part, by_id)
     return lines + (["### Beside the DiT paper", "", *markdown(header, rows), "", *(f"- {line}" for line in said), ""] if rows else [])
+
+
+def _one(part: pd.DataFrame) -> pd.DataFrame:
+    """As if all had one seed, so that names leave it out."""
+    return part.assign(seed=0)
 
 
 def _terminal(good: pd.DataFrame) -> str:

@@ -26,6 +26,7 @@ from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
+VERSION = 3  # of the models and their training; raise it with any change to what is trained
 NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 
@@ -137,7 +138,9 @@ def prepare(cfg: DictConfig) -> Cell:
     build.choose_sampler(generator, cfg)
     recipe = {k: v for k, v in OmegaConf.to_container(cfg.train, resolve=True).items() if k not in NO_RECIPE}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
-    key = digest("cell", 2, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type)
+    key = digest(
+        "cell", VERSION, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type
+    )
     points = [(point, judge) for point in settings(cfg, generator) for judge in judges]
     return Cell(cfg, device, dataset, latent_space.to(device), encoded, judges, generator, build.on_meta(generator), points, key)
 
@@ -160,7 +163,8 @@ def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
     if generator.sampler != generator.samplers[0]:
         return whole
     kept = sample.Setting(steps=max(honoured), guidance=1.0, seed=seeds[0], **shared)  # the same for all, whatever is swept
-    return whole + [kept._replace(share=float(share)) for share in cfg.train.snapshots]
+    wanted = [kept] * (bool(cfg.train.snapshots) and kept not in whole)  # where the weights kept on the way lead
+    return whole + wanted + [kept._replace(share=float(share)) for share in cfg.train.snapshots]
 
 
 def recorded(cell: Cell, point: sample.Setting, judge: score.Judge) -> bool:
@@ -296,6 +300,7 @@ def main() -> None:
         first = next((i for i, a in enumerate(sys.argv) if i and "=" in a and not a.startswith("-")), len(sys.argv))
         sys.argv.insert(first, f"experiment={preset}")  # beside the other overrides: argparse wants them in one run
     started = time.perf_counter()
+    speed.SPENT.clear()
     records.git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     speed.keep_memory()
     job()

@@ -47,10 +47,10 @@ def record(model: str, fd: float, *, seed: int = 0, draw: int = 0, steps: int = 
 
 
 def tables(found: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict]]:
-    table = records.table(found)
-    chosen = verdicts.chosen(table)
+    """Each at its best, named with and without its seed, and the records by their name."""
+    best = verdicts.own_best(records.table(found))
     by_id = {r["row"]["run_id"]: r for r in found}
-    return table.assign(curve=plots.curve_names(table)), chosen.assign(curve=plots.curve_names(chosen.assign(seed=0))), by_id
+    return best.assign(curve=plots.curve_names(best)), best.assign(curve=plots.curve_names(best.assign(seed=0))), by_id
 
 
 def test_quality_stands_beside_each_family_s_own_floor_and_flags_copies():
@@ -108,6 +108,7 @@ def test_several_trainings_are_compared_over_their_seeds():
     ]
     _, chosen, by_id = tables(some)
     ((first, second, value, error, verdict, labels),) = diagnostics.ties(chosen, by_id)[1]
+    assert "joint SD 0.46" in error, "0.3 and 0.35 between seeds"
     assert first.startswith("dit") and second.startswith("ar") and value == pytest.approx(0.5)
     assert "3 training seeds" in error and verdict == "worse", "0.5 is 5 standard errors, above Student's 4.3"
     assert labels == "+0.000 ± 0, a tie"
@@ -120,6 +121,16 @@ def test_label_accuracies_of_single_trainings_differ_by_the_error_of_two_shares(
     _, chosen, by_id = tables(some)
     ((*_, labels),) = diagnostics.ties(chosen, by_id)[1]
     assert labels == "+0.300 ± 0.064"  # sqrt(0.5 * 0.5 / 100 + 0.8 * 0.2 / 100)
+
+
+def test_seeds_of_a_budget_in_minutes_are_one_curve_and_two_budgets_two():
+    some = [record("dit", 10.0 + s, seed=s) for s in range(3)]
+    for i, one in enumerate(some):
+        one["row"]["train_flops"] *= 1 + 0.05 * i  # what a clock made of it
+        one["config"] = {"train": {"budget": 10, "unit": "minutes"}}
+    assert set(tables(some)[1]["curve"]) == {"dit"}
+    some[2]["config"] = {"train": {"budget": 20, "unit": "minutes"}}
+    assert set(tables(some)[1]["curve"]) == {"dit, budget 10 minutes", "dit, budget 20 minutes"}
 
 
 def test_the_report_has_every_table_and_one_curve_for_several_drawings(tmp_path):

@@ -133,10 +133,11 @@ def test_a_reference_that_does_not_fit_gets_one_line(reference, said, tmp_path):
     assert done.returncode != 0 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def _record(folder, fd, **row):
+def _record(folder, fd, budget=None, **row):
     known = {"status": "ok", "model": "dit", "size": "xs", "seed": 0, "steps": 8, "guidance": 1.0, "sampler": "euler", "features": "local"}
     row = known | {"run_id": f"r{row.get('steps', 8)}", "fd": fd, "fd_sd": 0.1, "gflops_per_image": 2.0, "seconds_per_image": 0.1} | row
-    records.write(folder, row, fingerprints={"data": "d", "features": "f"}, sampling_seed=0)
+    config = {"train": {"budget": budget, "unit": "flops"}} if budget else {}
+    records.write(folder, row, fingerprints={"data": "d", "features": "f"}, sampling_seed=0, config=config)
 
 
 def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
@@ -150,6 +151,7 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
         "ties": 1,
         "better": 1,
         "worse": 1,
+        "inconclusive": 0,
         "unknown": 0,
         "not_comparable": 0,
         "only_a": 1,
@@ -158,6 +160,18 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
     with pytest.raises(SystemExit, match="no records there"):
         compare.main()
+
+
+def test_budgets_are_matched_with_their_own(tmp_path):
+    """Twice the budget beside the once: neither is dropped; where each side has one, another budget is what is compared."""
+    for folder in ("a", "b"):
+        for budget in (3e13, 6e13):
+            _record(tmp_path / folder, 9.0, budget=budget, run_id=f"r{budget}")
+    both = compare.matched(*(records.read(tmp_path / folder) for folder in ("a", "b")))
+    assert len(both[0]) == 2 and both[1:] == (0, 0) and all(records.budget(x) == records.budget(y) for x, y in both[0])
+    _record(tmp_path / "c", 9.0, budget=1e13)
+    _record(tmp_path / "d", 9.0, budget=2e13)
+    assert len(compare.matched(*(records.read(tmp_path / folder) for folder in ("c", "d")))[0]) == 1
 
 
 def test_only_sets_of_equal_shares_of_every_class_count_as_balanced():

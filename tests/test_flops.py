@@ -122,7 +122,7 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
     assert build.forward_macs(model) == hand_count(cfg, side)
 
 
-@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16), ("b", 16), ("l", 16)])
+@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16), ("b", 16), ("l", 16), ("xl", 16)])
 def test_one_size_costs_the_same_in_every_family(size, side):
     counts = [build.forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
     assert max(counts) / min(counts) < 1.05, counts
@@ -152,7 +152,7 @@ def test_a_whole_raster_call_is_one_forward_pass(block, guidance, times):
 
 @pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
 @pytest.mark.parametrize("steps", [1, 8, 64])
-def test_a_whole_any_order_call_costs_the_same_at_any_step_count_and_a_masked_one_does_not(steps, guidance, times):
+def test_a_whole_any_order_call_is_never_more_than_a_forward_pass_and_a_masked_one_is_as_many_as_steps(steps, guidance, times):
     """What the any-order model draws goes through either pass once; the masked model looks at everything again each step."""
     cfg, model = configured("ar_any", "xs", (4, 8, 8))
     size, counts = cfg.size.ar_any, schedule("arccos", 64, steps)
@@ -162,7 +162,7 @@ def test_a_whole_any_order_call_costs_the_same_at_any_step_count_and_a_masked_on
     unfed = (64 - fed) * (size.depth // 2 * (4 * size.width**2 + 3 * size.width * size.mlp) + 2 * size.width**2)
     expected = any_order_macs(size.width, size.depth, size.mlp, 64, counts) - unfed
     assert build.sampling_macs(model, steps, guidance) == pytest.approx(times * expected, rel=0.01)
-    assert expected <= hand_count(cfg, 8)
+    assert 0.5 * hand_count(cfg, 8) < expected <= hand_count(cfg, 8), "a step fewer saves feeding its tokens, no more"
     cfg, model = configured("masked", "xs", (4, 8, 8))
     assert build.sampling_macs(model, steps, guidance) == pytest.approx(times * steps * hand_count(cfg, 8), rel=0.01)
 

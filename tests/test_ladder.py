@@ -19,7 +19,7 @@ def measured(distances: dict[tuple[str, int], float]) -> tuple[pd.DataFrame, dic
         macs = 1e9 * GMACS[size][(16, 64, 256).index(tokens)]
         rows.append({"run_id": run, "model": "dit", "size": size, "guidance": 1.0, "steps": 25, "fd": fd, "fd_sd": 1e-6})
         rows[-1] |= {"latent_shape": "4x16x16", "train_flops": 6 * macs * 1000, "train_images": 1000, "features": "local"}
-        found[run] = {"config": {"model": {"denoiser": {"patch": patch}}}}
+        found[run] = {"config": {"model": {"lr": 1e-4, "denoiser": {"patch": patch}}}}
     return pd.DataFrame(rows), found
 
 
@@ -48,8 +48,17 @@ def test_the_report_says_what_was_left_out_and_nothing_of_too_few():
     some = {pair: fid for pair, fid in ladder.PUBLISHED.items() if pair[1] == 16}
     header, rows, lines = ladder.section(*measured(some))
     assert [row[0] for row in rows] == ["DiT-S, 16 tokens", "DiT-B, 16 tokens", "DiT-L, 16 tokens", "DiT-XL, 16 tokens"]
-    assert header[3] == "FD[local]" and "over 4 of the paper's 12 models: 1.000" in lines[0] and "8 models were not trained" in lines[-1]
+    assert header[4] == "FD[local]" and "over 4 of the paper's 12 models: 1.000" in lines[0] and "8 models were not trained" in lines[-1]
     assert ladder.section(*measured(dict(list(some.items())[:2]))) == ([], [], [])
     part, found = measured(some)
     assert ladder.section(part.assign(model="unet"), found) == ([], [], [])
     assert ladder.section(part.assign(latent_shape="4x8x8"), found) == ([], [], []), "4 tokens at patch 4: none of the paper's"
+
+
+def test_ranks_are_not_taken_over_unlike_trainings():
+    part, found = measured(ladder.PUBLISHED)
+    twice = pd.concat([part, part.iloc[:1].assign(run_id="again")])
+    assert ladder.section(twice, found | {"again": {"config": {"model": {"lr": 2e-4, "denoiser": {"patch": 4}}}}}) == ([], [], [])
+    fewer = part.assign(train_images=np.r_[500, [1000] * 11], train_flops=part["train_flops"] * np.r_[0.5, [1] * 11])
+    assert ladder.section(fewer, found) == ([], [], []), "equal FLOPs are not equal pictures"
+    assert len(ladder.section(part, found)[1]) == 12

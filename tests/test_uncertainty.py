@@ -115,11 +115,18 @@ def test_verdicts_of_differences():
     ]
     assert said == ["better", "worse", "tie", "unknown"]
     assert difference(record(5.0, 0.0), record(5.0, 0.0)).verdict == "tie"
-    two = over_seeds([1.0, 1.2])
-    assert two.value == pytest.approx(1.1) and two.error == pytest.approx(0.1) and two.verdict == "tie", (
-        "Student's limit for two is 12.7 errors"
-    )
-    assert over_seeds([1.0, 1.2, 1.1]).verdict == "worse"
+    assert difference(record(5.0, 0.4), record(5.1, 0.4)).verdict == "inconclusive", "it could not have shown a fifth of 5"
+
+
+def test_verdicts_over_seeds():
+    two = over_seeds([5.0, 5.0], [6.0, 6.2], margin=1.0)
+    assert two.value == pytest.approx(1.1) and two.error == pytest.approx(0.1)
+    assert two.verdict == "inconclusive", "Student's limit for two is 12.7 errors: nothing below 1.27 could have been seen"
+    assert over_seeds([5.0, 5.0, 5.0], [6.0, 6.2, 6.1], margin=1.0).verdict == "worse"
+    assert over_seeds([6.0, 6.2, 6.1], [5.0, 5.0, 5.0], margin=1.0).verdict == "better"
+    assert over_seeds([5.0, 5.1, 5.3], [5.05, 5.05, 5.35], margin=1.0).verdict == "tie"
+    for wide in ([0.0, 1.0, 3.0], [0.5, 2.0, 6.0]):
+        assert over_seeds([0.0] * 3, wide, margin=1.0).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("d, n, m", [(32, 128, 128), (32, 128, 400)])

@@ -5,8 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.reports import verdicts
-from benchmarks.reports.paired import Difference, accuracy_difference, difference, over_seeds
+from benchmarks.reports.paired import ACCURACY_MARGIN, MARGIN, Difference, accuracy_difference, difference, over_seeds
 from benchmarks.reports.plots import distance_name, in_order
 
 Table = tuple[list[str], list[list[object]]]
@@ -21,8 +20,8 @@ def excess(part: pd.DataFrame) -> pd.Series:
 
 
 def at_best(part: pd.DataFrame) -> pd.DataFrame:
-    """One row a curve: at its own best guidance and sampler, its most steps, its first drawing."""
-    part = verdicts.own_best(part).sort_values(["steps", "sampling_seed"], ascending=[False, True]).drop_duplicates("curve")
+    """Of `verdicts.own_best` rows, one a curve: at its most steps, its first drawing."""
+    part = part.sort_values(["steps", "sampling_seed"], ascending=[False, True]).drop_duplicates("curve")
     return part.set_index("curve", drop=False).loc[in_order(part.reset_index(drop=True))]
 
 
@@ -91,29 +90,32 @@ def seeds(part: pd.DataFrame) -> Table:
     return header, rows
 
 
-def ties(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
-    """Every pair of models at its best: the second's distance and label accuracy less the first's, the errors, and which are ties.
+def ties(best: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
+    """Every pair of models at its best: the second's distance and label accuracy less the first's, the errors, and the verdict.
 
-    `part` has a `curve` whose name leaves training seeds out: where both were trained with several of the same seeds, the error is that
-    of the differences between them; else it covers the pictures drawn from these two networks, not training again.
+    `best` are `verdicts.own_best` rows with a `curve` whose name leaves training seeds out: where both were trained with several of the
+    same seeds, the error is that of the differences between them; else it covers the pictures drawn, not training again.
     """
-    best = verdicts.own_best(part)
-    best = best[best["steps"] == best.groupby("training")["steps"].transform("max")]
+    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
     means = best.groupby("curve")["fd"].mean().sort_values().head(MOST_CURVES)
     rows = []
     for one, other in itertools.combinations(means.index, 2):
-        a, b = (best[best["curve"] == name] for name in (one, other))
-        names = [f"{name}, {rows_['steps'].iloc[0]:.0f} steps" for name, rows_ in ((one, a), (other, b))]
-        first = [x.sort_values(["seed", "sampling_seed"]).iloc[0] for x in (a, b)]
-        apart = _over_shared_seeds("fd", a, b) or difference(*(found[row["run_id"]] for row in first))
-        labels = _over_shared_seeds("label_accuracy", a, b) or accuracy_difference(*first)
-        said = f"{labels.value:+.3f} ± {labels.error:.2g}{', a tie' * (labels.verdict == 'tie')}"
+        a, b = (best[best["curve"] == name].sort_values(["seed", "sampling_seed"]) for name in (one, other))
+        apart = _over_shared_seeds("fd", a, b, MARGIN * means[one]) or difference(*(found[x.iloc[0]["run_id"]] for x in (a, b)))
+        labels = _over_shared_seeds("label_accuracy", a, b, ACCURACY_MARGIN) or accuracy_difference(a.iloc[0], b.iloc[0])
+        told = {"tie": "a tie", "inconclusive": "inconclusive"}.get(labels.verdict)
+        said = f"{labels.value:+.3f} ± {labels.error:.2g}{f', {told}' if told else ''}"
+        names = [f"{name}, {_setting(x.iloc[0])}" for name, x in ((one, a), (other, b))]
         rows.append([*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict, said])
-    return ["first", "second", "second - first", "± SD", "the second is", "label accuracy, second - first"], rows
+    return ["first", "second", "second - first", "± error", "the second is", "label accuracy, second - first"], rows
 
 
-def _over_shared_seeds(measure: str, a: pd.DataFrame, b: pd.DataFrame) -> Difference | None:
+def _setting(row: pd.Series) -> str:
+    return f"{row['steps']:.0f} steps" + f", guidance {row['guidance']:g}" * bool(row["guidance"] != 1)
+
+
+def _over_shared_seeds(measure: str, a: pd.DataFrame, b: pd.DataFrame, margin: float) -> Difference | None:
     """Over the training seeds both have, where there are several."""
     one, other = (x.groupby(["seed", "sampling_seed"])[measure].mean() for x in (a, b))
-    shared = (other - one).dropna().groupby("seed").mean()
-    return over_seeds(shared.tolist()) if len(shared) > 1 else None
+    shared = pd.concat([one, other], axis=1).dropna().groupby("seed").mean()
+    return over_seeds(*shared.T.values.tolist(), margin) if len(shared) > 1 else None

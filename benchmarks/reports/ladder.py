@@ -33,21 +33,25 @@ RESAMPLED = 2000
 def rungs(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row for each of the paper's models among these: without guidance, at its most steps, seeds and drawings averaged.
 
-    Columns size, tokens, gmacs (of a forward pass), published, fd, fd_sd.
+    Columns size, tokens, gmacs (of a forward pass), published, fd, fd_sd, lr. Empty where a model was trained in more than one way, or
+    the models on different numbers of pictures: ranks would then be of something else.
     """
     part = part[(part["model"] == "dit") & part["size"].isin(SIZES) & (part["guidance"] == 1)]
     rows = []
     for _, row in part.iterrows():
-        patch = found[row["run_id"]]["config"]["model"]["denoiser"]["patch"]
+        model = found[row["run_id"]]["config"]["model"]
         _, height, width = map(int, row["latent_shape"].split("x"))
-        gmacs = row["train_flops"] / row["train_images"] / 6e9
-        rows.append({**row[["size", "steps", "fd", "fd_sd"]], "tokens": height * width // patch**2, "gmacs": gmacs})
-    if not rows:
-        return pd.DataFrame()
+        tokens, gmacs = height * width // model["denoiser"]["patch"] ** 2, row["train_flops"] / row["train_images"] / 6e9
+        way = (row.get("objective"), row.get("sampler"), row["train_images"], model.get("lr"))
+        rows.append({**row[["size", "steps", "fd", "fd_sd", "train_images"]], "tokens": tokens, "gmacs": gmacs, "way": way, "lr": way[-1]})
     table = pd.DataFrame(rows)
+    if table.empty:
+        return table
     table = table[[pair in PUBLISHED for pair in zip(table["size"], table["tokens"], strict=True)]]
     table = table[table["steps"] == table.groupby(["size", "tokens"])["steps"].transform("max")]
-    table = table.groupby(["size", "tokens"], as_index=False)[["gmacs", "fd", "fd_sd"]].mean()
+    if (table.groupby(["size", "tokens"])["way"].nunique() > 1).any() or table["train_images"].nunique() > 1:
+        return table.iloc[:0]
+    table = table.groupby(["size", "tokens"], as_index=False)[["gmacs", "fd", "fd_sd", "lr"]].mean()
     table["published"] = [PUBLISHED[pair] for pair in zip(table["size"], table["tokens"], strict=True)]
     return table.sort_values("published", ascending=False, ignore_index=True)
 
@@ -80,7 +84,8 @@ def section(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> tuple[list[
     ours, low, high = agreement(table, np.random.default_rng(0))
     missing = len(PUBLISHED) - len(table)
     lines = [
-        f"Spearman correlation with the published FID over {len(table)} of the paper's 12 models: {ours:.3f} (95% interval {low:.3f} to {high:.3f}).",
+        f"Spearman correlation with the published FID over {len(table)} of the paper's 12 models: {ours:.3f} "
+        f"(95% interval {low:.3f} to {high:.3f}).",
         *(
             f"{name}: {spearmanr(values, table['published']).statistic:.3f} on the same models."
             for name, values in predictors(table).items()
@@ -88,5 +93,6 @@ def section(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> tuple[list[
     ]
     lines += [f"{missing} models were not trained: nothing is known of their place."] * bool(missing)
     names = [f"DiT-{size.upper()}, {tokens} tokens" for size, tokens in zip(table["size"], table["tokens"], strict=True)]
-    rows = [[name, *row] for name, row in zip(names, table[["gmacs", "published", "fd", "fd_sd"]].to_numpy().tolist(), strict=True)]
-    return ["model", "GMACs", "published FID-50K at 400K steps", distance_name(part["features"].iloc[0]), "± SD"], rows, lines
+    values = table[["gmacs", "lr", "published", "fd", "fd_sd"]].to_numpy().tolist()
+    header = ["model", "GMACs", "learning rate", "published FID-50K at 400K steps", distance_name(part["features"].iloc[0]), "± SD"]
+    return header, [[name, *row] for name, row in zip(names, values, strict=True)], lines

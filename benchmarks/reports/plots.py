@@ -28,7 +28,7 @@ AXES = {
     "latency_seconds": ("latency of one image (s)", "fd_vs_latency"),
 }
 GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device", "judged_by"]
-CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "train_flops", "dtype", "variant"]
+CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", "dtype", "variant"]
 FEW = "N or M < 2d: mostly bias"
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
@@ -44,14 +44,20 @@ def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def curve_names(part: pd.DataFrame) -> pd.Series:
-    """One name per row: the model, and whatever else tells its curves apart; guidance everywhere where it differs for one model."""
-    counts = part.groupby("model", dropna=False)[CURVE[1:]].nunique(dropna=False) > 1
-    counts["guidance"] = counts["guidance"].any()
+    """One name per row: the model, and whatever else tells its curves apart.
+
+    Rows of a choice (`verdicts.own_best`) are named by their `pick`, others by sampler and guidance, the latter everywhere where it
+    differs for one model.
+    """
+    columns = [name for name in CURVE[1:] if "pick" not in part or name not in ("sampler", "guidance")]
+    counts = part.groupby("model", dropna=False)[columns].nunique(dropna=False) > 1
+    if "guidance" in columns:
+        counts["guidance"] = counts["guidance"].any()
 
     def name(row: pd.Series) -> str:
-        varying = [column for column in CURVE[1:] if column != "variant" and counts.loc[row["model"], column]]
+        varying = [column for column in columns if column != "variant" and counts.loc[row["model"], column]]
         extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying]
-        return ", ".join(filter(None, [str(row["model"]), *extras, row["variant"]]))
+        return ", ".join(filter(None, [str(row["model"]), *extras, row["variant"], row.get("pick")]))
 
     return part.apply(name, axis=1)
 
@@ -116,7 +122,8 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values(x)
             axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **_style(i))
-        best = part[verdicts.frontier(part[x], part["fd"])].sort_values(x)
+        means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
+        best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
         axis.step(best[x], best["fd"], where="post", color="k", linewidth=4, alpha=0.12, label="Pareto frontier")
         for column, name, line in FLOORS:
             if part[column].notna().any():
@@ -153,13 +160,13 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
         kept = part[part["train_fraction"] < 1]
         setting = ["training", "steps", "guidance", "sampler"]
         part = verdicts.over_drawings(part.merge(kept[setting].drop_duplicates("training"), on=setting))
-        part = part.assign(curve=curve_names(part.assign(train_flops=part.groupby("training")["train_flops"].transform("max"))))
+        part = part.assign(curve=curve_names(part))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values("train_flops")
             steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
             axis.errorbar(curve["train_flops"], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name + steps, capsize=2, **_style(i))
         axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_label(part))
-        axis.set_title(title, fontsize=9)
+        axis.set_title(f"before its last point a run's learning rate is still high: a run that ends there reads lower\n{title}", fontsize=8)
         _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
@@ -169,16 +176,15 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
 
 
 def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Precision against recall as guidance grows, each model at its most steps and own sampler; None where guidance was not swept."""
+    """Precision against recall as guidance grows, each model at its most steps, each scale at its best sampler; None without a sweep."""
     panels = [(title, part) for title, part in groups(rows) if part["guidance"].nunique() > 1 and part["recall"].notna().any()]
     if not panels:
         return None
     figure, axes = _panels(len(panels))
     for axis, (title, part) in zip(axes, panels, strict=True):
-        best = verdicts.own_best(part)[["training", "sampler"]].drop_duplicates()
-        part = verdicts.over_drawings(part.merge(best, on=["training", "sampler"]))
         part = part[part["steps"] == part.groupby("training")["steps"].transform("max")]
-        part = part.assign(curve=curve_names(part.assign(guidance=1)))
+        part = verdicts.over_drawings(verdicts.own_best(part, within=("guidance",)))
+        part = part.assign(curve=curve_names(part))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values("guidance")
             axis.plot(curve["recall"], curve["precision"], label=name, **_style(i))

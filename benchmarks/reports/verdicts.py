@@ -1,8 +1,8 @@
 """What the numbers say, in words: who is cheapest to a distance, who is best for a budget, which steps are not worth paying for.
 
-Only settings a user could have chosen are compared: each model without guidance and at its own best by distance to *training* pictures.
-Seeds are averaged. A difference below two standard deviations is a tie: of one training each, by the paired bootstrap of both (it covers
-the pictures drawn, not training again); of several, by both errors together.
+Only settings a user could have chosen are compared: at each step count a model without guidance and at its own best, by distance to
+*training* pictures. Seeds are averaged. Two points are not told apart where they differ by less than two standard deviations: of one
+training each, by the paired bootstrap of both (it covers the pictures drawn, not training again); of several, by Student's limit.
 """
 
 import math
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.reports.paired import over_seeds
+
+RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]  # what is trained; another seed is the same again
 COSTS = {"gflops_per_image": ("GFLOPs per image", "GFLOPs"), "latency_seconds": ("seconds of latency", "s")}
 SHARES = (2.0, 1.5, 1.1)  # of the best distance: the targets asked about
 MOST_BUDGETS = 4
@@ -29,42 +32,55 @@ def frontier(cost: Any, distance: Any) -> np.ndarray:
 
 
 def tied(a: pd.Series, b: pd.Series) -> bool:
-    """Whether two rows' distances differ by less than two standard deviations of the difference; never where an error is unknown."""
+    """Whether two rows' distances are not told apart; never so where an error is unknown."""
+    seeds = [row.get("by_seed") or {} for row in (a, b)]
+    shared = sorted(seeds[0].keys() & seeds[1].keys())
+    if len(shared) > 1:
+        return over_seeds(*([found[seed] for seed in shared] for found in seeds), math.inf).verdict == "tie"
     redrawn = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
     paired = all(redrawn) and a.get("sampling_seed") == b.get("sampling_seed") and a.get("num_samples") == b.get("num_samples")
     error = statistics.stdev(x - y for x, y in zip(*redrawn, strict=True)) if paired else math.hypot(a["fd_sd"], b["fd_sd"])
     return bool(abs(a["fd"] - b["fd"]) < 2 * error)
 
 
-def own_best(part: pd.DataFrame) -> pd.DataFrame:
-    """Per training, the rows of its own best guidance and sampler: lowest distance to *training* pictures at its most steps."""
+def own_best(part: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Per recipe and step count (and what else is to be kept apart), the rows of its own best guidance and sampler.
+
+    That is the lowest distance to *training* pictures, the mean over seeds and drawings, of the settings that most trainings have.
+    A column `pick` says that rows are of a choice, and which; empty here.
+    """
     kept = []
-    for _, rows in part.groupby("training", dropna=False):
-        most = rows[rows["steps"] == rows["steps"].max()]
-        means = most.groupby(["guidance", "sampler"], as_index=False, dropna=False)["fd_train"].mean()  # over drawings, never their least
-        chosen = means.sort_values(["fd_train", "guidance"]).iloc[0]
-        kept.append(rows[(rows["guidance"] == chosen["guidance"]) & (rows["sampler"] == chosen["sampler"])])
-    return pd.concat(kept)
+    for _, rows in part.groupby([name for name in (*RECIPE, "steps", *within) if name in part], dropna=False, sort=False):
+        if len(rows[["guidance", "sampler"]].drop_duplicates()) > 1:
+            settings = rows.groupby(["guidance", "sampler"], as_index=False, dropna=False)
+            means = settings.agg(fd_train=("fd_train", "mean"), trainings=("training", "nunique"))
+            best = means.sort_values(["trainings", "fd_train", "guidance"], ascending=[False, True, True]).iloc[0]
+            rows = rows[(rows["guidance"] == best["guidance"]) & (rows["sampler"] == best["sampler"])]
+        kept.append(rows)
+    return pd.concat(kept).sort_index().assign(pick="")
 
 
 def chosen(part: pd.DataFrame) -> pd.DataFrame:
-    """Of a sweep over guidance or samplers: each training without guidance and at its own best; else all rows."""
-    swept = part.groupby("training", dropna=False)[["guidance", "sampler"]].nunique()
-    if not (swept > 1).any(axis=None):
-        return part
+    """Each recipe at its own best; of a sweep over guidance without guidance, too, told apart by `pick`."""
+    recipe = [name for name in RECIPE if name in part]
+    if not (part.groupby(recipe, dropna=False)["guidance"].nunique() > 1).any():
+        return own_best(part)
     plain = part[part["guidance"] == 1]
-    both = pd.concat([own_best(plain), own_best(part)] if len(plain) else [own_best(part)])
-    return both[~both.index.duplicated()]
+    found = [own_best(plain).assign(pick="no guidance")] if len(plain) else []
+    for _, rows in own_best(part).groupby(recipe, dropna=False, sort=False):
+        if not (found and rows.index.isin(found[0].index).all()):  # else no guidance is its best at every step count
+            found.append(rows.assign(pick="best guidance"))
+    return pd.concat(found, ignore_index=True)
 
 
 def shown(part: pd.DataFrame) -> pd.DataFrame:
-    """`chosen` rows, several drawings of one setting as their mean."""
+    """`chosen` rows, several drawings of one setting of the same weights as their mean."""
     return over_drawings(chosen(part))
 
 
 def over_drawings(part: pd.DataFrame) -> pd.DataFrame:
     """Several drawings of the same weights and setting as their mean; `fd_sd` stays that of one drawing."""
-    keys = [name for name in ("training", "train_fraction", "steps", "guidance", "sampler") if name in part]
+    keys = [name for name in ("training", "train_fraction", "steps", "guidance", "sampler", "pick") if name in part]
     drawings = part.groupby(keys, dropna=False)
     if drawings.ngroups == len(part):
         return part
@@ -78,13 +94,18 @@ def over_drawings(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def averaged(part: pd.DataFrame) -> pd.DataFrame:
-    """One row for each curve and step count: means over K seeds; `fd_sd` is that mean's, of the pictures' and the seeds' variance over K."""
-    found = []
+    """One row for each curve and step count: means over K seeds, and `fd_sd` that mean's error.
+
+    Seeds differ by their pictures, too, so their variance holds both; with few seeds it may come out below the pictures' own, which it
+    cannot be: the larger is taken. `by_seed` keeps the distances.
+    """
+    found, measures = [], [name for name in ("fd", "seconds_per_image", *COSTS) if name in part]
     for _, rows in part.groupby(["curve", "steps"], sort=False):
-        between = rows["fd"].var() if len(rows) > 1 else 0.0
-        means = rows[["fd", *COSTS]].mean()
-        alone = {} if len(rows) == 1 else {"diagnostics": {}}  # a mean's error is not that of its first row
-        found.append({**rows.iloc[0], **means, **alone, "fd_sd": math.sqrt(((rows["fd_sd"] ** 2).mean() + between) / len(rows))})
+        row = {**rows.iloc[0], **rows[measures].mean()}
+        if len(rows) > 1:
+            row["fd_sd"] = math.sqrt(max((rows["fd_sd"] ** 2).mean(), rows["fd"].var()) / len(rows))
+            row |= {"diagnostics": {}, "by_seed": dict(zip(rows["seed"], rows["fd"], strict=True)) if "seed" in rows else {}}
+        found.append(row)
     return pd.DataFrame(found)
 
 
@@ -121,7 +142,7 @@ def cheapest(part: pd.DataFrame, name: str) -> list[str]:
 
 
 def best_under(part: pd.DataFrame) -> list[str]:
-    """For several budgets of each cost, the best point and what ties with it."""
+    """For several budgets of each cost, the best point and what is not told apart from it."""
     lines = []
     for column, (meaning, _) in COSTS.items():
         for budget in _round_budgets(part[column]):
@@ -129,7 +150,7 @@ def best_under(part: pd.DataFrame) -> list[str]:
             best = rows.iloc[0]
             others = rows[rows["curve"] != best["curve"]].drop_duplicates("curve")
             ties = [row["curve"] for _, row in others.iterrows() if tied(best, row)]
-            lines.append(f"Up to {budget:g} {meaning}: {_named(best)}" + f"; a tie with {', '.join(ties)}" * bool(ties) + ".")
+            lines.append(f"Up to {budget:g} {meaning}: {_named(best)}" + f"; not told apart from {', '.join(ties)}" * bool(ties) + ".")
     return lines
 
 
