@@ -177,8 +177,9 @@ def write(folder: Path, row: dict[str, Any], **details: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of a results folder, oldest first."""
-    found = [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
+    """All whole records of a results folder, oldest first; of one that is kept without its `records/`, those in its results.json."""
+    paths = sorted((folder / "records").glob("*.json"))
+    found = [read_json(path) for path in paths] if paths else read_json(folder / "results.json") or []
     found = [record for record in found if isinstance(record, dict) and "row" in record]
     return sorted(found, key=lambda record: (record["row"].get("started_at") or "", record["row"]["run_id"]))
 

@@ -15,7 +15,7 @@ from benchmarks import compare, evaluate, records
 from benchmarks import score as score_module
 from benchmarks.pictures import exchange
 from benchmarks.pictures.procedural import draw
-from benchmarks.store import BadInput
+from benchmarks.store import BadInput, write_json
 
 PICTURES, LABELS = draw(48, 32, seed=0, stream="floor")
 
@@ -160,6 +160,14 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
     with pytest.raises(SystemExit, match="no records there"):
         compare.main()
+
+
+def test_a_folder_kept_without_its_records_is_read_from_results_json(tmp_path):
+    _record(tmp_path / "a", 9.0)
+    _record(tmp_path / "a", 8.0, steps=4)
+    found = records.read(tmp_path / "a")
+    write_json(tmp_path / "kept" / "results.json", found)
+    assert records.read(tmp_path / "kept") == found and len(found) == 2 and records.read(tmp_path / "nothing") == []
 
 
 def test_budgets_are_matched_with_their_own(tmp_path):
