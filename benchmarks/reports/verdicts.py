@@ -101,7 +101,7 @@ def averaged(part: pd.DataFrame) -> pd.DataFrame:
     """
     found, measures = [], [name for name in ("fd", "seconds_per_image", *COSTS) if name in part]
     for _, rows in part.groupby(["curve", "steps"], sort=False):
-        row = {**rows.iloc[0], **rows[measures].mean()}
+        row = {**rows.iloc[0], **rows[measures].mean(), "by_seed": {}}
         if len(rows) > 1:
             row["fd_sd"] = math.sqrt(max((rows["fd_sd"] ** 2).mean(), rows["fd"].var()) / len(rows))
             row |= {"diagnostics": {}, "by_seed": dict(zip(rows["seed"], rows["fd"], strict=True)) if "seed" in rows else {}}
