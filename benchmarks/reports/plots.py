@@ -32,6 +32,7 @@ CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", 
 FEW = "N or M < 2d: mostly bias"
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
+PICKED = {"no guidance": {"linestyle": "--", "alpha": 0.5}}  # of one network's two curves
 
 
 def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -119,9 +120,13 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
     for axis, (title, part) in zip(axes, panels, strict=True):
         part = verdicts.shown(part)
         part = part.assign(curve=curve_names(part))
-        for i, name in enumerate(in_order(part)):
+        part["network"] = [name.removesuffix(f", {pick}") for name, pick in zip(part["curve"], part["pick"], strict=True)]
+        names = in_order(part)
+        networks = list(dict.fromkeys(part.loc[part["curve"] == name, "network"].iat[0] for name in names))
+        for name in names:
             curve = part[part["curve"] == name].sort_values(x)
-            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **_style(i))
+            style = _style(networks.index(curve["network"].iloc[0])) | PICKED.get(curve["pick"].iloc[0], {})
+            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **style)
         means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
         best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
         axis.step(best[x], best["fd"], where="post", color="k", linewidth=4, alpha=0.12, label="Pareto frontier")
