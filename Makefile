@@ -43,7 +43,7 @@ lint: $(READY) ## ruff's checks and formatting
 cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
 	$(PY) -m benchmarks.cost
 
-perf: $(READY) ## every stage against the machine's ceiling and what users run today: results/perf/perf.csv; PERF=quick takes minutes
+perf: $(READY) ## every stage against the machine's ceiling and what users run today: results/perf/perf.csv; PERF=quick is shorter
 	$(PY) -m benchmarks.perf $(if $(filter quick,$(PERF)),--quick) $(ARGS)
 
 report: $(READY) ## rebuild tables and plots from the records in results/

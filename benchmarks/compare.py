@@ -82,8 +82,8 @@ def main() -> None:
     print("\n".join(lines))
     if verdicts["not comparable"]:
         print("Not comparable: the reference pictures or the features are not the same, or not recorded.")
-    words = ("ties", "better", "worse", "inconclusive", "unknown", "not_comparable")
-    counts = {name: verdicts[{"ties": "tie"}.get(name, name.replace("_", " "))] for name in words}
+    said = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
+    counts = {"ties" if word == "tie" else word.replace(" ", "_"): verdicts[word] for word in said}
     print(json.dumps({"matched": len(pairs), **counts, "only_a": only_a, "only_b": only_b}))
 
 

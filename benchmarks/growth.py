@@ -57,6 +57,7 @@ def saved_mb(call: Callable[[], Any]) -> float:
 
 def points(config: Callable[..., Any], made_up: Callable[..., LatentSet], device: torch.device, repeats: int) -> Iterator[list[object]]:
     """Rows of COLUMNS. `config` composes a configuration; `made_up` gives latents of a shape, codebook size and device."""
+    book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
     for name in MODELS:
         for grows, (values, _) in AXES.items():
             for value in values:
@@ -64,7 +65,6 @@ def points(config: Callable[..., Any], made_up: Callable[..., LatentSet], device
                 if grows == "width":
                     widened(cfg, value)
                 side = round(value**0.5) if grows == "tokens" else 8
-                book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
                 model = build.generator(cfg.model, (4, side, side), CLASSES, book).to(device)
                 measure = _drawing if grows == "samples" else _training
                 batch = {"tokens": 4, "width": 16}.get(grows, value)

@@ -2,7 +2,8 @@
 
 Writes results/perf/perf.csv. A row of role `ours` is the suite's own code; `baseline` names what `ratio` (ours over baseline, in speed)
 compares it with, measured in turns with it in the same run; rows of role `baseline` are those. `utilisation` is counted FLOP/s over the
-ceiling: the better of 2048 and 4096 square bf16 matrix products in this run. `--quick` takes about five minutes on two cores.
+ceiling: the better of 2048 and 4096 square bf16 matrix products in this run. `--quick` is shorter in every
+stage, for two cores. How cost grows is `benchmarks/growth.py`: growth.csv and growth.png.
 """
 
 import argparse

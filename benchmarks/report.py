@@ -124,6 +124,19 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
         notes.append(
             f"Memorised share: of {said['train_pictures']} training pictures; {_show(said['memorised_expected'])} is what no copying reads."
         )
+    notes += _seen_before(first, details)
+    if details.get("probe_split") == "floor":
+        notes.append(
+            "The probe behind label accuracy is fitted on the floor split, because the judge may have trained on the training pictures."
+        )
+    if details.get("skipped"):
+        notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")
+    return [f"- {note}" for note in notes]
+
+
+def _seen_before(first: pd.Series, details: dict) -> list[str]:
+    """Which of the shared networks may have been trained on this group's pictures or classes."""
+    notes = []
     if set(details.get("aside", [])) & {"reference", "floor"} and "judge" in details.get("shipped", []) and details.get("overlap") != []:
         notes.append(
             "WARNING: the reference or floor pictures were set aside from the training folder, which the shipped judge may have trained on."
@@ -138,13 +151,7 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
             f"The shipped {', '.join(parts)} were trained on pictures of {len(seen)} of these "
             f"{first['num_classes']:.0f} classes ({some}{', ...' if len(seen) > 3 else ''}): they are not new to them."
         )
-    if details.get("probe_split") == "floor":
-        notes.append(
-            "The probe behind label accuracy is fitted on the floor split, because the judge may have trained on the training pictures."
-        )
-    if details.get("skipped"):
-        notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")
-    return [f"- {note}" for note in notes]
+    return notes
 
 
 def _failures(found: list[dict]) -> list[str]:

@@ -184,8 +184,7 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     with speed.stage("counting"):
-        gmacs_generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
-        gmacs_decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
+        counted = cost(cell, point)
     with speed.stage("scoring"):
         scores = judge.score(drawn.images.numpy(), labels)
     row = identity(cell) | judge.ceilings | scores.row
@@ -198,10 +197,7 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         "steps": point.steps,
         "nfe": cell.generator.nfe(point.steps, point.guidance),
         "guidance": point.guidance,
-        "gmacs_generator": gmacs_generator,
-        "gmacs_decoder": gmacs_decoder,
-        "gmacs_per_image": gmacs_generator + gmacs_decoder,
-        "gflops_per_image": 2 * (gmacs_generator + gmacs_decoder),
+        **counted,
         "seconds_per_image": drawn.seconds_per_image,
         "images_per_second": 1 / drawn.seconds_per_image,
         "latency_seconds": drawn.latency_seconds,
@@ -219,6 +215,14 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         f"  {point.steps} steps, guidance {point.guidance:g}{drawing}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}",
         flush=True,
     )
+
+
+def cost(cell: Cell, point: sample.Setting) -> dict[str, float]:
+    """The columns of what one picture of this setting costs, counted."""
+    generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
+    decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
+    whole = generator + decoder
+    return {"gmacs_generator": generator, "gmacs_decoder": decoder, "gmacs_per_image": whole, "gflops_per_image": 2 * whole}
 
 
 def keep_pictures(cell: Cell, run_id: str, images: np.ndarray, labels: np.ndarray, pairs: list[tuple[int, int]]) -> None:

@@ -171,7 +171,10 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
             steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
             axis.errorbar(curve["train_flops"], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name + steps, capsize=2, **_style(i))
         axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_label(part))
-        axis.set_title(f"before its last point a run's learning rate is still high: a run that ends there reads lower\n{title}", fontsize=8)
+        axis.set_title(
+            f"before its last point a run's learning rate has not yet decayed: a training of that length alone would end elsewhere\n{title}",
+            fontsize=8,
+        )
         _plain_log_ticks(axis)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
