@@ -26,7 +26,7 @@ from benchmarks.store import BadInput, Diverged, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
-VERSION = 3  # of the models and their training; raise it with any change to what is trained
+VERSION = 4  # of the models and their training; raise it with any change to what is trained
 NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 
