@@ -29,8 +29,8 @@ $(READY): pyproject.toml constraints.txt
 bench: $(READY) ## train, sample and report the three families: results/<preset>/
 	$(PY) -m benchmarks.run $(if $(PRESET),experiment=$(PRESET)) $(ARGS)
 
-test: $(READY) ## the test suite
-	$(PY) -m pytest $(ARGS)
+test: $(READY) ## the test suite, a process a core, four at most
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl

@@ -1,11 +1,12 @@
 """The one training loop: repeatable, resumable at any point, and never fooled by a damaged or foreign file."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, tiny
+from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, random_batch, rng, tiny
 
 from benchmarks import train
 from benchmarks.checkpoints import Checkpoints
@@ -152,3 +153,20 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     rates = [train.learning_rate(i / 1000, cfg, 1.0) for i in range(1001)]
     assert rates[0] < 0.02 and max(rates) == pytest.approx(1, abs=1e-3) and rates[-1] == pytest.approx(0, abs=1e-9)
     assert rates.index(max(rates)) == 100
+
+
+def test_short_sequences_train_with_plain_attention_in_bf16_on_a_cpu_only_and_to_the_same_gradients():
+    cpu, cuda, model = torch.device("cpu"), torch.device("cuda"), tiny("any")
+    plain = train.attention(model, "bf16", cpu)
+    assert plain is not nullcontext
+    assert train.attention(model, "fp32", cpu) is train.attention(model, "bf16", cuda) is nullcontext
+    model.latent_shape = (4, 16, 16)
+    assert train.attention(model, "bf16", cpu) is nullcontext, "256 tokens are not short"
+    found = []
+    for context in (plain, nullcontext):
+        model.zero_grad()
+        with context(), torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(random_batch(), rng=rng())
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert not torch.equal(*found) and (found[0] - found[1]).norm() < 0.02 * found[1].norm()
