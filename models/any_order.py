@@ -1,8 +1,8 @@
 """One autoregressive checkpoint, any number of steps: the two-pass decoder of ARPG (arXiv 2503.10568).
 
 Pass 1 is causal self-attention over the class token and the tokens in a random order; its output gives one shared set of keys and
-values. Pass 2 starts every target as [MASK], turned to the target's position, and reads them by cross-attention. Here a learned position
-is added to [MASK], which the paper leaves out: a brief training learns sooner where to look.
+values. Pass 2 starts every target as [MASK], turned to the target's position, and reads them by cross-attention. Here the class and a
+learned position are added to [MASK], which the paper leaves out: a brief training learns sooner what is wanted and where to look.
 Targets do not see each other, so any number of them can be drawn in one step; everything already drawn stays in the cache.
 """
 
@@ -65,9 +65,9 @@ class AnyOrder(TokenGenerator):
         keys, values = (heads_first(part, self.heads) for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2))
         return rotate(keys, angles), values
 
-    def scores(self, places: LongTensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-        """Pass 2: targets at these places (B, t) of the raster -> logits (B, t, K)."""
-        x, angles = self.mask + self.positions[places], self.angles[1 + places]
+    def scores(self, places: LongTensor, labels: LongTensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+        """Pass 2: targets of these labels (B,) at these places (B, t) of the raster -> logits (B, t, K)."""
+        x, angles = self.mask + self.positions[places] + self.classes(labels)[:, None], self.angles[1 + places]
         for block in self.predict:
             x = block(x, angles, keys, values, causal=causal)
         return self.head(self.norm(x))
@@ -78,7 +78,7 @@ class AnyOrder(TokenGenerator):
         first = self.angles[:1].expand(len(tokens), 1, -1)
         angles = torch.cat([first, self.angles[1 + order[:, :-1]]], dim=1)
         keys, values = self.memory(x, angles, causal=True, caches=[None] * len(self.remember))
-        return self.scores(order, keys, values, causal=True)
+        return self.scores(order, labels, keys, values, causal=True)
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy per token in a random order of each picture, in nats."""
@@ -92,14 +92,15 @@ class AnyOrder(TokenGenerator):
         rngs = spawn(rng, len(labels))
         order = torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]).to(labels.device)
         uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in rngs]).to(labels.device)
-        double = 1 if guidance == 1 else 2
-        x, angles = self.classes(doubled(labels, self.num_classes, guidance))[:, None], self.angles[:1][None]
+        double, labels = 1 if guidance == 1 else 2, doubled(labels, self.num_classes, guidance)
+        x, angles = self.classes(labels)[:, None], self.angles[:1][None]
         places = order.repeat(double, 1)
         caches, shared, drawn, start = [Cache(self.tokens) for _ in self.remember], Cache(self.tokens), [], 0
         for count in schedule(self.choice["schedule"], self.tokens, steps):
             now = slice(start, start := start + count)
             keys, values = shared.extend(*self.memory(x, angles, causal=False, caches=caches))
-            logits = self.guided(self.scores(places[:, now], keys, values, causal=False).float(), guidance, start)
+            scores = self.scores(places[:, now], labels, keys, values, causal=False)
+            logits = self.guided(scores.float(), guidance, start)
             drawn.append(self.choose(logits, uniform[:, now]))
             x, angles = self.embed(drawn[-1].repeat(double, 1)), self.angles[1 + places[:, now]]
         return torch.empty_like(order).scatter(1, order, torch.cat(drawn, dim=1))

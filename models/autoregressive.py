@@ -1,7 +1,8 @@
 """The autoregressive family in raster order: a Llama decoder over codebook tokens (as LlamaGen, arXiv 2406.06525).
 
 Position n's output predicts token n from the tokens of the blocks before its own. A block of one token is the usual next-token
-model; `block` tokens at a time are drawn independently of each other, in as many fewer steps.
+model; `block` tokens at a time are drawn independently of each other, in as many fewer steps. The class is added at every position,
+not only put before the first: a brief training makes more of it, and so does guidance.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ class _Cache(StaticCache):
 class Autoregressive(TokenGenerator):
     """Next-block prediction; `steps` is always the number of blocks, H * W / block.
 
-    The input at position n is token n - block, or the class for the first block. Raises ValueError where `block` does not tile the tokens.
+    The input at position n is the class, with token n - block where there is one. Raises ValueError where `block` does not tile the tokens.
     """
 
     samplers = ("raster",)
@@ -72,8 +73,8 @@ class Autoregressive(TokenGenerator):
 
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
         """Teacher-forced scores (B, H*W, K) of whole sequences (B, H*W)."""
-        first = self.classes(labels)[:, None].expand(-1, self.block, -1)
-        embedded = torch.cat([first, self.transformer.embed_tokens(tokens[:, : -self.block])], dim=1) + self.positions
+        earlier = F.pad(self.transformer.embed_tokens(tokens[:, : -self.block]), (0, 0, self.block, 0))
+        embedded = earlier + self.positions + self.classes(labels)[:, None]
         # A 4-D mask is taken as it is: the library then looks at no values, which it could not on the meta device.
         places = torch.arange(self.tokens, device=tokens.device)[None]
         seen = self._seen(tokens.device)[None, None]
@@ -91,11 +92,12 @@ class Autoregressive(TokenGenerator):
         labels = doubled(labels, self.num_classes, guidance)
         cache = _Cache(config=self.transformer.config, max_cache_len=self.tokens)
         seen, places = self._seen(labels.device), torch.arange(self.tokens, device=labels.device)
-        embedded, ids = self.classes(labels)[:, None].expand(-1, self.block, -1), []
+        classes, ids = self.classes(labels)[:, None], []
+        earlier = torch.zeros_like(classes)
         for at in torch.arange(self.tokens).split(self.block):
             now = slice(int(at[0]), int(at[-1]) + 1)
             out = self.transformer(
-                inputs_embeds=embedded + self.positions[now],
+                inputs_embeds=earlier + self.positions[now] + classes,
                 attention_mask=seen[None, None, now],
                 position_ids=places[None, now],
                 past_key_values=cache,
@@ -103,7 +105,7 @@ class Autoregressive(TokenGenerator):
             )
             logits = self.guided(self.head(out.last_hidden_state).float(), guidance, now.stop)
             ids.append(self.choose(logits, uniform[:, now]))
-            embedded = self.transformer.embed_tokens(ids[-1] if guidance == 1 else ids[-1].repeat(2, 1))
+            earlier = self.transformer.embed_tokens(ids[-1] if guidance == 1 else ids[-1].repeat(2, 1))
         return torch.cat(ids, dim=1)
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """A masked transformer over codebook tokens: MaskGIT (arXiv 2202.04200), any number of steps, no cache.
 
 Every step looks at the whole picture again: what is still masked is predicted at once, and what the model is surest of stays.
+The class is a token of its own, as there, and is added to every other one.
 """
 
 import math
@@ -61,7 +62,8 @@ class Masked(TokenGenerator):
 
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
         """Scores (B, H*W, K) of all tokens (B, H*W), of which those to predict are masked (id K)."""
-        x = torch.cat([self.classes(labels)[:, None], self.embed(tokens) + self.positions], dim=1)
+        classes = self.classes(labels)[:, None]
+        x = torch.cat([classes, self.embed(tokens) + self.positions + classes], dim=1)
         for block in self.blocks:
             x = block(x, self.angles[None], causal=False)
         return self.head(self.norm(x[:, 1:]))

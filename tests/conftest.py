@@ -64,7 +64,9 @@ def tiny(name: str, **extra) -> Generator:
                 p.normal_(std=0.05)
         if family in TOKEN_MODELS:
             model.head.weight.normal_(std=0.5)
-            model.classes.weight.normal_()
+            for part in model.modules():
+                if isinstance(part, torch.nn.Embedding):  # classes and tokens weigh the same
+                    part.weight.normal_()
     return model
 
 

@@ -109,7 +109,8 @@ def test_any_order_in_some_steps_is_the_same_without_a_cache(guidance):
             angles = torch.cat([model.angles[:1].expand(3, 1, -1), at[:, :start]], dim=1)
             seen = blocks[: start + 1, None] >= blocks[: start + 1]
             with torch.no_grad():
-                halves.append(model.scores(order[:, start : start + count], *_masked_memory(model, fed, angles, seen), causal=False))
+                memory = _masked_memory(model, fed, angles, seen)
+                halves.append(model.scores(order[:, start : start + count], labels, *memory, causal=False))
         scale = 1 + (guidance - 1) * (start + count) / TOKENS
         logits = halves[1] + scale * (halves[0] - halves[1])
         expected.append(torch.stack([invert(logits[:, i], uniform[:, start + i]) for i in range(count)], dim=1))
