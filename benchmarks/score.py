@@ -55,12 +55,15 @@ class Judge:
     constants: dict[str, float] = field(default_factory=dict)  # diagnostics that are the same for every row
 
     def score(self, images: np.ndarray, labels: Tensor | None) -> Scores:
-        """Of uint8 pictures (N, 3, H, W), drawn for `labels` (N,) where they were; what needs labels or training pictures is left out
-        where there are none. Errors are stratified where both sides hold equal shares of every class.
+        """Of uint8 pictures (N, 3, H, W), drawn for `labels` (N,) where they were."""
+        return self.of_features(extract(self.features.net, images, device=self.device), labels)
 
-        Precision and its kin are of as many reference pictures as there are samples, the first ones of each; empty below 7, KID below 3.
+    def of_features(self, features: Tensor, labels: Tensor | None) -> Scores:
+        """Of features (N, d); what needs labels or training pictures is left out where there are none.
+
+        Errors are stratified where both sides hold equal shares of every class. Precision and its kin are of as many reference pictures
+        as there are samples, the first ones of each; empty below 7, KID below 3.
         """
-        features = extract(self.features.net, images, device=self.device)
         n, selection, pairs = min(len(features), len(self.reference)), {}, []
         known = (self.reference_labels, labels) if balanced_alike(self.reference_labels, labels) else (None, None)
         redrawn = bootstrap(self.reference, features, rng=self._rng("bootstrap"), labels=known)

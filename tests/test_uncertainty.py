@@ -1,6 +1,7 @@
 """The errors and floors that stand beside the numbers: do they cover what they say, on Gaussians whose truth is known?"""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import scipy.linalg
 import torch
 from conftest import composed
 
-from benchmarks import data, networks, space
+from benchmarks import data, networks, score, space
 from benchmarks.reports.paired import difference, over_seeds
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
 from metrics.kid import kid
 from metrics.memorisation import RATE, memorisation
 from metrics.per_class import frechet_per_class, kid_per_class
+from metrics.probe import Probe
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -235,3 +237,19 @@ def test_the_distance_is_many_times_faster_than_a_matrix_square_root(n, times, e
     assert mine == pytest.approx(theirs, rel=equal)
     print(f"d=2048, N={n}: {min(took):.2f} s, scipy {by_scipy:.2f} s")
     assert by_scipy > times * min(took)
+
+
+def test_all_scores_of_five_thousand_samples_take_less_than_half_a_minute():
+    """256 features, 10,000 training and 5,000 reference pictures, 10 classes: everything a record holds, once the features are there."""
+    sets = {name: gaussian(n, 256, seed) for seed, (name, n) in enumerate({"reference": 5000, "floor": 5000, "train": 10_000}.items())}
+    labels = torch.arange(5000) % 10
+    probe = Probe(torch.zeros(256), torch.ones(256), gaussian(10, 256, 8), torch.zeros(10))
+    network = SimpleNamespace(name="made-up", key="made-up")
+    judge = score.Judge(network, torch.device("cpu"), reference_labels=labels, probe=probe, **sets)
+    started = time.perf_counter()
+    found = judge.of_features(gaussian(5000, 256, 9, 0.1), labels)
+    took = time.perf_counter() - started
+    print(f"all scores of 5,000 x 256 features: {took:.1f} s")
+    assert {"fd", "fd_sd", "kid", "kid_se", "precision", "coverage", "label_accuracy", "memorised_share"} <= found.row.keys()
+    assert {"fd_infinity", "kid_per_class", "memorised_expected"} <= found.diagnostics.keys() and "fd_train" in found.selection
+    assert took < 30
