@@ -114,11 +114,7 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     if name != "FID":
         notes.append(f"{name} compares with other {name} values on the same pictures only, never with a published FID.")
     details = next(r for r in found if r["row"]["run_id"] == first["run_id"])
-    if plots.too_few(first):
-        notes.append(
-            f"WARNING: N = {first['num_samples']:.0f} or M = {first['reference_images']:.0f} is below twice the {first['features_dim']:.0f} "
-            "feature dimensions: the distance is mostly bias, and the analytic floor, an expansion for many pictures, is too low."
-        )
+    notes += _too_few(first)
     if first["diagnostics"].get("memorised_expected") is not None:
         said = first["diagnostics"]
         notes.append(
@@ -132,6 +128,13 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
     if details.get("skipped"):
         notes.append(f"{len(details['skipped'])} unreadable picture(s) of the data were left out, e.g. {details['skipped'][0]}.")
     return [f"- {note}" for note in notes]
+
+
+def _too_few(first: pd.Series) -> list[str]:
+    """The warning that a distance of so few pictures needs."""
+    sizes = f"N = {first['num_samples']:.0f} or M = {first['reference_images']:.0f} is below twice the {first['features_dim']:.0f}"
+    said = "feature dimensions: the distance is mostly bias, and the analytic floor, an expansion for many pictures, is too low."
+    return [f"WARNING: {sizes} {said}"] if plots.too_few(first) else []
 
 
 def _seen_before(first: pd.Series, details: dict) -> list[str]:
