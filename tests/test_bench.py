@@ -138,7 +138,7 @@ def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tmp_path):
     assert sorted(zip(rows["model"], rows["seed"], rows["steps"], strict=True)) == [
         ("ar", 0, 64), ("ar", 1, 64), ("dit", 0, 2), ("dit", 0, 64), ("dit", 1, 2), ("dit", 1, 64),
     ]  # fmt: skip
-    assert len(list((tmp_path / "cache" / "latents").glob("*"))) == 1 and len(list((tmp_path / "cache" / "data").glob("*"))) == 1
+    assert len(list((tmp_path / "cache" / "latents").glob("*"))) == 1 and len(list((tmp_path / "cache" / "data").glob("*/meta.json"))) == 1
 
 
 def test_a_trade_off_trains_once_and_answers_in_words(tmp_path):

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -282,3 +284,17 @@ def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
         data.load(cfg, num_samples=4, cache=tmp_path)
     assert "data.path=no-such-owner/no-such-data" in str(error.value) and "\n" not in str(error.value)
     assert "download" in str(error.value)
+
+
+def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch):
+    made, decode = [], data._decode
+
+    def slowly(*args):
+        made.append(args)
+        time.sleep(0.3)
+        decode(*args)
+
+    monkeypatch.setattr(data, "_decode", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: data.load(folder_config(root), num_samples=3, cache=tmp_path / "cache"), range(2)))
+    assert len(made) == 1 and found[0].key == found[1].key and contents(found[0].train) == contents(found[1].train)
