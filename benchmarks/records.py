@@ -181,7 +181,23 @@ def read(folder: Path) -> list[dict[str, Any]]:
     paths = sorted((folder / "records").glob("*.json"))
     found = [read_json(path) for path in paths] if paths else read_json(folder / "results.json") or []
     found = [record for record in found if isinstance(record, dict) and "row" in record]
+    logs = {_weights(record): record["train_log"] for record in found if record.get("train_log")}
+    for record in found:
+        if _weights(record) in logs:
+            record["train_log"] = logs[_weights(record)]
     return sorted(found, key=lambda record: (record["row"].get("started_at") or "", record["row"]["run_id"]))
+
+
+def _weights(record: dict[str, Any]) -> tuple[Any, Any]:
+    """What names the weights behind a record: the training, and the share of it."""
+    return record.get("fingerprints", {}).get("training"), record["row"].get("train_fraction")
+
+
+def gather(folder: Path, found: list[dict[str, Any]]) -> None:
+    """`folder/results.json`: all records in one file, the loss log of each training, most of a record's size, in its first one only."""
+    firsts = {_weights(record): i for i, record in reversed(list(enumerate(found))) if record.get("train_log")}
+    keep = set(firsts.values())
+    write_json(folder / "results.json", [r if i in keep else {k: v for k, v in r.items() if k != "train_log"} for i, r in enumerate(found)])
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:

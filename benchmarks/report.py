@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks import records
 from benchmarks.reports import diagnostics, grids, ladder, plots, verdicts
-from benchmarks.store import atomic_file, write_json
+from benchmarks.store import atomic_file
 
 
 def build(folder: Path) -> str:
@@ -22,7 +22,7 @@ def build(folder: Path) -> str:
     table = records.table(found)
     with atomic_file(folder / "results.csv") as path:
         table[records.NAMES].to_csv(path, index=False)
-    write_json(folder / "results.json", found)
+    records.gather(folder, found)
     good = table[table["status"] == "ok"]
     whole = good[good["train_fraction"] == 1]  # weights kept on the way have a plot of their own
     paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]

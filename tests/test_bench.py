@@ -96,7 +96,9 @@ def test_a_bench_says_where_its_time_went(smoke):
 
 
 def test_a_record_holds_what_it_takes_to_repeat_it(smoke):
-    found = json.loads((smoke[0] / "results" / "smoke" / "results.json").read_text())
+    folder = smoke[0] / "results" / "smoke"
+    found, gathered = records.read(folder), json.loads((folder / "results.json").read_text())
+    assert len(found) == len(gathered) == 7 and sum("train_log" in record for record in gathered) == 3, "one log a training"
     for record in found:
         assert record["config"]["train"]["unit"] == "images" and record["config"]["name"] == "smoke"
         assert {"data", "latents", "features", "training"} <= set(record["fingerprints"])
@@ -279,6 +281,10 @@ def test_reports_can_be_rebuilt_from_records_alone(smoke):
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), before)
     assert sorted((folder / "plots").glob("*.png")) == plots and len(plots) == 5
     (folder / "records" / "broken.json").unlink()
+    whole = records.read(folder)
+    (folder / "records").rename(folder / "moved")
+    assert records.read(folder) == whole, "results.json alone holds them all"
+    (folder / "moved").rename(folder / "records")
 
 
 def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
