@@ -113,6 +113,26 @@ def _style(i: int) -> dict[str, Any]:
     return dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5)
 
 
+def _floor_lines(axis: Any, part: pd.DataFrame) -> None:
+    """The floors and the anchor as lines, their values in the legend, and the distance's axis from a little below the latents' own floors.
+
+    A line beyond that is named only: an axis that reaches it would flatten the curves.
+    """
+    lines = {f"floor: {name}": (part[column].median(), style) for column, name, style in FLOORS if part[column].notna().any()}
+    anchor = [found["fd_anchor"] for found in part["diagnostics"] if found.get("fd_anchor")]
+    if anchor:
+        lines["anchor: mean colour only"] = (anchor[0], "-.")
+    least = part[["fd", "fd_floor_autoencoder", "fd_floor_codebook"]].min().min()
+    axis.set_yscale("log")
+    axis.set_ylim(0.85 * least, 1.1 * max(part["fd"].max(), *([anchor[0]] if anchor else []), 1.3 * least))
+    for name, (value, style) in lines.items():
+        off = " (off the axis)" * bool(value < 0.85 * least)
+        axis.axhline(value, color="0.45", linewidth=1, linestyle=style, label=f"{name}, {value:.3g}{off}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
     """Distance against `x`, a curve per model and setting, their Pareto frontier, the floors as lines, one panel per comparable group."""
     panels = groups(rows)
@@ -130,18 +150,8 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
         best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
         axis.step(best[x], best["fd"], where="post", color="k", linewidth=4, alpha=0.12, label="Pareto frontier")
-        for column, name, line in FLOORS:
-            if part[column].notna().any():
-                axis.axhline(part[column].median(), color="0.45", linewidth=1, linestyle=line, label=f"floor: {name}")
-        anchor = [found["fd_anchor"] for found in part["diagnostics"] if found.get("fd_anchor")]
-        if anchor:
-            axis.axhline(anchor[0], color="0.45", linewidth=1, linestyle="-.", label="anchor: mean colour only")
-        axis.set(
-            xscale="log",
-            yscale="log",
-            xlabel=AXES[x][0],
-            ylabel=distance_label(part),
-        )
+        _floor_lines(axis, part)
+        axis.set(xscale="log", xlabel=AXES[x][0], ylabel=distance_label(part))
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         if x == "steps":
@@ -150,7 +160,6 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
             axis.xaxis.minorticks_off()
         else:
             _plain_log_ticks(axis)
-        axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3)  # below: floors and curves fill the axes
     return save(figure, folder / f"{AXES[x][1]}.png")
 
