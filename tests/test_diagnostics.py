@@ -1,5 +1,6 @@
 """The report's tables for careful readers, of made-up records: floors, copies, seeds, ties, classes."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,3 +145,14 @@ def test_the_report_has_every_table_and_one_curve_for_several_drawings(tmp_path)
         assert f"### {title}" in summary, title
     assert text.count("\n dit") + text.count("\ndit") <= 2 and "mostly bias" in summary
     assert (tmp_path / "plots" / "fd_vs_steps.png").exists()
+
+
+def test_an_axis_shows_the_floors_near_the_curves_and_names_those_far_below():
+    axis = plt.figure().subplots()
+    floors = {"fd_floor_real": 1.0, "fd_floor_analytic": 0.9, "fd_floor_autoencoder": 15.0, "fd_floor_codebook": 16.0}
+    part = pd.DataFrame([{"fd": fd, "diagnostics": {"fd_anchor": 50.0}, **floors} for fd in (14.0, 30.0)])
+    plots._floor_lines(axis, part)
+    low, high = axis.get_ylim()
+    assert 1 < low < 14 and high > 50, "every curve, its own floors and the anchor are on it"
+    said = {line.get_label() for line in axis.get_lines()}
+    assert "floor: real vs real, 1 (off the axis)" in said and "floor: autoencoder, 15" in said
