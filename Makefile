@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# PRESET: smoke, cpu, gpu, imagenette, tradeoff, blocks, lr_sweep, tokenizer, seeds, dit_ladder; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
+# PRESET: smoke, cpu, gpu, imagenette, tradeoff, tradeoff_gpu, blocks, lr_sweep, tokenizer, seeds, dit_ladder; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
 PRESET ?=
 ARGS ?=
 WEIGHTS_DATA ?=
@@ -14,7 +14,7 @@ UNSEEN_DATA ?=
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  PRESET=smoke|cpu|gpu|imagenette|tradeoff|blocks|lr_sweep|tokenizer|seeds|dit_ladder  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
+	@echo '  PRESET=smoke|cpu|gpu|imagenette|tradeoff|tradeoff_gpu|blocks|lr_sweep|tokenizer|seeds|dit_ladder  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
 
 setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
 

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
     args = parser.parse_args()
-    found = [records.read(folder) for folder in (args.a, args.b)]
+    found = [records.current(records.read(folder)) for folder in (args.a, args.b)]
     for folder, these in zip((args.a, args.b), found, strict=True):
         if not these:
             sys.exit(f"latentbench: {folder}: no records there; give folders such as results/cpu that `make bench` wrote")
@@ -82,6 +82,8 @@ def main() -> None:
     print("\n".join(lines))
     if verdicts["not comparable"]:
         print("Not comparable: the reference pictures or the features are not the same, or not recorded.")
+    if any(len({record.get("fingerprints", {}).get("training") for record in pair}) > 1 for pair in pairs):
+        print("Errors are of the pictures drawn: where A and B were trained apart, another training seed moves both.")
     said = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
     counts = {"ties" if word == "tie" else word.replace(" ", "_"): verdicts[word] for word in said}
     print(json.dumps({"matched": len(pairs), **counts, "only_a": only_a, "only_b": only_b}))

@@ -75,16 +75,18 @@ def load(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
         source = [classes, cfg.get("images_per_class"), [(e.label, e.stamp, e.held_out) for e in entries]]
     key = digest("data", 3, cfg.source, str(cfg.get("path")), size, held_out, source)
     folder = Path(cache) / "data" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # of two runs begun together one makes it, the other waits
-        ready = _read(folder, key, size)
-        if ready is None:
-            with atomic_folder(folder) as temporary:
-                if cfg.source == "procedural":
-                    _draw(temporary, cfg, size, held_out, key)
-                else:
-                    _decode(temporary, cfg, classes, entries, size, held_out, key)
+    ready = _read(folder, key, size)
+    if ready is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # of two runs begun together one makes it, the other waits
             ready = _read(folder, key, size)
+            if ready is None:
+                with atomic_folder(folder) as temporary:
+                    if cfg.source == "procedural":
+                        _draw(temporary, cfg, size, held_out, key)
+                    else:
+                        _decode(temporary, cfg, classes, entries, size, held_out, key)
+                ready = _read(folder, key, size)
     if ready is None:
         raise BadInput(f"cache_dir={cache}: the data just written to {folder} does not read back; is the disk full?")
     if ready.skipped:

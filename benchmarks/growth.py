@@ -75,7 +75,8 @@ def _training(model: Generator, cfg: Any, data: LatentSet, batch: int, device: t
     """Seconds, MiB kept for the backward pass, and GFLOPs of a training step."""
     kit, picked = train.equip(model, cfg.train, 1e-4, device), data.batch(0, 0, batch)
     seconds = speed.median_seconds(lambda: kit.step(picked, seeded("noise", 0)), device, repeats=repeats, warmup=2)
-    memory = saved_mb(lambda: kit.model(picked, rng=seeded("noise", 0)))
+    with kit.attention():
+        memory = saved_mb(lambda: kit.model(picked, rng=seeded("noise", 0)))
     return seconds, memory, 6 * build.forward_macs(build.on_meta(model)) * batch / 1e9
 
 

@@ -15,6 +15,7 @@ import torch
 from benchmarks.store import digest, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
+NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
 
 
 class Column(NamedTuple):
@@ -183,7 +184,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     found = [record for record in found if isinstance(record, dict) and "row" in record]
     logs = {_weights(record): record["train_log"] for record in found if record.get("train_log")}
     for record in found:
-        if _weights(record) in logs:
+        if record["row"].get("status") == "ok" and _weights(record) in logs:
             record["train_log"] = logs[_weights(record)]
     return sorted(found, key=lambda record: (record["row"].get("started_at") or "", record["row"]["run_id"]))
 
@@ -198,6 +199,31 @@ def gather(folder: Path, found: list[dict[str, Any]]) -> None:
     firsts = {_weights(record): i for i, record in reversed(list(enumerate(found))) if record.get("train_log")}
     keep = set(firsts.values())
     write_json(folder / "results.json", [r if i in keep else {k: v for k, v in r.items() if k != "train_log"} for i, r in enumerate(found)])
+
+
+def current(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what an earlier version of the models or of a library left behind: of trainings configured alike, the newest.
+
+    `found` are oldest first.
+    """
+    recipes = [digest(_recipe(record)) for record in found]
+    trainings = [record.get("fingerprints", {}).get("training") for record in found]
+    newest = dict(zip(recipes, trainings, strict=True))
+    return [record for record, recipe, training in zip(found, recipes, trainings, strict=True) if newest[recipe] == training]
+
+
+def _recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Everything configured about a training, and the pictures, latents and machine it was on."""
+    row, prints, config = record["row"], record.get("fingerprints", {}), record.get("config", {})
+    train = {k: v for k, v in (config.get("train") or {}).items() if k not in NO_RECIPE}
+    names = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
+    machine = (row.get("device") or "").split(" (")[0]  # however many threads
+    return {
+        "train": train,
+        "network": config.get("model"),
+        "on": [prints.get("data"), prints.get("latents"), machine],
+        **{n: row.get(n) for n in names},
+    }
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:

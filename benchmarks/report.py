@@ -16,9 +16,12 @@ from benchmarks.store import atomic_file
 
 def build(folder: Path) -> str:
     """Rebuild everything in `folder` from its records; returns the table and the paths, as text for a terminal."""
-    found = records.read(folder)
+    everything = records.read(folder)
+    found = records.current(everything)
     if not found:
         return f"{folder}: no records yet"
+    if len(found) < len(everything):
+        print(f"{folder}: {len(everything) - len(found)} record(s) of earlier versions of the models or libraries are left out")
     table = records.table(found)
     with atomic_file(folder / "results.csv") as path:
         table[records.NAMES].to_csv(path, index=False)
@@ -120,6 +123,7 @@ def _notes(part: pd.DataFrame, found: list[dict]) -> list[str]:
         notes.append(
             f"Memorised share: of {said['train_pictures']} training pictures; {_show(said['memorised_expected'])} is what no copying reads."
         )
+    notes += _at_the_edge(part)
     notes += _seen_before(first, details)
     if details.get("probe_split") == "floor":
         notes.append(
@@ -135,6 +139,18 @@ def _too_few(first: pd.Series) -> list[str]:
     sizes = f"N = {first['num_samples']:.0f} or M = {first['reference_images']:.0f} is below twice the {first['features_dim']:.0f}"
     said = "feature dimensions: the distance is mostly bias, and the analytic floor, an expansion for many pictures, is too low."
     return [f"WARNING: {sizes} {said}"] if plots.too_few(first) else []
+
+
+def _at_the_edge(part: pd.DataFrame) -> list[str]:
+    """Of a sweep over guidance, the models whose best at their most steps is the largest scale drawn, so that more may be better still."""
+    if part["guidance"].nunique() < 2:
+        return []
+    best = verdicts.own_best(part)
+    best = best.assign(curve=plots.curve_names(_one(best)))
+    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
+    names = sorted(set(best.loc[best["guidance"] == part["guidance"].max(), "curve"]))
+    said = f"Best at the largest guidance drawn, {part['guidance'].max():g}, so perhaps better still beyond it: {', '.join(names)}."
+    return [said] if names else []
 
 
 def _seen_before(first: pd.Series, details: dict) -> list[str]:

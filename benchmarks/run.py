@@ -27,7 +27,6 @@ from metrics import flops, speed
 from models.generator import Generator
 
 VERSION = 4  # of the models and their training; raise it with any change to what is trained
-NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
 REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
 
 
@@ -136,7 +135,7 @@ def prepare(cfg: DictConfig) -> Cell:
     codebook = latent_space.codebook.whitened(encoded.mean, encoded.std)
     generator = build.generator(cfg.model, shape, len(dataset.classes), codebook, label_dropout=cfg.train.label_dropout)
     build.choose_sampler(generator, cfg)
-    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train, resolve=True).items() if k not in NO_RECIPE}
+    recipe = {k: v for k, v in OmegaConf.to_container(cfg.train, resolve=True).items() if k not in records.NO_RECIPE}
     libraries = {name: records.versions().get(name) for name in ("torch", "diffusers", "transformers")}
     key = digest(
         "cell", VERSION, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type

@@ -1,6 +1,11 @@
 """Tiny members of every family, batches for them, and configurations."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: one thread each, of every library and of the commands they start
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+
 from functools import partial
 
 import pytest
@@ -17,10 +22,6 @@ from models.generator import Batch, Generator
 from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.unet import UNet
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: one thread each, and of the commands they start
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]

@@ -160,7 +160,7 @@ def test_a_trade_off_trains_once_and_answers_in_words(tmp_path):
     for said in (
         "costs least with",
         "GFLOPs per image:",
-        "nothing improves past",
+        "no more steps are told apart from",
         "fd_vs_training.png",
         "precision_recall.png",
         "fd_vs_latency",

@@ -71,7 +71,7 @@ def test_records_of_before_leave_cells_empty():
     assert dict(zip(header, rows[0], strict=True))["KID[local] ± SE"] is None
     assert len(diagnostics.classes(named)[1]) == 1
     ((*_, error, verdict, _),) = diagnostics.ties(chosen, by_id)[1]
-    assert "unpaired" in error and verdict == "tie"
+    assert "unpaired" in error and verdict == "inconclusive", "1 is within two errors, but these of 1.4 are wider than a tenth of 9"
 
 
 def test_a_crossed_design_takes_trainings_and_drawings_apart():
@@ -112,7 +112,7 @@ def test_several_trainings_are_compared_over_their_seeds():
     assert "joint SD 0.46" in error, "0.3 and 0.35 between seeds"
     assert first.startswith("dit") and second.startswith("ar") and value == pytest.approx(0.5)
     assert "3 training seeds" in error and verdict == "worse", "0.5 is 5 standard errors, above Student's 4.3"
-    assert labels == "+0.000 ± 0, a tie"
+    assert labels == "+0.000 ± 0 (SE over 3 training seeds; joint SD 0), a tie" and "1.1 of them apart" in error
 
 
 def test_label_accuracies_of_single_trainings_differ_by_the_error_of_two_shares():
@@ -143,8 +143,47 @@ def test_the_report_has_every_table_and_one_curve_for_several_drawings(tmp_path)
     summary = (tmp_path / "summary.md").read_text()
     for title in ("Every measure", "Between seeds", "Ties", "Classes", "What they say"):
         assert f"### {title}" in summary, title
-    assert text.count("\n dit") + text.count("\ndit") <= 2 and "mostly bias" in summary
+    assert [line.split()[:1] for line in text.splitlines()].count(["dit"]) == 2, "one row a step count"
+    assert "mostly bias" in summary
     assert (tmp_path / "plots" / "fd_vs_steps.png").exists()
+
+
+def built(folder, found: list[dict]) -> str:
+    for one in found:
+        rest = {k: v for k, v in one.items() if k != "row"}
+        records.write(folder, one["row"] | {"started_at": one["row"].get("started_at", "2026")}, **{"config": {"name": "x"}} | rest)
+    report.build(folder)
+    return (folder / "summary.md").read_text()
+
+
+def test_a_point_that_failed_is_a_line_of_the_report_and_not_its_end(tmp_path):
+    good, bad = (record("dit", 9.0, steps=s) | {"train_log": [[1, 2.0, 3.0, 4.0, 5.0]]} for s in (4, 8))
+    good["row"] |= {"objective": "flow", "train_flops": 2.0}
+    bad["row"] = {k: v for k, v in bad["row"].items() if not k.startswith(("fd", "train_flops"))} | {"status": "diverged"}
+    del bad["train_log"]
+    text = built(tmp_path, [good, bad | {"reason": "too wild"}])
+    assert "too wild" in text and "| dit | 4 |" in text
+    assert "train_log" not in next(r for r in records.read(tmp_path) if r["row"]["status"] == "diverged")
+
+
+def test_records_of_an_earlier_version_are_left_out_and_other_recipes_stay(tmp_path, capsys):
+    recipe = {"name": "x", "model": {"lr": 1}, "train": {"budget": 1, "snapshots": []}}
+    old, new, other = (record("dit", fd, steps=s) | {"config": recipe} for fd, s in ((20.0, 4), (10.0, 8), (15.0, 16)))
+    old["fingerprints"], old["row"]["started_at"] = old["fingerprints"] | {"training": "before"}, "2025"
+    new["config"] = recipe | {"train": recipe["train"] | {"snapshots": [0.5]}}  # changes nothing about what is trained
+    other["fingerprints"], other["config"] = other["fingerprints"] | {"training": "lr2"}, recipe | {"model": {"lr": 2}}
+    text = built(tmp_path, [old, new, other])
+    assert "1 record(s) of earlier versions" in capsys.readouterr().out
+    assert "| 4 |" not in text and "| dit, lr 1 | 8 |" in text and "| dit, lr 2 | 16 |" in text
+
+
+def test_a_best_guidance_at_the_edge_of_the_sweep_is_said_to_be(tmp_path):
+    swept = {"dit": {1.0: 9.0, 2.0: 8.0, 4.0: 7.0}, "ar": {1.0: 9.0, 2.0: 6.0, 4.0: 7.0}}
+    some = [record(m, fd, steps=int(8 * g)) for m, scales in swept.items() for g, fd in scales.items()]
+    for one, guidance in zip(some, [1.0, 2.0, 4.0] * 2, strict=True):
+        one["row"] |= {"guidance": guidance, "steps": 8}
+    text = built(tmp_path, some)
+    assert "Best at the largest guidance drawn, 4, so perhaps better still beyond it: dit." in text
 
 
 def test_an_axis_shows_the_floors_near_the_curves_and_names_those_far_below():

@@ -161,6 +161,20 @@ def test_matrices_begin_with_the_variance_of_their_width(name):
     assert model(batch, rng=rng()).item() == pytest.approx(math.log(64), rel=0.01 if name == "ar" else 1e-6), "all ids are as likely"
 
 
+@pytest.mark.parametrize("name", ["ar", "any", "masked"])
+def test_the_class_is_known_at_every_position_without_attention(name):
+    """With attention cut off nothing comes from the class token: what the last position says still depends on the class."""
+    model = tiny(name).eval()
+    for part, weight in model.named_parameters():
+        if part.endswith(("attention.out.weight", "self_attn.o_proj.weight")):
+            torch.nn.init.zeros_(weight)
+    tokens = torch.zeros(2, TOKENS, dtype=torch.long)
+    order = [torch.arange(TOKENS).expand(2, -1)] if name == "any" else []
+    with torch.no_grad():
+        one, other = model.logits(tokens, torch.tensor([0, 1]), *order)
+    assert ((one - other).abs().amax(-1) > 1e-3).all()
+
+
 def test_rotation_keeps_lengths_and_depends_on_differences_only():
     angles = grid_angles(8, 8, 16)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, random_batch, rng, tiny
+from torch.nn.attention import SDPBackend
 
 from benchmarks import train
 from benchmarks.checkpoints import Checkpoints
@@ -155,7 +156,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     assert rates.index(max(rates)) == 100
 
 
-def test_short_sequences_train_with_plain_attention_in_bf16_on_a_cpu_only_and_to_the_same_gradients():
+def test_short_sequences_train_with_plain_attention_in_bf16_on_a_cpu_only_and_to_the_same_gradients(monkeypatch):
     cpu, cuda, model = torch.device("cpu"), torch.device("cuda"), tiny("any")
     plain = train.attention(model, "bf16", cpu)
     assert plain is not nullcontext
@@ -169,4 +170,9 @@ def test_short_sequences_train_with_plain_attention_in_bf16_on_a_cpu_only_and_to
             loss = model.loss(random_batch(), rng=rng())
         loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.latent_shape, used = SHAPE, []
+    monkeypatch.setattr(train, "sdpa_kernel", lambda backend: used.append(backend) or nullcontext())
+    kit = train.equip(model, SimpleNamespace(**vars(CFG) | {"precision": "bf16"}), 1e-3, cpu)
+    kit.step(random_batch(), rng())
+    assert used == [SDPBackend.MATH], "a training step is what it is for"
     assert not torch.equal(*found) and (found[0] - found[1]).norm() < 0.02 * found[1].norm()

@@ -102,7 +102,7 @@ def test_the_best_for_a_budget_and_what_ties_with_it():
 
 def test_enough_steps_are_the_fewest_that_more_do_not_improve():
     lines = verdicts.enough_steps(TWO)
-    assert lines[0].startswith("a: nothing improves past 4 steps, at 5 ")  # 4.95 is within the error
+    assert lines[0].startswith("a: no more steps are told apart from 4 steps, at 5 ")  # 4.95 is within the error
     assert lines[1].startswith("b: still improving at 4 steps, the most measured, at 3 ")
 
 
@@ -138,7 +138,7 @@ def test_a_model_s_own_best_is_chosen_by_training_pictures_at_each_step_count():
     ]  # fmt: skip
 
 
-def test_a_sampler_that_is_best_at_few_steps_is_not_lost_to_noise_at_many():
+def test_a_sampler_that_is_best_at_few_steps_is_not_lost_to_noise_at_many_nor_hidden_by_one_that_costs_twice():
     table = rows(
         model=["dit"] * 6,
         steps=[4] * 3 + [64] * 3,
@@ -147,7 +147,10 @@ def test_a_sampler_that_is_best_at_few_steps_is_not_lost_to_noise_at_many():
         gflops_per_image=[4.0, 4.0, 7.0, 64.0, 64.0, 127.0],
     )
     best = verdicts.shown(table.assign(fd_train=table["fd"]))
-    assert list(zip(best["steps"], best["sampler"], strict=True)) == [(4, "dpmpp"), (64, "heun")]
+    found = list(zip(best["pick"], best["steps"], best["sampler"], strict=True))
+    assert sorted(found) == [("", 4, "dpmpp"), ("", 64, "euler"), ("heun", 4, "heun"), ("heun", 64, "heun")]
+    alone = verdicts.shown(table[table["sampler"] == "heun"].assign(fd_train=5.0))
+    assert set(alone["pick"]) == {""}, "where nothing else was drawn it is the model's curve"
 
 
 def test_one_guidance_is_chosen_for_all_seeds_of_a_recipe():

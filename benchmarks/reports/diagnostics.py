@@ -104,7 +104,8 @@ def ties(best: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
         apart = _over_shared_seeds("fd", a, b, MARGIN * means[one]) or difference(*(found[x.iloc[0]["run_id"]] for x in (a, b)))
         labels = _over_shared_seeds("label_accuracy", a, b, ACCURACY_MARGIN) or accuracy_difference(a.iloc[0], b.iloc[0])
         told = {"tie": "a tie", "inconclusive": "inconclusive"}.get(labels.verdict)
-        said = f"{labels.value:+.3f} ± {labels.error:.2g}{f', {told}' if told else ''}"
+        basis = f" ({labels.basis})" * labels.basis.startswith("SE")
+        said = f"{labels.value:+.3f} ± {labels.error:.2g}{basis}{f', {told}' if told else ''}"
         names = [f"{name}, {_setting(x.iloc[0])}" for name, x in ((one, a), (other, b))]
         rows.append([*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict, said])
     return ["first", "second", "second - first", "± error", "the second is", "label accuracy, second - first"], rows

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
-MARGIN = 0.2  # of the first's distance: a test that could not have shown so much is inconclusive, not a tie
-ACCURACY_MARGIN = 0.1  # the same for label accuracies, of which 1 is all
+MARGIN = 0.1  # of the first's distance: a test that could not have shown so much is inconclusive, not a tie
+ACCURACY_MARGIN = 0.05  # the same for label accuracies, of which 1 is all
 
 
 class Difference(NamedTuple):
@@ -64,5 +64,6 @@ def over_seeds(first: list[float], second: list[float], margin: float) -> Differ
     """
     count, differences = len(first), [b - a for a, b in zip(first, second, strict=True)]
     error, joint = statistics.stdev(differences) / count**0.5, math.hypot(statistics.stdev(first), statistics.stdev(second))
-    limit = float(student.ppf(0.975, count - 1)) * error
-    return Difference(statistics.mean(differences), error, limit, f"SE over {count} training seeds; joint SD {joint:.2g}", margin)
+    limit, value = float(student.ppf(0.975, count - 1)) * error, statistics.mean(differences)
+    times = f", {abs(value) / joint:.2g} of them apart" if joint else ""
+    return Difference(value, error, limit, f"SE over {count} training seeds; joint SD {joint:.2g}{times}", margin)

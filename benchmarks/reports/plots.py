@@ -32,7 +32,7 @@ CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", 
 FEW = "N or M < 2d: mostly bias"
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
-PICKED = {"no guidance": {"linestyle": "--", "alpha": 0.5}}  # of one network's two curves
+PICKED = {"no guidance": {"linestyle": "--", "alpha": 0.5}, "heun": {"linestyle": ":"}}  # of one network's curves
 
 
 def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -145,7 +145,9 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
         networks = list(dict.fromkeys(part.loc[part["curve"] == name, "network"].iat[0] for name in names))
         for name in names:
             curve = part[part["curve"] == name].sort_values(x)
-            style = _style(networks.index(curve["network"].iloc[0])) | PICKED.get(curve["pick"].iloc[0], {})
+            style = _style(networks.index(curve["network"].iloc[0]))
+            for pick in curve["pick"].iloc[0].split(", "):
+                style |= PICKED.get(pick, {})
             axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **style)
         means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
         best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)

@@ -18,6 +18,7 @@ RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]  # what is
 COSTS = {"gflops_per_image": ("GFLOPs per image", "GFLOPs"), "latency_seconds": ("seconds of latency", "s")}
 SHARES = (2.0, 1.5, 1.1)  # of the best distance: the targets asked about
 MOST_BUDGETS = 4
+TWICE = "heun"  # asks the network twice a step: a curve of its own, else at equal step counts it would hide what costs half
 AVERAGED = ("fd", "label_accuracy", "precision", "recall", "seconds_per_image", "images_per_second", "latency_seconds", "peak_memory_mb")
 
 
@@ -47,17 +48,20 @@ def own_best(part: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
     """Per recipe and step count (and what else is to be kept apart), the rows of its own best guidance and sampler.
 
     That is the lowest distance to *training* pictures, the mean over seeds and drawings, of the settings that most trainings have.
-    A column `pick` says that rows are of a choice, and which; empty here.
+    A column `pick` says that rows are of a choice, and which: empty here, or `heun` beside other samplers of the same recipe.
     """
-    kept = []
-    for _, rows in part.groupby([name for name in (*RECIPE, "steps", *within) if name in part], dropna=False, sort=False):
+    kept, keys = [], [name for name in (*RECIPE, "steps", *within) if name in part]
+    twice = part["sampler"].astype(str).str.startswith(TWICE)
+    beside = twice & ~twice.groupby([part[name] for name in RECIPE if name in part], dropna=False).transform("all")
+    part = part.assign(pick=np.where(beside, TWICE, ""))
+    for _, rows in part.groupby([*keys, "pick"], dropna=False, sort=False):
         if len(rows[["guidance", "sampler"]].drop_duplicates()) > 1:
             settings = rows.groupby(["guidance", "sampler"], as_index=False, dropna=False)
             means = settings.agg(fd_train=("fd_train", "mean"), trainings=("training", "nunique"))
             best = means.sort_values(["trainings", "fd_train", "guidance"], ascending=[False, True, True]).iloc[0]
             rows = rows[(rows["guidance"] == best["guidance"]) & (rows["sampler"] == best["sampler"])]
         kept.append(rows)
-    return pd.concat(kept).sort_index().assign(pick="")
+    return pd.concat(kept).sort_index()
 
 
 def chosen(part: pd.DataFrame) -> pd.DataFrame:
@@ -66,11 +70,15 @@ def chosen(part: pd.DataFrame) -> pd.DataFrame:
     if not (part.groupby(recipe, dropna=False)["guidance"].nunique() > 1).any():
         return own_best(part)
     plain = part[part["guidance"] == 1]
-    found = [own_best(plain).assign(pick="no guidance")] if len(plain) else []
-    for _, rows in own_best(part).groupby(recipe, dropna=False, sort=False):
+    found = [_picked(own_best(plain), "no guidance")] if len(plain) else []
+    for _, rows in own_best(part).groupby([*recipe, "pick"], dropna=False, sort=False):
         if not (found and rows.index.isin(found[0].index).all()):  # else no guidance is its best at every step count
-            found.append(rows.assign(pick="best guidance"))
+            found.append(_picked(rows, "best guidance"))
     return pd.concat(found, ignore_index=True)
+
+
+def _picked(part: pd.DataFrame, said: str) -> pd.DataFrame:
+    return part.assign(pick=[", ".join(filter(None, [pick, said])) for pick in part["pick"]])
 
 
 def shown(part: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +163,7 @@ def best_under(part: pd.DataFrame) -> list[str]:
 
 
 def enough_steps(part: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps that no larger count measured improves on by more than the error."""
+    """Per curve, the fewest steps that no larger count measured improves on by more than the error (which need not be small)."""
     lines = []
     for name, rows in part.groupby("curve", sort=False):
         rows = rows.sort_values("steps")
@@ -167,7 +175,7 @@ def enough_steps(part: pd.DataFrame) -> list[str]:
                 break
         enough = rows.iloc[i]
         said = f"still improving at {_steps(enough['steps'])}, the most measured" if i == len(rows) - 1 else ""
-        said = said or f"nothing improves past {_steps(enough['steps'])}"
+        said = said or f"no more steps are told apart from {_steps(enough['steps'])}"
         lines.append(f"{name}: {said}, at {enough['fd']:.3g} ± {enough['fd_sd']:.2g}.")
     return lines
 
