@@ -2,8 +2,8 @@
 
     python -m benchmarks.evaluate IMAGES REFERENCE [Hydra overrides: features=..., data.path=..., ...]
 
-REFERENCE is a path, or the name of a file in conf/data (its `reference` split, with its floors and training pictures). Prints a table
-and, as the last line of each feature network, one JSON object with the column names of results.csv.
+REFERENCE is a path, or the name of a file in conf/data (its `reference` split, with training pictures and floors of as many pictures as
+are scored, or of `num_samples=` where the data holds out fewer). Prints a table and, as the last line of each feature network, one JSON object with the column names of results.csv.
 """
 
 import argparse
@@ -65,7 +65,12 @@ def judges(cfg: DictConfig, reference: str, images: np.ndarray, drawn_for: torch
 def _of_dataset(cfg: DictConfig, images: np.ndarray, drawn_for: torch.Tensor | None, path: Path, device: torch.device) -> list[score.Judge]:
     if images.shape[2:] != (cfg.data.image_size,) * 2:
         raise BadInput(f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={cfg.data.image_size}: give the same")
-    dataset = data.load(cfg.data, num_samples=len(images), cache=cfg.cache_dir)
+    count = min(cfg.num_samples, len(images))
+    dataset = data.load(cfg.data, num_samples=count, cache=cfg.cache_dir)
+    if count < len(images):
+        print(f"Floors are of {count} real pictures, the scores of {len(images)}: at that number the floors would lie lower.")
+    if drawn_for is None or not score.balanced_alike(torch.from_numpy(dataset.reference.labels.copy()), drawn_for):
+        print("Floors are of class-balanced pictures, which these are not known to be: at their own balance the floors would lie higher.")
     if drawn_for is not None and not 0 <= int(drawn_for.min()) <= int(drawn_for.max()) < len(dataset.classes):
         raise BadInput(
             f"IMAGES={path}: labels {drawn_for.min()} to {drawn_for.max()}, but the data has classes 0 to {len(dataset.classes) - 1}"
@@ -90,8 +95,9 @@ def row(judge: score.Judge, images: np.ndarray, labels: torch.Tensor | None) -> 
 
 def report(cfg: DictConfig, path: Path, reference: str) -> None:
     """Score and print; also written to results/score/."""
-    check(cfg)
     images, labels = pictures(path, "IMAGES")
+    cfg.num_samples = len(images) if cfg.num_samples is None else cfg.num_samples  # of the floors
+    check(cfg)
     for judge in judges(cfg, reference, images, labels, path):
         found, dim = row(judge, images, labels), judge.reference.shape[1]
         name, few = distance_name(judge.features.name), min(len(images), len(judge.reference)) < 2 * dim
@@ -126,7 +132,7 @@ def main() -> None:
     wanted = [] if is_path else [f"data={args.reference}"]
     try:
         with initialize_config_dir(str(records.ROOT / "conf"), version_base="1.3"):
-            cfg = compose("config", [*wanted, *args.overrides])
+            cfg = compose("config", [*wanted, "num_samples=null", *args.overrides])
     except HydraException as error:
         sys.exit(f"latentbench: an override does not fit: {' '.join(str(error).split())[:200]}")
     guarded(lambda cfg: report(cfg, args.images, args.reference), cfg)

@@ -48,7 +48,7 @@ def test_presets_sweep_their_families_and_include_the_ar_model_s_own_step_count(
     cfg = composed(f"experiment={experiment}")
     assert str(cfg.hydra.mode).endswith("MULTIRUN")
     every = ",".join(["unet", "dit", "ar", "ar_block", "ar_any", "masked"])
-    swept = {"tokenizer": "ar", "blocks": "ar_block", "tradeoff": every, "lr_sweep": every, "dit_ladder": "dit"}
+    swept = {"tokenizer": "ar", "blocks": "ar_block", "tradeoff": every, "tradeoff_gpu": every, "lr_sweep": every, "dit_ladder": "dit"}
     assert cfg.hydra.sweeper.params.model == swept.get(experiment, "unet,dit,ar")
     assert (cfg.data.image_size // 4) ** 2 in cfg.steps or experiment == "dit_ladder"
     assert cfg.train.unit in UNITS and train.plan(cfg.train, 40_000_000).steps >= 1

@@ -121,6 +121,11 @@ def test_the_command_scores_a_folder_against_an_npz_and_a_data_config(tmp_path):
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["label_accuracy"] > 0.5 and line["fd"] == pytest.approx(line["fd_floor_real"]), "they are its floor split"
     assert line["train_pictures"] == 200 and line["memorised_share"] <= 0.05 and "kid_per_class" not in line
+    assert "loors are of" not in done.stdout
+    done = score(folder, "procedural", *small, "num_samples=20", cwd=tmp_path)
+    assert done.returncode == 0 and "Floors are of 20 real pictures, the scores of 48" in done.stdout, done.stderr
+    assert "class-balanced pictures, which these are not known to be" in done.stdout, "a flat folder has no labels"
+    assert json.loads(done.stdout.splitlines()[-1])["num_samples"] == 48
 
 
 @pytest.mark.parametrize(
