@@ -145,12 +145,11 @@ def _at_the_edge(part: pd.DataFrame) -> list[str]:
     """Of a sweep over guidance, the models whose best at their most steps is the largest scale drawn, so that more may be better still."""
     if part["guidance"].nunique() < 2:
         return []
-    best = verdicts.own_best(part)
-    best = best.assign(curve=plots.curve_names(_one(best)))
-    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
-    names = sorted(set(best.loc[best["guidance"] == part["guidance"].max(), "curve"]))
-    said = f"Best at the largest guidance drawn, {part['guidance'].max():g}, so perhaps better still beyond it: {', '.join(names)}."
-    return [said] if names else []
+    part, best = (x.assign(curve=plots.curve_names(_one(x))) for x in (verdicts.apart(part), verdicts.own_best(part)))
+    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")].drop_duplicates("curve")
+    most = part.groupby("curve")["guidance"].max()
+    names = [f"{row['curve']} ({row['guidance']:g})" for _, row in best.iterrows() if 1 < row["guidance"] == most[row["curve"]]]
+    return [f"Best at the largest guidance drawn, so perhaps better still beyond it: {', '.join(sorted(names))}."] if names else []
 
 
 def _seen_before(first: pd.Series, details: dict) -> list[str]:

@@ -183,7 +183,7 @@ def test_a_best_guidance_at_the_edge_of_the_sweep_is_said_to_be(tmp_path):
     for one, guidance in zip(some, [1.0, 2.0, 4.0] * 2, strict=True):
         one["row"] |= {"guidance": guidance, "steps": 8}
     text = built(tmp_path, some)
-    assert "Best at the largest guidance drawn, 4, so perhaps better still beyond it: dit." in text
+    assert "Best at the largest guidance drawn, so perhaps better still beyond it: dit (4)." in text
 
 
 def test_an_axis_shows_the_floors_near_the_curves_and_names_those_far_below():

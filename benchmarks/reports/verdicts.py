@@ -51,9 +51,7 @@ def own_best(part: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
     A column `pick` says that rows are of a choice, and which: empty here, or `heun` beside other samplers of the same recipe.
     """
     kept, keys = [], [name for name in (*RECIPE, "steps", *within) if name in part]
-    twice = part["sampler"].astype(str).str.startswith(TWICE)
-    beside = twice & ~twice.groupby([part[name] for name in RECIPE if name in part], dropna=False).transform("all")
-    part = part.assign(pick=np.where(beside, TWICE, ""))
+    part = apart(part)
     for _, rows in part.groupby([*keys, "pick"], dropna=False, sort=False):
         if len(rows[["guidance", "sampler"]].drop_duplicates()) > 1:
             settings = rows.groupby(["guidance", "sampler"], as_index=False, dropna=False)
@@ -62,6 +60,13 @@ def own_best(part: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
             rows = rows[(rows["guidance"] == best["guidance"]) & (rows["sampler"] == best["sampler"])]
         kept.append(rows)
     return pd.concat(kept).sort_index()
+
+
+def apart(part: pd.DataFrame) -> pd.DataFrame:
+    """With a column `pick`: `heun` for its rows where the recipe was drawn with other samplers, too, else empty."""
+    twice = part["sampler"].astype(str).str.startswith(TWICE)
+    beside = twice & ~twice.groupby([part[name] for name in RECIPE if name in part], dropna=False).transform("all")
+    return part.assign(pick=np.where(beside, TWICE, ""))
 
 
 def chosen(part: pd.DataFrame) -> pd.DataFrame:
