@@ -29,8 +29,9 @@ $(READY): pyproject.toml constraints.txt
 bench: $(READY) ## train, sample and report the three families: results/<preset>/
 	$(PY) -m benchmarks.run $(if $(PRESET),experiment=$(PRESET)) $(ARGS)
 
-test: $(READY) ## the test suite, a process a core, four at most
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(READY) ## the test suite, a process a core, four at most; then what measures time, alone (exit 5: ARGS leaves a part empty)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) || test $$? -eq 5
+	$(PY) -m pytest -m alone $(ARGS) || test $$? -eq 5
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl

@@ -220,6 +220,7 @@ def test_training_pictures_through_the_shared_latents_are_flagged_as_copies(tmp_
     assert not others.flagged, others.share
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("n, times, equal", [(5000, 5, 1e-4), (1000, 20, 1e-3)])
 def test_the_distance_is_many_times_faster_than_a_matrix_square_root(n, times, equal):
     """At d = 2048, covariances included on both sides."""
@@ -239,6 +240,7 @@ def test_the_distance_is_many_times_faster_than_a_matrix_square_root(n, times, e
     assert by_scipy > times * min(took)
 
 
+@pytest.mark.alone
 def test_all_scores_of_five_thousand_samples_take_less_than_half_a_minute():
     """256 features, 10,000 training and 5,000 reference pictures, 10 classes: everything a record holds, once the features are there."""
     sets = {name: gaussian(n, 256, seed) for seed, (name, n) in enumerate({"reference": 5000, "floor": 5000, "train": 10_000}.items())}
