@@ -70,7 +70,7 @@ def _of_dataset(cfg: DictConfig, images: np.ndarray, drawn_for: torch.Tensor | N
     if count < len(images):
         print(f"Floors are of {count} real pictures, the scores of {len(images)}: at that number the floors would lie lower.")
     if drawn_for is None or not score.balanced_alike(torch.from_numpy(dataset.reference.labels.copy()), drawn_for):
-        print("Floors are of class-balanced pictures, which these are not known to be: at their own balance the floors would lie higher.")
+        print("Floors are of class-balanced pictures, which these are not known to be: at their own balance the floors may lie higher.")
     if drawn_for is not None and not 0 <= int(drawn_for.min()) <= int(drawn_for.max()) < len(dataset.classes):
         raise BadInput(
             f"IMAGES={path}: labels {drawn_for.min()} to {drawn_for.max()}, but the data has classes 0 to {len(dataset.classes) - 1}"

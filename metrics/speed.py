@@ -30,7 +30,7 @@ def keep_memory() -> None:
     """Let glibc keep freed memory, of large arrays too, instead of giving each step's back to the kernel (elsewhere: nothing happens).
 
     Drawing 128 guided pictures from `masked` at size xs in 8 steps took 7.7 ms a picture on two cores with the second and third setting,
-    14.5 ms without (medians of two runs in turns), for a quarter more memory at the peak; other models and training gain little.
+    14.5 ms without (medians of two runs in turns), for 26 to 31% more memory at the peak; other models and training gain little.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
