@@ -33,9 +33,9 @@ test: $(READY) ## the test suite, a process a core, four at most; then what meas
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) || test $$? -eq 5
 	$(PY) -m pytest -m alone $(ARGS) || test $$? -eq 5
 
-agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite
+agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite: results/agreement.json
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl
-	$(PY) -m pytest tests/test_agreement.py -s
+	AGREEMENT=results/agreement.json $(PY) -m pytest tests/test_agreement.py
 
 lint: $(READY) ## ruff's checks and formatting
 	$(VENV)/bin/ruff check .
@@ -54,9 +54,9 @@ score: $(READY) ## score pictures from anywhere: IMAGES=<folder|npz|parquet> REF
 	@test -n "$(IMAGES)" -a -n "$(REFERENCE)" || { echo "IMAGES=<folder|npz|parquet> REFERENCE=<the same, or one of conf/data> are needed"; exit 2; }
 	@$(PY) -m benchmarks.evaluate "$(IMAGES)" "$(REFERENCE)" $(ARGS)
 
-compare: $(READY) ## two results folders, row by row: A=results/x B=results/y
-	@test -n "$(A)" -a -n "$(B)" || { echo "A=<results folder> B=<results folder> are needed"; exit 2; }
-	@$(PY) -m benchmarks.compare "$(A)" "$(B)"
+compare: $(READY) ## two results folders, row by row: A=results/x B=results/y; or two settings of one: A=results/x WHERE_A="guidance=1" WHERE_B="guidance=4"
+	@test -n "$(A)" -a -n "$(B)$(WHERE_A)$(WHERE_B)" || { echo "A=<results folder> B=<results folder> are needed, or A=<results folder> WHERE_A=\"guidance=1\" WHERE_B=\"guidance=4\""; exit 2; }
+	@$(PY) -m benchmarks.compare "$(A)" $(if $(B),"$(B)") --where-a '$(WHERE_A)' --where-b '$(WHERE_B)'
 
 weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder> UNSEEN_DATA=<another, to score>
 	@test -n "$(WEIGHTS_DATA)" || { echo "WEIGHTS_DATA=<folder with train/<class>/* and val/<class>/*> is needed"; exit 2; }

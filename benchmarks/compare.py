@@ -1,59 +1,153 @@
-"""Two results folders side by side: `make compare A=results/x B=results/y`; rows that measured the same are matched.
+"""Two results folders, or two settings of one, side by side: rows that measured the same are matched.
 
-The last line on stdout is JSON: `matched`, `ties`, `better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_comparable`,
-`only_a`, `only_b`.
+`make compare A=results/x B=results/y` matches whatever is equal; `make compare A=results/x WHERE_A="guidance=1" WHERE_B="guidance=4"`
+compares two settings (or samplers, step counts, models: any columns of results.csv), and what is named there need not be equal. Where both
+sides were trained with several of the same seeds, their differences are pooled: the error is that between seeds.
+
+The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`, `better`, `worse` (of B against A),
+`inconclusive`, `unknown`, `not_comparable`; `only_a`, `only_b`.
 """
 
 import argparse
 import json
+import math
+import shlex
+import statistics
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import records
 from benchmarks.report import markdown
-from benchmarks.reports.paired import difference
-from benchmarks.reports.plots import distance_name
+from benchmarks.reports.paired import ACCURACY_MARGIN, MARGIN, Difference, accuracy_difference, difference, over_seeds
+from benchmarks.reports.plots import FEW, distance_name
 
+Pair = tuple[dict[str, Any], dict[str, Any]]  # two records
 SAME = ("model", "size", "seed", "data", "num_classes", "image_size", "objective", "sampler", "steps", "guidance", "train_fraction")
 SAME += ("num_samples", "reference_images", "features")
+BY_MODEL = frozenset({"objective", "sampler"})  # what another model may not have: not asked to be equal where models are compared
 
 
-def matched(first: list[dict], second: list[dict]) -> tuple[list[tuple[dict, dict]], int, int]:
-    """Pairs of records that measured the same thing, and how many of each side have no match.
+def where(found: list[dict], wanted: dict[str, str]) -> list[dict]:
+    """The records whose columns have these values; numbers compare as numbers. SystemExit for a column that does not exist."""
+    if unknown := sorted(set(wanted) - set(records.NAMES)):
+        sys.exit(f"latentbench: no column {', '.join(unknown)} in results.csv; there are {', '.join(records.NAMES)}")
+    return [r for r in found if all(_equal(r["row"].get(name), value) for name, value in wanted.items())]
+
+
+def _equal(value: object, wanted: str) -> bool:
+    try:
+        return float(value) == float(wanted)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return str(value) == wanted
+
+
+def matched(first: list[dict], second: list[dict], free: frozenset[str] = frozenset()) -> tuple[list[Pair], int, int]:
+    """Pairs of records that measured the same thing, the columns in `free` aside, and how many of each side have no match.
 
     Settings that differ within a side (learning rates, codebooks, budgets) tell its records apart, those that differ between the sides
-    do not.
+    do not. SystemExit where a side has several records of one identity, as when a filter leaves two guidance scales.
     """
     several = any(len({records.budget(r) for r in found}) > 1 for found in (first, second))
-    a, b = (_by_identity(found, several) for found in (first, second))
+    a, b = (_by_identity(found, several, free, side) for found, side in ((first, "A"), (second, "B")))
     both = [key for key in a if key in b]
     return [(a[key], b[key]) for key in both], len(a) - len(both), len(b) - len(both)
 
 
-def _by_identity(found: list[dict], budgets: bool) -> dict[tuple, dict]:
-    named = zip(found, records.variants(found), strict=True)
-    return {
-        (*(r["row"].get(n) for n in SAME), r.get("sampling_seed", r["row"].get("seed")), variant, budgets and records.budget(r)): r
-        for r, variant in named
-        if r["row"]["status"] == "ok"
-    }
+def _by_identity(found: list[dict], budgets: bool, free: frozenset[str], side: str) -> dict[tuple, dict]:
+    known: dict[tuple, dict] = {}
+    for r, variant in zip(found, records.variants(found), strict=True):
+        if r["row"]["status"] != "ok":
+            continue
+        drawing = r.get("sampling_seed", r["row"].get("seed"))
+        key = (*(r["row"].get(n) for n in SAME if n not in free), drawing, variant, budgets and records.budget(r))
+        if key in known and free:
+            name = next((n for n in sorted(free) if known[key]["row"].get(n) != r["row"].get(n)), "run_id")
+            sys.exit(
+                f'latentbench: {side} has several records that differ only in {name}: say which, as in WHERE_{side}="{name}={r["row"].get(name)}"'
+            )
+        known[key] = r
+    return known
 
 
-def table(pairs: list[tuple[dict, dict]]) -> tuple[list[str], Counter]:
+def pooled(pairs: list[Pair]) -> list[list[Pair]]:
+    """The pairs in lists, one for each row of the table: together are those that differ by training seed and drawing only, if by seed."""
+    groups: dict[tuple, list[Pair]] = {}
+    sides = [records.variants([pair[side] for pair in pairs]) for side in (0, 1)]
+    for pair, *variants in zip(pairs, *sides, strict=True):
+        settings = (tuple(r["row"].get(n) for n in SAME if n != "seed") for r in pair)
+        groups.setdefault((*settings, *map(records.budget, pair), *variants, _same_judge(*pair)), []).append(pair)
+    several = {key: len({_seeds(pair) for pair in group}) > 1 for key, group in groups.items()}
+    return [part for key, group in groups.items() for part in ([group] if several[key] else [[pair] for pair in group])]
+
+
+def _seeds(pair: Pair) -> tuple[int, ...]:
+    return tuple(r["row"]["seed"] for r in pair)
+
+
+def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     """The matched rows as Markdown, and how often each verdict was given."""
     rows, verdicts = [], Counter()
-    for one, other in sorted(pairs, key=lambda pair: [str(pair[0]["row"].get(n)) for n in ("data", "features", "model", "size")]):
-        first, second, found = one["row"], other["row"], difference(one, other)
+    for group in sorted(pooled(pairs), key=_order):
+        one, other = group[0]
+        first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
+        found = _over("fd", group, MARGIN * first["fd"]) or difference(one, other)
         verdict = found.verdict if _same_judge(one, other) else "not comparable"
         verdicts[verdict] += 1
-        name = f"{first['model']} {first['size']}, seed {first['seed']}"
-        setting = f"{first['steps']} steps, guidance {first['guidance']:g}, {first['sampler']}"
-        costs = [_ratio(first, second, column) for column in ("gflops_per_image", "seconds_per_image", "label_accuracy")]
+        seeds = len({_seeds(pair) for pair in group})
+        names = [_both(_network(r["row"], seeds) for r in group[0]), _both(_setting(r["row"]) for r in group[0])]
         distances = [distance_name(first["features"]), first["fd"], second["fd"], found.value, f"{found.error:.3g} ({found.basis})"]
-        rows.append([name, setting, *distances, verdict, *costs])
-    header = ["network", "setting", "distance", "A", "B", "B - A", "± SD", "B is", "GFLOPs B/A", "seconds B/A", "label accuracy B/A"]
+        costs = [_ratio(first, second, column) for column in ("gflops_per_image", "seconds_per_image")]
+        rows.append([*names, *distances, verdict, _labels(group), *costs])
+    header = ["network", "setting", "distance", "A", "B", "B - A", "± error", "B is", "label accuracy, B - A", "GFLOPs B/A", "seconds B/A"]
     return markdown(header, rows), verdicts
+
+
+def _order(group: list[Pair]) -> tuple:
+    row = group[0][0]["row"]
+    return (*(str(row.get(n)) for n in ("data", "features", "model", "size", "sampler")), row["steps"], row["guidance"], row["seed"])
+
+
+def _over(measure: str, group: list[Pair], margin: float) -> Difference | None:
+    """Over the training seeds of a group, several drawings of one as their mean; None of a single seed or of what is not measured."""
+    by_seed: dict[tuple[int, ...], list[Pair]] = {}
+    for pair in group:
+        by_seed.setdefault(_seeds(pair), []).append(pair)
+    if len(by_seed) < 2 or any(r["row"].get(measure) is None for pair in group for r in pair):
+        return None
+    values = [[statistics.mean(pair[side]["row"][measure] for pair in same) for same in by_seed.values()] for side in (0, 1)]
+    return over_seeds(*values, margin)
+
+
+def _labels(group: list[Pair]) -> str:
+    """The difference in label accuracy with its error; empty where it is not measured."""
+    rows = [r["row"] for r in group[0]]
+    if any(row.get("label_accuracy") is None or not row.get("num_samples") for row in rows):
+        return ""
+    found = _over("label_accuracy", group, ACCURACY_MARGIN) or accuracy_difference(*rows)
+    return f"{found.value:+.3f} ± {found.error:.2g}"
+
+
+def _means(found: list[dict]) -> dict[str, Any]:
+    """The first's row with the means of what is compared."""
+    rows = [r["row"] for r in found]
+    columns = [n for n in ("fd", "gflops_per_image", "seconds_per_image") if all(row.get(n) is not None for row in rows)]
+    return rows[0] | {n: statistics.mean(row[n] for row in rows) for n in columns}
+
+
+def _both(said: Iterable[str]) -> str:
+    """Of A and, where it is not the same, of B."""
+    return "; B: ".join(dict.fromkeys(said))
+
+
+def _network(row: dict, seeds: int) -> str:
+    return f"{row['model']} {row['size']}, {f'{seeds} seeds' if seeds > 1 else 'seed ' + str(row['seed'])}"
+
+
+def _setting(row: dict) -> str:
+    return f"{row['steps']} steps, guidance {row['guidance']:g}, {row['sampler']}"
 
 
 def _same_judge(one: dict, other: dict) -> bool:
@@ -66,27 +160,55 @@ def _ratio(first: dict, second: dict, column: str) -> float | None:
     return second[column] / first[column] if first.get(column) and second.get(column) is not None else None
 
 
+def _wanted(text: str) -> dict[str, str]:
+    """`guidance=1 "sampler=euler, temperature 0.8"` as columns and values. SystemExit for what is neither."""
+    parts = [part.partition("=") for part in shlex.split(text)]
+    if wrong := [name for name, sign, value in parts if not (name and sign and value)]:
+        sys.exit(f'latentbench: WHERE "{text}": {wrong[0]!r} is not column=value, such as guidance=1')
+    return {name: value for name, _, value in parts}
+
+
+def _remarks(pairs: list[Pair], unlike: bool) -> list[str]:
+    """What the numbers leave out."""
+    said = ["Not comparable: the reference pictures or the features are not the same, or not recorded."] if unlike else []
+    few = [r for pair in pairs for r in pair if min(_sizes(r["row"])) < 2 * (r.get("fingerprints", {}).get("features_dim") or 0)]
+    if few:
+        said.append(
+            f"WARNING: {FEW}, in {len({r['row']['run_id'] for r in few})} of the measurements (N samples, M reference pictures, d features)."
+        )
+    apart = [group for group in pooled(pairs) if len(group) == 1 or len({_seeds(pair) for pair in group}) == 1]
+    if any(len({record.get("fingerprints", {}).get("training") for record in group[0]}) > 1 for group in apart):
+        said.append("Errors of single seeds are of the pictures drawn: where A and B were trained apart, another training seed moves both.")
+    return said
+
+
+def _sizes(row: dict) -> tuple[float, float]:
+    return tuple(row.get(name) or math.inf for name in ("num_samples", "reference_images"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
+    parser.add_argument("b", type=Path, nargs="?", help="default: a")
+    parser.add_argument("--where-a", default="", help='of A only these: column=value ..., such as "guidance=1 sampler=euler"')
+    parser.add_argument("--where-b", default="")
     args = parser.parse_args()
-    found = [records.current(records.read(folder)) for folder in (args.a, args.b)]
-    for folder, these in zip((args.a, args.b), found, strict=True):
+    sides = [(args.a, _wanted(args.where_a)), (args.b or args.a, _wanted(args.where_b))]
+    found = [where(records.current(records.read(folder)), wanted) for folder, wanted in sides]
+    for (folder, wanted), these in zip(sides, found, strict=True):
         if not these:
-            sys.exit(f"latentbench: {folder}: no records there; give folders such as results/cpu that `make bench` wrote")
-    pairs, only_a, only_b = matched(*found)
+            given = f" with {' '.join(f'{k}={v}' for k, v in wanted.items())}" if wanted else ""
+            sys.exit(f"latentbench: {folder}: no records there{given}; give folders such as results/cpu that `make bench` wrote")
+    free = frozenset(sides[0][1]) | frozenset(sides[1][1])
+    free |= BY_MODEL if "model" in free else frozenset()
+    pairs, only_a, only_b = matched(*found, free)
     if not pairs:
-        sys.exit(f"latentbench: {args.a} and {args.b} have no measurement in common ({only_a} and {only_b} of their own)")
+        sys.exit(f"latentbench: {sides[0][0]} and {sides[1][0]} have no measurement in common ({only_a} and {only_b} of their own)")
     lines, verdicts = table(pairs)
-    print("\n".join(lines))
-    if verdicts["not comparable"]:
-        print("Not comparable: the reference pictures or the features are not the same, or not recorded.")
-    if any(len({record.get("fingerprints", {}).get("training") for record in pair}) > 1 for pair in pairs):
-        print("Errors are of the pictures drawn: where A and B were trained apart, another training seed moves both.")
+    print("\n".join([*lines, *_remarks(pairs, bool(verdicts["not comparable"]))]))
     said = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
     counts = {"ties" if word == "tie" else word.replace(" ", "_"): verdicts[word] for word in said}
-    print(json.dumps({"matched": len(pairs), **counts, "only_a": only_a, "only_b": only_b}))
+    print(json.dumps({"matched": len(pairs), "rows": sum(verdicts.values()), **counts, "only_a": only_a, "only_b": only_b}))
 
 
 if __name__ == "__main__":

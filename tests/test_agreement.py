@@ -1,18 +1,25 @@
-"""The same features through the field's own tools: `make agreement` installs them beside the suite and runs this."""
+"""The same pictures, through the same network, to the field's own tools: `make agreement` installs them beside the suite and runs this.
+
+With AGREEMENT=<file>, as there, what each tool said and its version are kept as JSON.
+"""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchmetrics
 from conftest import composed
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from benchmarks import networks
 from benchmarks.pictures import procedural
+from benchmarks.store import write_json
 from metrics.features import extract
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
@@ -45,67 +52,84 @@ print(json.dumps({
 """
 
 
-def features(n: int, seed: int, shift: float) -> torch.Tensor:
-    mix = torch.randn(32, 32, generator=torch.Generator().manual_seed(99)) / 32**0.5
-    return (torch.randn(n, 32, generator=torch.Generator().manual_seed(seed)) @ mix + shift).relu()
-
-
-REAL, FAKE = features(600, 0, 0.0), features(500, 1, 0.2)
-
-
-class _Identity(torch.nn.Module):
-    num_features = 32
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1).float()
-
-
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """What each tool says, computed in a process of its own: torchmetrics does not import where torch-fidelity can be seen."""
-    if not TOOLS.is_dir():
-        pytest.skip("`make agreement` installs the field's tools")
-    import numpy as np
-
-    path = tmp_path_factory.mktemp("agreement") / "features.npz"
-    np.savez(path, real=REAL.numpy(), fake=FAKE.numpy())
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(TOOLS), str(path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print("agreement with", found["versions"])
+def local():
+    """The shipped judge's network."""
+    (found,) = networks.load_features(composed().features)
+    found.net.num_features = found.net.dim
     return found
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    """600 real ones and 500 others with a little grain: more than twice the judge's dimensions of both."""
+    real, others = (procedural.draw(n, 32, seed=3, stream=stream)[0] for n, stream in ((600, "reference"), (500, "floor")))
+    grain = np.random.default_rng(0).normal(0, 2, others.shape)
+    return real, (others + grain).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def features(local, pictures):
+    return tuple(extract(local.net, images) for images in pictures)
+
+
+@pytest.fixture(scope="module")
+def mine(features):
+    """What the suite says of them."""
+    real, fake = features
+    n = len(fake)
+    return {"fd": frechet_distance(real, fake), "kid": kid(real[:n], fake).distance, **prdc(real, fake)._asdict()}
+
+
+@pytest.fixture(scope="module")
+def theirs(features, mine, tmp_path_factory):
+    """What each tool says, computed in a process of its own: torchmetrics does not import where torch-fidelity can be seen."""
+    if not TOOLS.is_dir():
+        pytest.skip("`make agreement` installs the field's tools")
+    path = tmp_path_factory.mktemp("agreement") / "features.npz"
+    np.savez(path, real=features[0].numpy(), fake=features[1].numpy())
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(TOOLS), str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize("tool", ["pytorch-fid", "torch-fidelity"])
-def test_the_frechet_distance_is_theirs(tool, theirs):
-    assert frechet_distance(REAL, FAKE) == pytest.approx(theirs[tool], rel=1e-4)
+def test_the_frechet_distance_is_theirs(tool, mine, theirs):
+    assert mine["fd"] == pytest.approx(theirs[tool], rel=1e-4)
 
 
-def test_the_kernel_distance_is_torch_fidelity_s_on_full_sets(theirs):
-    assert kid(REAL[:500], FAKE).distance == pytest.approx(theirs["torch-fidelity kid"], rel=1e-4)
+def test_the_kernel_distance_is_torch_fidelity_s_on_full_sets(mine, theirs):
+    assert mine["kid"] == pytest.approx(theirs["torch-fidelity kid"], rel=1e-4)
 
 
-def test_precision_and_its_kin_are_prdc_s(theirs):
-    assert prdc(REAL, FAKE)._asdict() == pytest.approx(theirs["prdc"], abs=1e-12)
+def test_precision_and_its_kin_are_prdc_s(mine, theirs):
+    assert {name: mine[name] for name in theirs["prdc"]} == pytest.approx(theirs["prdc"], abs=1e-12)
+    assert 0.1 < mine["precision"] < 0.95, "a value at an end would agree by accident"
 
 
-def test_torchmetrics_says_the_same_of_the_same_pictures_through_the_same_network():
-    (local,) = networks.load_features(composed().features)
-    local.net.num_features = local.net.dim
-    sets = [procedural.draw(160, 32, seed=3, stream=stream)[0] for stream in ("train", "reference")]
-    theirs = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
-    for pictures, real in zip(sets, (True, False), strict=True):
-        theirs.update(torch.from_numpy(pictures), real=real)
-    mine = frechet_distance(*(extract(local.net, pictures) for pictures in sets))
-    assert mine == pytest.approx(theirs.compute().item(), rel=1e-4)
+@pytest.fixture(scope="module")
+def by_torchmetrics(local, pictures):
+    """torchmetrics' two distances of the pictures themselves, through the same network: KID of the full sets, as many of each."""
+    n = len(pictures[1])
+    whole = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
+    kernel = KernelInceptionDistance(feature=local.net, subsets=1, subset_size=n)
+    for images, real in zip(pictures, (True, False), strict=True):
+        whole.update(torch.from_numpy(images), real=real)
+        kernel.update(torch.from_numpy(images[:n]), real=real)
+    return {"fd": whole.compute().item(), "kid": kernel.compute()[0].item()}
 
 
-def test_torchmetrics_says_the_same_of_both_distances():
-    whole = FrechetInceptionDistance(feature=_Identity(), normalize=True, input_img_size=(32, 1, 1))
-    whole.set_dtype(torch.float64)
-    kernel = KernelInceptionDistance(feature=_Identity(), subsets=1, subset_size=500, normalize=True)
-    for metric, real in ((whole, REAL), (kernel, REAL[:500])):
-        metric.update(real[:, :, None, None], real=True)
-        metric.update(FAKE[:, :, None, None], real=False)
-    assert frechet_distance(REAL, FAKE) == pytest.approx(whole.compute().item(), rel=1e-4)
-    assert kid(REAL[:500], FAKE).distance == pytest.approx(kernel.compute()[0].item(), rel=1e-4)
+@pytest.mark.parametrize("measure", ["fd", "kid"])
+def test_torchmetrics_says_the_same_of_the_same_pictures(measure, mine, by_torchmetrics):
+    assert mine[measure] == pytest.approx(by_torchmetrics[measure], rel=1e-4)
+
+
+def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
+    """Under AGREEMENT, with every tool's version."""
+    if not os.environ.get("AGREEMENT"):
+        pytest.skip("AGREEMENT=<file> keeps it")
+    versions = theirs.pop("versions") | {"torchmetrics": torchmetrics.__version__, "torch": torch.__version__}
+    assert {"pytorch-fid", "torch-fidelity", "prdc"} <= versions.keys()
+    said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs, "versions": versions}
+    pictures = "600 and 500 procedural pictures at 32 px, the 500 with a little grain, through the shipped judge"
+    write_json(Path(os.environ["AGREEMENT"]), {"pictures": pictures, **said})

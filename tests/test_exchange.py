@@ -138,33 +138,90 @@ def test_a_reference_that_does_not_fit_gets_one_line(reference, said, tmp_path):
     assert done.returncode != 0 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def _record(folder, fd, budget=None, **row):
+def _record(folder, fd, budget=None, train=None, draw=0, dim=None, **row):
     known = {"status": "ok", "model": "dit", "size": "xs", "seed": 0, "steps": 8, "guidance": 1.0, "sampler": "euler", "features": "local"}
     row = known | {"run_id": f"r{row.get('steps', 8)}", "fd": fd, "fd_sd": 0.1, "gflops_per_image": 2.0, "seconds_per_image": 0.1} | row
-    config = {"train": {"budget": budget, "unit": "flops"}} if budget else {}
-    records.write(folder, row, fingerprints={"data": "d", "features": "f"}, sampling_seed=0, config=config)
+    config = {"train": (train or {}) | ({"budget": budget, "unit": "flops"} if budget else {})}
+    prints = {"data": "d", "features": "f", "features_dim": dim, "training": f"{row['model']}{row['seed']}"}
+    records.write(folder, row, fingerprints=prints, sampling_seed=draw, config=config)
+
+
+def compared(capsys, monkeypatch, *args) -> tuple[list[str], dict]:
+    """The lines that `compare` prints before its last, and that one as JSON."""
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, args)])
+    compare.main()
+    *lines, last = capsys.readouterr().out.splitlines()
+    return lines, json.loads(last)
 
 
 def test_compare_matches_rows_and_gives_verdicts(tmp_path, monkeypatch, capsys):
     for folder, distances in (("a", {1: 9.0, 2: 5.0, 4: 4.0, 8: 3.0}), ("b", {1: 8.0, 2: 5.2, 4: 5.0, 16: 2.0})):
         for steps, fd in distances.items():
             _record(tmp_path / folder, fd, steps=steps)
-    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    compare.main()
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
-        "matched": 3,
-        "ties": 1,
-        "better": 1,
-        "worse": 1,
-        "inconclusive": 0,
-        "unknown": 0,
-        "not_comparable": 0,
-        "only_a": 1,
-        "only_b": 1,
-    }
-    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
+    _, said = compared(capsys, monkeypatch, tmp_path / "a", tmp_path / "b")
+    none = {"inconclusive": 0, "unknown": 0, "not_comparable": 0}
+    assert said == {"matched": 3, "rows": 3, "ties": 1, "better": 1, "worse": 1, **none, "only_a": 1, "only_b": 1}
     with pytest.raises(SystemExit, match="no records there"):
-        compare.main()
+        compared(capsys, monkeypatch, tmp_path / "a", tmp_path / "c")
+
+
+def test_compare_takes_two_settings_of_one_model(tmp_path, monkeypatch, capsys):
+    """Guidance 1 against 4 at each step count: what is named need not be equal, everything else must."""
+    for steps in (2, 8):
+        for guidance, fd in ((1.0, 9.0), (2.0, 8.0), (4.0, 6.0 if steps == 8 else 12.0)):
+            _record(tmp_path, fd, steps=steps, guidance=guidance, run_id=f"{steps}-{guidance}")
+    lines, said = compared(capsys, monkeypatch, tmp_path, "--where-a", "guidance=1", "--where-b", "guidance=4")
+    assert (said["matched"], said["better"], said["worse"], said["only_a"], said["only_b"]) == (2, 1, 1, 0, 0)
+    assert "2 steps, guidance 1, euler; B: 2 steps, guidance 4, euler" in lines[2]
+    assert not any("trained apart" in line for line in lines), "both are of one network"
+
+
+def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, monkeypatch, capsys):
+    _record(tmp_path, 9.0, run_id="a", model="ar", sampler="raster", objective="next-token")
+    _record(tmp_path, 5.0, run_id="b", model="ar_any", sampler="random-order", objective="any-order")
+    lines, said = compared(capsys, monkeypatch, tmp_path, "--where-a", "model=ar", "--where-b", "model=ar_any")
+    assert (said["matched"], said["better"]) == (1, 1) and "trained apart" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("--where-a", "guidance=1", "--where-b", "steps=8"), 'say which, as in WHERE_A="steps='),
+        (("--where-a", "guidnace=1"), "no column guidnace"),
+        (("--where-a", "guidance"), "is not column=value"),
+        (("--where-b", "guidance=7"), "no records there with guidance=7"),
+    ],
+)
+def test_compare_says_what_a_filter_lacks(given, said, tmp_path, monkeypatch, capsys):
+    for steps in (2, 8):
+        for guidance in (1.0, 4.0):
+            _record(tmp_path, 9.0, steps=steps, guidance=guidance, run_id=f"{steps}-{guidance}")
+    with pytest.raises(SystemExit, match=said):
+        compared(capsys, monkeypatch, tmp_path, *given)
+
+
+def test_compare_pools_the_seeds_both_sides_have(tmp_path, monkeypatch, capsys):
+    """0.5 apart in every seed, though the seeds differ by more: worse. Learning rates are not pooled with each other."""
+    for seed, base in enumerate((5.0, 6.0, 7.0)):
+        for drawing in (0, 1):
+            for side, fd in (("a", base), ("b", base + 0.5)):
+                _record(tmp_path / side, fd + 0.01 * drawing * seed, seed=seed, draw=drawing, run_id=f"{side}{seed}{drawing}")
+    lines, said = compared(capsys, monkeypatch, tmp_path / "a", tmp_path / "b")
+    assert (said["matched"], said["rows"], said["worse"]) == (6, 1, 1)
+    assert "dit xs, 3 seeds" in lines[2] and "SE over 3 training seeds" in lines[2]
+    for side in ("c", "d"):
+        for rate in (1e-3, 2e-3):
+            for seed in (0, 1):
+                _record(tmp_path / side, 5.0 + seed, seed=seed, train={"lr": rate}, run_id=f"{side}{seed}{rate}")
+    assert compared(capsys, monkeypatch, tmp_path / "c", tmp_path / "d")[1]["rows"] == 2
+
+
+@pytest.mark.parametrize("samples, warned", [(100, True), (300, False)])
+def test_compare_warns_of_too_few_pictures(samples, warned, tmp_path, monkeypatch, capsys):
+    for side in ("a", "b"):
+        _record(tmp_path / side, 5.0, dim=128, num_samples=samples, reference_images=400)
+    lines, _ = compared(capsys, monkeypatch, tmp_path / "a", tmp_path / "b")
+    assert any("N or M < 2d" in line for line in lines) == warned
 
 
 def test_a_folder_kept_without_its_records_is_read_from_results_json(tmp_path):
