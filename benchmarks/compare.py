@@ -11,7 +11,7 @@ The last line on stdout is JSON: `matched` measurements, `rows` of the table, an
 import argparse
 import json
 import math
-import shlex
+import re
 import statistics
 import sys
 from collections import Counter
@@ -161,11 +161,11 @@ def _ratio(first: dict, second: dict, column: str) -> float | None:
 
 
 def _wanted(text: str) -> dict[str, str]:
-    """`guidance=1 "sampler=euler, temperature 0.8"` as columns and values. SystemExit for what is neither."""
-    parts = [part.partition("=") for part in shlex.split(text)]
-    if wrong := [name for name, sign, value in parts if not (name and sign and value)]:
-        sys.exit(f'latentbench: WHERE "{text}": {wrong[0]!r} is not column=value, such as guidance=1')
-    return {name: value for name, _, value in parts}
+    """`guidance=1 sampler=euler, temperature 0.8` as columns and values. SystemExit for what is neither."""
+    found = re.findall(r"(\w+)=(\S.*?)\s*(?=\s\w+=|$)", text)
+    if text.strip() and not re.fullmatch(r"(\s*\w+=\S.*?)+", text):
+        sys.exit(f'latentbench: WHERE "{text}": give column=value, such as guidance=1 or "guidance=1 sampler=euler"')
+    return dict(found)
 
 
 def _remarks(pairs: list[Pair], unlike: bool) -> list[str]:

@@ -188,7 +188,9 @@ def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, monk
     [
         (("--where-a", "guidance=1", "--where-b", "steps=8"), 'say which, as in WHERE_A="steps='),
         (("--where-a", "guidnace=1"), "no column guidnace"),
-        (("--where-a", "guidance"), "is not column=value"),
+        (("--where-a", "guidance"), "give column=value"),
+        (("--where-a", "euler guidance=1"), "give column=value"),
+        (("--where-a", "guidance="), "give column=value"),
         (("--where-b", "guidance=7"), "no records there with guidance=7"),
     ],
 )
@@ -214,6 +216,14 @@ def test_compare_pools_the_seeds_both_sides_have(tmp_path, monkeypatch, capsys):
             for seed in (0, 1):
                 _record(tmp_path / side, 5.0 + seed, seed=seed, train={"lr": rate}, run_id=f"{side}{seed}{rate}")
     assert compared(capsys, monkeypatch, tmp_path / "c", tmp_path / "d")[1]["rows"] == 2
+
+
+def test_a_value_may_hold_spaces():
+    assert compare._wanted(" guidance=1  sampler=random-order, schedule cosine steps=8 ") == {
+        "guidance": "1",
+        "sampler": "random-order, schedule cosine",
+        "steps": "8",
+    }
 
 
 @pytest.mark.parametrize("samples, warned", [(100, True), (300, False)])
