@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
-from benchmarks import build, space, train
+from benchmarks import build, sample, space, train
 from benchmarks.latents import LatentSet
 from benchmarks.reports import plots
 from benchmarks.store import atomic_file, seeded
@@ -75,8 +75,7 @@ def _training(model: Generator, cfg: Any, data: LatentSet, batch: int, device: t
     """Seconds, MiB kept for the backward pass, and GFLOPs of a training step."""
     kit, picked = train.equip(model, cfg.train, 1e-4, device), data.batch(0, 0, batch)
     seconds = speed.median_seconds(lambda: kit.step(picked, seeded("noise", 0)), device, repeats=repeats, warmup=2)
-    with kit.attention():
-        memory = saved_mb(lambda: kit.model(picked, rng=seeded("noise", 0)))
+    memory = saved_mb(lambda: kit.model(picked, rng=seeded("noise", 0)))
     return seconds, memory, 6 * build.forward_macs(build.on_meta(model)) * batch / 1e9
 
 
@@ -86,7 +85,7 @@ def _drawing(model: Generator, cfg: Any, data: LatentSet, batch: int, device: to
     steps = 8 if model.step_counts([8]) else max(model.step_counts(range(1, model.latent_shape[1] ** 2 + 1)))
 
     def draw() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with sample.cast_once(model, "bf16"), torch.autocast(device.type, torch.bfloat16):
             model.eval().sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
 
     speed.reset_peak_memory(device)

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks import baselines, build, growth, records, space, train
+from benchmarks import baselines, build, growth, records, sample, space, train
 from benchmarks.latents import LatentSet
 from benchmarks.pictures import procedural
 from benchmarks.pictures.decoding import to_pixels
@@ -171,8 +171,10 @@ def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
 
 
 def _drawing(model: Generator, labels: torch.Tensor, device: torch.device) -> Callable[[int], Any]:
+    """As `sample.draw` does; weights are cast within each call, not once for all batches."""
+
     def draw(steps: int) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with sample.cast_once(model, "bf16"), torch.autocast(device.type, torch.bfloat16):
             model.sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
 
     return draw
@@ -187,7 +189,7 @@ def sampling_diffusion(bench: Bench, name: str, size: str, side: int, batch: int
 
     @torch.inference_mode()
     def bare() -> None:
-        with torch.autocast(bench.device.type, torch.bfloat16):
+        with sample.cast_once(mine, "bf16"), torch.autocast(bench.device.type, torch.bfloat16):
             for _ in range(steps):
                 mine.denoiser(x, t, labels)
 

@@ -3,8 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from benchmarks import records
@@ -25,7 +23,6 @@ from models.generator import Batch, Generator
 
 UNITS = ("flops", "images", "steps", "minutes")
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
-SHORT = 128  # tokens up to which torch's plain attention trains faster in bf16 on a CPU than its fused one: `attention`
 
 
 @dataclass(frozen=True)
@@ -117,6 +114,15 @@ def train(
     return files.finish(generator.eval(), _summary(generator, progress, schedule, device))
 
 
+class Average(EMAModel):
+    """diffusers' EMA, its step in place: the library's makes a second set of weights each time, 13% of a step of U-Net-S on two cores."""
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.optimization_step += 1
+        torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.get_decay(self.optimization_step))
+
+
 class Kit(NamedTuple):
     """What a training step needs around a generator."""
 
@@ -126,12 +132,10 @@ class Kit(NamedTuple):
     optimizer: Any
     ema: EMAModel
     grad_clip: float
-    attention: Callable[[], AbstractContextManager]
 
     def step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         """One update of the weights and of their average; returns the loss, still on the device."""
-        with self.attention():
-            loss = self.model(batch, rng=rng)
+        loss = self.model(batch, rng=rng)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
@@ -147,20 +151,9 @@ def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Ki
     if accelerator.num_processes > 1:
         raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
-    ema = EMAModel(generator.parameters(), decay=cfg.ema_decay, foreach=True)
+    ema = Average(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     prepared = accelerator.prepare(generator.train(), optimizer)
-    return Kit(generator, accelerator, *prepared, ema, cfg.grad_clip, attention(generator, cfg.precision, device))
-
-
-def attention(generator: Generator, precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The attention to train with: torch's own choice, but the plain one for short sequences in bf16 on a CPU.
-
-    Forward and backward, one core of an AMD EPYC, 4 heads of 32: 64 tokens of 32 pictures 13.7 ms fused and 5.9 ms plain, 128 of 16
-    pictures 15.5 and 8.2, 256 of 8 pictures 14.1 and 15.5. The fused backward is what is slow; sampling keeps it.
-    """
-    short = math.prod(generator.latent_shape[1:]) <= SHORT
-    plain = short and precision == "bf16" and device.type == "cpu"
-    return (lambda: sdpa_kernel(SDPBackend.MATH)) if plain else nullcontext
+    return Kit(generator, accelerator, *prepared, ema, cfg.grad_clip)
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:

@@ -36,7 +36,7 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-2, 2**28)  # M_TOP_PAD: ask for much at once
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large array, which would be zeroed again each time
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back below 2 GiB
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
     except (OSError, AttributeError):
         pass
 

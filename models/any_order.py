@@ -14,7 +14,7 @@ from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
 from models.generator import Batch, spawn
-from models.layers import Block, Cache, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate
+from models.layers import Block, Cache, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
 
@@ -60,16 +60,17 @@ class AnyOrder(TokenGenerator):
 
     def memory(self, x: Tensor, angles: Tensor, *, causal: bool, caches: list[Cache | None]) -> tuple[Tensor, Tensor]:
         """Pass 1: inputs (B, t, d) at these angles -> keys and values (B, heads, t, d / heads) for every target."""
+        turn = turns(angles)
         for block, cache in zip(self.remember, caches, strict=True):
-            x = block(x, angles, causal=causal, cache=cache)
+            x = block(x, turn, causal=causal, cache=cache)
         keys, values = (heads_first(part, self.heads) for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2))
-        return rotate(keys, angles), values
+        return rotate(keys, turn), values
 
     def scores(self, places: LongTensor, labels: LongTensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
         """Pass 2: targets of these labels (B,) at these places (B, t) of the raster -> logits (B, t, K)."""
-        x, angles = self.mask + self.positions[places] + self.classes(labels)[:, None], self.angles[1 + places]
+        x, turn = self.mask + self.positions[places] + self.classes(labels)[:, None], turns(self.angles[1 + places])
         for block in self.predict:
-            x = block(x, angles, keys, values, causal=causal)
+            x = block(x, turn, keys, values, causal=causal)
         return self.head(self.norm(x))
 
     def logits(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:

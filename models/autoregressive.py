@@ -6,23 +6,25 @@ not only put before the first: a brief training makes more of it, and so does gu
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
-from transformers import LlamaConfig, LlamaModel, StaticCache
+from transformers import AttentionInterface, LlamaConfig, LlamaModel
 
 from models.codebook import Codebook
 from models.generator import Batch, spawn
-from models.layers import initialise
+from models.layers import Block, Cache, SelfAttention, attend, initialise, turns
 from models.tokens import TokenGenerator, doubled
 
 
-class _Cache(StaticCache):
-    """Keys and values of one type: under autocast the rotation leaves keys in float32, and values are not."""
+def _attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """`attend` as transformers calls it, with a mask (1, 1, T, T) of what is seen; (B, T, heads, d)."""
+    return attend(q, k, v, seen=attention_mask[0, 0]).transpose(1, 2), None
 
-    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        return super().update(keys.to(values.dtype), values, *args, **kwargs)
+
+AttentionInterface.register("latentbench", _attend)
 
 
 class Autoregressive(TokenGenerator):
@@ -57,7 +59,7 @@ class Autoregressive(TokenGenerator):
             num_hidden_layers=depth,
             num_attention_heads=heads,
             max_position_embeddings=self.tokens,
-            attn_implementation="sdpa",
+            attn_implementation="latentbench",
         )
         self.transformer = LlamaModel(config)
         self.classes = nn.Embedding(num_classes + 1, width)
@@ -85,25 +87,41 @@ class Autoregressive(TokenGenerator):
         """Mean cross-entropy per token, in nats. The continuous latents are not looked at."""
         return F.cross_entropy(self.logits(batch.tokens, batch.labels).float().flatten(0, 1), batch.tokens.flatten())
 
+    def _decoder(self) -> list[Block]:
+        """The transformer's layers as the blocks of `layers.py`, which make fewer, larger products: what counts for a token at a time."""
+        config, blocks = self.transformer.config, []
+        for layer in self.transformer.layers:
+            with torch.device("meta"):
+                block = Block(SelfAttention(config.hidden_size, config.num_attention_heads), config.hidden_size, config.intermediate_size)
+            own, mlp = layer.self_attn, layer.mlp
+            weights = {
+                "norm1": layer.input_layernorm.weight,
+                "attention.qkv": torch.cat([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]),
+                "attention.out": own.o_proj.weight,
+                "norm2": layer.post_attention_layernorm.weight,
+                "gate_up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+                "down": mlp.down_proj.weight,
+            }
+            block.load_state_dict({f"{name}.weight": weight for name, weight in weights.items()}, assign=True)
+            blocks.append(block)
+        return blocks
+
     @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
         """Token ids (B, H*W). Guidance acts on the logits; each id inverts its distribution at one uniform number."""
         uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in spawn(rng, len(labels))]).to(labels.device)
         labels = doubled(labels, self.num_classes, guidance)
-        cache = _Cache(config=self.transformer.config, max_cache_len=self.tokens)
-        seen, places = self._seen(labels.device), torch.arange(self.tokens, device=labels.device)
+        blocks, caches = self._decoder(), [Cache(self.tokens) for _ in self.transformer.layers]
+        places = torch.arange(self.tokens, device=labels.device)
+        turn = turns((places[:, None] * self.transformer.rotary_emb.inv_freq)[None])
         classes, ids = self.classes(labels)[:, None], []
         earlier = torch.zeros_like(classes)
-        for at in torch.arange(self.tokens).split(self.block):
-            now = slice(int(at[0]), int(at[-1]) + 1)
-            out = self.transformer(
-                inputs_embeds=earlier + self.positions[now] + classes,
-                attention_mask=seen[None, None, now],
-                position_ids=places[None, now],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = self.guided(self.head(out.last_hidden_state).float(), guidance, now.stop)
+        for start in range(0, self.tokens, self.block):
+            now = slice(start, start + self.block)
+            x, turned = earlier + self.positions[now] + classes, turn.at(now)
+            for block, cache in zip(blocks, caches, strict=True):
+                x = block(x, turned, causal=False, cache=cache)
+            logits = self.guided(self.head(self.transformer.norm(x)).float(), guidance, now.stop)
             ids.append(self.choose(logits, uniform[:, now]))
             earlier = self.transformer.embed_tokens(ids[-1] if guidance == 1 else ids[-1].repeat(2, 1))
         return torch.cat(ids, dim=1)

@@ -4,10 +4,15 @@ The block is Llama's (arXiv 2302.13971): RMSNorm first, no biases, SwiGLU. Posit
 as used on images in arXiv 2406.06525), so that a token says where it is whatever the order it comes in.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PLAIN = 512**2  # of pairs of a query and a key, up to which `attend` takes the plain way; beyond it the scores take much memory
+FEW = 8  # queries, up to which `attend` on a CPU works in float32: 5 to 20 times faster than torch's fused kernel in bf16 for a single one
 ROTARY_BASE = 100.0  # for grids of tens of tokens a side (arXiv 2403.13298), where 10,000 leaves most frequencies all but still
 
 
@@ -24,15 +29,31 @@ def grid_angles(height: int, columns: int, head_dim: int) -> Tensor:
     return (places[:, :, None] * omega).flatten(1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """x (B, heads, T, head_dim) turned by angles (B or 1, T, head_dim / 2), pair by pair."""
-    cos, sin = angles.cos()[:, None].to(x), angles.sin()[:, None].to(x)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+class Turn(NamedTuple):
+    """What `rotate` multiplies by, (B or 1, 1, T, head_dim) each: computed once for all layers."""
+
+    cos: Tensor
+    sin: Tensor  # negative in the first half
+
+    def at(self, places: slice) -> "Turn":
+        """Of these T only."""
+        return Turn(self.cos[:, :, places], self.sin[:, :, places])
+
+
+def turns(angles: Tensor) -> Turn:
+    """Of angles (B or 1, T, head_dim / 2)."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return Turn(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """x (..., B, heads, T, head_dim), of each pair (i, i + head_dim / 2) turned by its angle, as Llama does."""
+    cos, sin = turn.cos.to(x), turn.sin.to(x)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class Cache:
-    """Keys and values of one attention layer, room for `length` of them, filled block by block."""
+    """Keys and values of one attention layer, room for `length` of them, filled block by block; on a CPU in float32: see `attend`."""
 
     def __init__(self, length: int):
         self.length, self.filled = length, 0
@@ -42,12 +63,36 @@ class Cache:
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, heads, t, head_dim) and return all so far."""
         if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], self.length, keys.shape[3])
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+            shape, kind = (*keys.shape[:2], self.length, keys.shape[3]), keys.dtype
+            self.keys, self.values = keys.new_empty(shape, dtype=kind), values.new_empty(shape, dtype=kind)
         start, self.filled = self.filled, self.filled + keys.shape[2]
         self.keys[:, :, start : self.filled] = keys
         self.values[:, :, start : self.filled] = values
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+
+def plainly(x: Tensor, pairs: int) -> bool:
+    """Whether attention over so many pairs of a query and a key is faster written out: in bf16 on a CPU, where torch's fused kernel trails."""
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and pairs <= PLAIN
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, seen: Tensor | None = None) -> Tensor:
+    """Attention of q (B, heads, T, d) to k and v (B, heads, T', d); `causal`, or `seen` (T, T') bool, says which keys a query sees.
+
+    torch's own, but for bf16 on a CPU: two batched products around a softmax. Scores and shares are rounded to bf16 there, which the
+    fused kernel does not do, and summed in float32. 16 pictures of 256 tokens, 6 heads of 64, forward and backward, on two cores of an
+    AMD EPYC: 11.4 ms for 32.9; 32 of 64 tokens, 4 heads of 32: 0.8 for 7.3.
+    """
+    if not plainly(q, q.shape[2] * k.shape[2]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    if q.shape[2] <= FEW and seen is None and not causal:  # a step of a cached drawing
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    if causal:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    bias = torch.zeros(1, 1) if seen is None else torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=float(seen is not None), alpha=q.shape[3] ** -0.5)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 def heads_first(x: Tensor, heads: int) -> Tensor:
@@ -64,12 +109,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, *, causal: bool, cache: Cache | None = None) -> Tensor:
-        q, k, v = (heads_first(part, self.heads) for part in self.qkv(x).chunk(3, dim=2))
-        q, k = rotate(q, angles), rotate(k, angles)
+    def forward(self, x: Tensor, turn: Turn, *, causal: bool, cache: Cache | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        (q, k), v = rotate(qkv[:2], turn), qkv[2]
         if cache is not None:
             k, v = cache.extend(k, v)
-        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, causal=causal).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -81,9 +126,9 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-        q = rotate(heads_first(self.query(x), self.heads), angles)
-        return self.out(F.scaled_dot_product_attention(q, keys, values, is_causal=causal).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, turn: Turn, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+        q = rotate(heads_first(self.query(x), self.heads), turn)
+        return self.out(attend(q, keys, values, causal=causal).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -96,7 +141,7 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
         self.down = nn.Linear(mlp, width, bias=False)
 
-    def forward(self, x: Tensor, *args: Tensor, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Tensor | Turn, **kwargs) -> Tensor:
         x = x + self.attention(self.norm1(x), *args, **kwargs)
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=2)
         return x + self.down(F.silu(gate) * up)

@@ -14,7 +14,7 @@ from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
 from models.generator import Batch, spawn
-from models.layers import Block, SelfAttention, grid_angles, initialise
+from models.layers import Block, SelfAttention, grid_angles, initialise, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
 
@@ -64,8 +64,9 @@ class Masked(TokenGenerator):
         """Scores (B, H*W, K) of all tokens (B, H*W), of which those to predict are masked (id K)."""
         classes = self.classes(labels)[:, None]
         x = torch.cat([classes, self.embed(tokens) + self.positions + classes], dim=1)
+        turn = turns(self.angles[None])
         for block in self.blocks:
-            x = block(x, self.angles[None], causal=False)
+            x = block(x, turn, causal=False)
         return self.head(self.norm(x[:, 1:]))
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:

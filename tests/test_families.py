@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, rng, steps_of, tiny
+from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, rng, steps_of, tiny
 from diffusers import DiTTransformer2DModel
 
+from benchmarks import sample
+from models import layers
 from models.diffusion import Diffusion
 from models.dit import DiT
 
@@ -128,12 +130,42 @@ def test_token_models_sample_under_autocast(name):
         assert model.sample(torch.tensor([0, 1]), steps=steps_of(model), guidance=2.0, rng=rng()).isfinite().all()
 
 
-def test_ar_decodes_with_the_residual_stream_it_was_trained_with():
+def test_ar_decodes_with_the_residual_stream_it_was_trained_with(monkeypatch):
     """In bfloat16 the inputs and the stream between blocks stay float32, in sampling as in training."""
-    model, kinds = tiny("ar").eval(), set()
+    model, kinds, block = tiny("ar").eval(), {"trained": set(), "drawn": set()}, layers.Block.forward
     for layer in model.transformer.layers:
-        layer.register_forward_pre_hook(lambda module, args, kwargs: kinds.add(args[0].dtype), with_kwargs=True)
+        layer.register_forward_pre_hook(lambda module, args, kwargs: kinds["trained"].add(args[0].dtype), with_kwargs=True)
+    monkeypatch.setattr(layers.Block, "forward", lambda self, x, *a, **k: kinds["drawn"].add(x.dtype) or block(self, x, *a, **k))
     with torch.autocast("cpu", torch.bfloat16):
         model.logits(torch.zeros(1, TOKENS, dtype=torch.long), torch.tensor([0]))
         model.sample(torch.tensor([0]), steps=TOKENS, guidance=1.0, rng=rng())
-    assert kinds == {torch.float32}
+    assert kinds == {"trained": {torch.float32}, "drawn": {torch.float32}}
+
+
+def _one_step(model):
+    return model.sample(torch.tensor([0, 1]), steps=steps_of(model), guidance=2.0, rng=rng())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_cast_once_draw_the_very_same_and_are_left_as_they_were(name):
+    """Beside autocast, which rounds them alike; an embedding that shares its weight with a linear layer is not touched."""
+    model = tiny(name).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = _one_step(model)
+        with sample.cast_once(model, "bf16"):
+            halves = {p.dtype for p in model.parameters()}
+            assert torch.equal(_one_step(model), plain)
+    assert torch.bfloat16 in halves
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with sample.cast_once(model, "fp32"):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_weight_shared_with_an_embedding_is_not_cast():
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 8), torch.nn.Linear(8, 5), torch.nn.Linear(5, 5))
+    model[1].weight = model[0].weight
+    with pytest.raises(KeyError), sample.cast_once(model, "bf16"):
+        assert model[0].weight.dtype == torch.float32 and model[2].weight.dtype == torch.bfloat16
+        raise KeyError
+    assert model[2].weight.dtype == torch.float32, "also after an error"

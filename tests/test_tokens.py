@@ -12,7 +12,7 @@ from benchmarks.records import ROOT
 from models.any_order import AnyOrder
 from models.codebook import Codebook
 from models.generator import Batch, spawn
-from models.layers import grid_angles, rotate
+from models.layers import grid_angles, rotate, turns
 from models.tokens import SCHEDULES, invert, narrowed, schedule
 
 LABELS = torch.tensor([0, 3, 1])
@@ -123,7 +123,7 @@ def _masked_memory(model, x, angles, seen):
     import torch.nn.functional as F
 
     attend = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, is_causal: attend(q, k, v, attn_mask=seen)
+    F.scaled_dot_product_attention = lambda q, k, v, **_: attend(q, k, v, attn_mask=seen)
     try:
         return model.memory(x, angles, causal=False, caches=[None] * len(model.remember))
     finally:
@@ -178,10 +178,11 @@ def test_the_class_is_known_at_every_position_without_attention(name):
 def test_rotation_keeps_lengths_and_depends_on_differences_only():
     angles = grid_angles(8, 8, 16)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
-    product = lambda i, j: (rotate(q, angles[None, i : i + 1]) * rotate(k, angles[None, j : j + 1])).sum().item()  # noqa: E731
+    at = lambda i: turns(angles[None, i : i + 1])  # noqa: E731
+    product = lambda i, j: (rotate(q, at(i)) * rotate(k, at(j))).sum().item()  # noqa: E731
     assert product(1, 1 + 9) == pytest.approx(product(20, 20 + 9), abs=1e-4)  # one row down and one column on, from anywhere
     assert product(1, 2) != pytest.approx(product(1, 9), abs=1e-3)  # a step right is not a step down
-    assert rotate(q, angles[None, 5:6]).norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
+    assert rotate(q, at(5)).norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
 
 
 def test_a_masked_model_does_not_see_what_it_predicts():

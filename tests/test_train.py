@@ -1,13 +1,12 @@
 """The one training loop: repeatable, resumable at any point, and never fooled by a damaged or foreign file."""
 
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, random_batch, rng, tiny
-from torch.nn.attention import SDPBackend
+from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, tiny
+from diffusers.training_utils import EMAModel
 
 from benchmarks import train
 from benchmarks.checkpoints import Checkpoints
@@ -156,23 +155,16 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     assert rates.index(max(rates)) == 100
 
 
-def test_short_sequences_train_with_plain_attention_in_bf16_on_a_cpu_only_and_to_the_same_gradients(monkeypatch):
-    cpu, cuda, model = torch.device("cpu"), torch.device("cuda"), tiny("any")
-    plain = train.attention(model, "bf16", cpu)
-    assert plain is not nullcontext
-    assert train.attention(model, "fp32", cpu) is train.attention(model, "bf16", cuda) is nullcontext
-    model.latent_shape = (4, 16, 16)
-    assert train.attention(model, "bf16", cpu) is nullcontext, "256 tokens are not short"
-    found = []
-    for context in (plain, nullcontext):
-        model.zero_grad()
-        with context(), torch.autocast("cpu", torch.bfloat16):
-            loss = model.loss(random_batch(), rng=rng())
-        loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    model.latent_shape, used = SHAPE, []
-    monkeypatch.setattr(train, "sdpa_kernel", lambda backend: used.append(backend) or nullcontext())
-    kit = train.equip(model, SimpleNamespace(**vars(CFG) | {"precision": "bf16"}), 1e-3, cpu)
-    kit.step(random_batch(), rng())
-    assert used == [SDPBackend.MATH], "a training step is what it is for"
-    assert not torch.equal(*found) and (found[0] - found[1]).norm() < 0.02 * found[1].norm()
+def test_the_average_in_place_is_diffusers_own():
+    """Ten steps of both from the same weights; the decay ramps as (1 + s) / (10 + s)."""
+    model = tiny("dit")
+    mine, theirs = (kind(model.parameters(), decay=0.999, foreach=True) for kind in (train.Average, EMAModel))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        mine.step(model.parameters()), theirs.step(model.parameters())
+    for a, b in zip(mine.shadow_params, theirs.shadow_params, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert mine.state_dict()["optimization_step"] == 10 and not torch.equal(mine.shadow_params[0], next(model.parameters()))
