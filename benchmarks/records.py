@@ -15,7 +15,7 @@ import torch
 from benchmarks.store import digest, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images")  # of conf/train: they do not change what is trained
+NO_RECIPE = ("checkpoint_seconds", "snapshots", "minutes", "images", "compile")  # of conf/train: they do not change what is trained
 
 
 class Column(NamedTuple):
@@ -95,6 +95,7 @@ TOLD_ELSEWHERE = {
     "train.snapshots",
     "train.minutes",
     "train.images",
+    "train.compile",
 }  # columns say these
 
 

@@ -128,7 +128,7 @@ class Kit(NamedTuple):
 
     generator: Generator
     accelerator: Accelerator
-    model: torch.nn.Module  # the generator in Accelerate's wrapping
+    model: Any  # the generator in Accelerate's wrapping, compiled where wanted
     optimizer: Any
     ema: EMAModel
     grad_clip: float
@@ -145,15 +145,18 @@ class Kit(NamedTuple):
 
 
 def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Kit:
-    """Accelerate's device and precision around the generator, AdamW, and an EMA whose decay ramps up as (1 + s) / (10 + s)."""
+    """Accelerate's device and precision around the generator, AdamW, and an EMA whose decay ramps up as (1 + s) / (10 + s).
+
+    With `cfg.compile` the loss is compiled, for training only: drawing, of many shapes, uses the generator as it is.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
     accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise BadInput("accelerate launched several processes: a cell trains in one; run cells side by side instead")
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     ema = Average(generator.parameters(), decay=cfg.ema_decay, foreach=True)
-    prepared = accelerator.prepare(generator.train(), optimizer)
-    return Kit(generator, accelerator, *prepared, ema, cfg.grad_clip)
+    model, optimizer = accelerator.prepare(generator.train(), optimizer)
+    return Kit(generator, accelerator, torch.compile(model) if cfg.compile else model, optimizer, ema, cfg.grad_clip)
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:

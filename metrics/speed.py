@@ -4,6 +4,7 @@ import ctypes
 import gc
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ def keep_memory() -> None:
 
 
 def free_memory() -> None:
-    """Between the cells of a sweep, which share a process: give back what the last one held."""
+    """Between the cells of a sweep, which share a process: give back what the last one held, compiled code too."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

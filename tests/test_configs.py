@@ -82,7 +82,7 @@ def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
     tiny = ["data.train_images=20", "data.reference_images=10", "num_samples=10", "data.image_size=32", f"cache_dir={tmp_path}"]
     key = lambda *more: run.prepare(composed(f"match={match}", *tiny, *more)).key  # noqa: E731
     assert key(f"train.{budget}=3") != key(f"train.{budget}=7")
-    assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7")
+    assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7", "train.compile=true")
 
 
 def test_overrides_beat_presets_and_presets_beat_defaults():

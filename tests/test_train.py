@@ -1,6 +1,7 @@
 """The one training loop: repeatable, resumable at any point, and never fooled by a damaged or foreign file."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.store import BadInput, Diverged
 
 CFG = SimpleNamespace(
     budget=60, unit="steps", batch=4, precision="fp32", betas=[0.9, 0.99], weight_decay=0.01, warmup=0.1, grad_clip=1.0,
-    ema_decay=0.999, checkpoint_seconds=0, snapshots=[],
+    ema_decay=0.999, checkpoint_seconds=0, snapshots=[], compile=False,
 )  # fmt: skip
 
 
@@ -168,3 +169,18 @@ def test_the_average_in_place_is_diffusers_own():
     for a, b in zip(mine.shadow_params, theirs.shadow_params, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert mine.state_dict()["optimization_step"] == 10 and not torch.equal(mine.shadow_params[0], next(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "ar", "any", "masked"])
+def test_a_compiled_training_is_the_same_training(tmp_path, name, monkeypatch):
+    """Traced, without code being generated, which needs a compiler: the loss log is that of the run as it is; nothing else is wrapped."""
+    traced = []
+    compiled = partial(torch.compile, backend=lambda graph, inputs: traced.append(graph) or graph.forward)
+    monkeypatch.setattr(torch, "compile", compiled)
+    cfg = SimpleNamespace(**vars(CFG) | {"budget": 4})
+    weights, plain = run(tmp_path / "plain", name, cfg=cfg)
+    again, same = run(tmp_path / "compiled", name, cfg=SimpleNamespace(**vars(cfg) | {"compile": True}))
+    assert traced, "something was compiled"
+    assert [row[2] for row in same["log"]] == pytest.approx([row[2] for row in plain["log"]], rel=1e-3)
+    assert again.keys() == weights.keys()
+    torch.compiler.reset()
