@@ -3,11 +3,12 @@
 Writes results/perf/perf.csv. A row of role `ours` is the suite's own code; `baseline` names what `ratio` (ours over baseline, in speed)
 compares it with, measured in turns with it in the same run; rows of role `baseline` are those. `utilisation` is counted FLOP/s over the
 ceiling: the better of 2048 and 4096 square bf16 matrix products in this run. `--quick` is shorter in every
-stage, for two cores. How cost grows is `benchmarks/growth.py`: growth.csv and growth.png.
+stage, for two cores, and compiles nothing. How cost grows is `benchmarks/growth.py`: growth.csv and growth.png.
 """
 
 import argparse
 import io
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -106,8 +107,9 @@ def batches(data: LatentSet, size: int) -> Iterator[Batch]:
         step += 1
 
 
-def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
-    """Whole training steps, batch included, against eager float32 of the same network and, for DiT, diffusers' own."""
+def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compiled: bool) -> None:
+    """Whole training steps, batch included, against eager float32 of the same network and, for DiT, diffusers' own; `compiled` ones against
+    those that are not."""
     mine, cfg = generator(name, size, side, bench.device)
     data = made_up(mine.latent_shape, space.shipped_codebook_size(), bench.device)
     kit, steps = train.equip(mine, cfg.train, 1e-4, bench.device), batches(data, batch)
@@ -125,8 +127,14 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
     flops = 3 * 2 * build.forward_macs(build.on_meta(mine)) * batch
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
     bench.compare(f"train {side}x{side}", calls, batch, flops, **named)
+    if compiled:
+        quicker = train.equip(generator(name, size, side, bench.device)[0], config("train.compile=true").train, 1e-4, bench.device)
+        calls = {"ours": lambda: quicker.step(next(steps), seeded("noise", 0)), "ours, not compiled": calls["ours"]}
+        bench.compare(f"train {side}x{side}, compiled", calls, batch, flops, **named)
+        torch.compiler.reset()
     fetch = speed.median_seconds(lambda: next(steps), bench.device, repeats=20)
-    step = batch / next(row["images_per_second"] for row in reversed(bench.rows) if row["role"] == "ours")
+    step = batch / next(row["images_per_second"] for row in bench.rows if row["stage"] == f"train {side}x{side}" and row["model"] == name)
+    bench.rows.append({"stage": f"input path {side}x{side}", "role": "ours", **named, "images_per_second": batch / fetch})
     print(f"  the input path takes {fetch / step:.2%} of a step", flush=True)
 
 
@@ -263,9 +271,10 @@ def main() -> None:
     print(f"{records.device_name(device)}: ceiling {bench.ceiling / 1e9:.4g} GFLOP/s in bf16", flush=True)
     batch = args.batch or (16 if device.type == "cpu" else 256)
     short = max(4, args.side // 2) if args.quick else args.side
+    compiled = not args.quick and (device.type == "cuda" or shutil.which("g++") is not None)
     for name in ("dit", "ar", "unet"):
-        training(bench, name, args.size, args.side, batch)
-        training(bench, name, "xs", 8, 32)
+        training(bench, name, args.size, args.side, batch, compiled=compiled)
+        training(bench, name, "xs", 8, 32, compiled=compiled)
     for many in (1, 32):
         sampling_tokens(bench, args.size, short, many)
     for name in ("dit", "unet"):

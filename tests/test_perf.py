@@ -69,7 +69,7 @@ def test_the_matrix_square_root_reads_the_same_distance():
 
 def test_the_stages_run_and_fill_every_column():
     bench = perf.Bench(CPU, True, perf.ceiling(CPU))
-    perf.training(bench, "dit", "xs", 4, 2)
+    perf.training(bench, "dit", "xs", 4, 2, compiled=False)
     perf.sampling_tokens(bench, "xs", 4, 2)
     perf.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
     perf.scoring(bench, 40, d=16)
