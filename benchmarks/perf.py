@@ -2,7 +2,8 @@
 
 Writes results/perf/perf.csv. A row of role `ours` is the suite's own code; `baseline` names what `ratio` (ours over baseline, in speed)
 compares it with, measured in turns with it in the same run; rows of role `baseline` are those. `utilisation` is counted FLOP/s over the
-ceiling: the better of 2048 and 4096 square bf16 matrix products in this run. `--quick` is shorter in every
+ceiling: the better of 2048 and 4096 square bf16 matrix products, the best of those taken in turns with the stage, because a machine's clock
+drifts. `--quick` is shorter in every
 stage, for two cores, and compiles nothing. How cost grows is `benchmarks/growth.py`: growth.csv and growth.png.
 """
 
@@ -12,6 +13,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +45,27 @@ class Bench:
 
     device: torch.device
     quick: bool
-    ceiling: float  # FLOP/s
+    ceiling: Callable[[], float]  # FLOP/s, measured now
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> None:
         """Rows of calls measured in turns; the first is ours, the others what it is compared with. `images` and `flops` are of one call."""
-        repeats, seconds, peaks = 3 if self.quick else 7, {name: [] for name in calls}, {}
+        repeats, seconds, peaks, tops = 3 if self.quick else 7, {name: [] for name in calls}, {}, []
         for call in calls.values():
             call()
         for _ in range(repeats):
+            tops += [self.ceiling()] if flops else []
             for name, call in calls.items():
                 speed.reset_peak_memory(self.device)
                 seconds[name].append(speed.timed(call, self.device)[1])
                 peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
         median = {name: statistics.median(found) for name, found in seconds.items()}
         ours, *others = calls
+        if flops:
+            print(f"{stage} {named.get('model', '')}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
         for name in calls:
             row = {"stage": stage, "role": "ours" if name == ours else "baseline", **named, "images_per_second": images / median[name]}
-            row |= {"utilisation": flops / median[name] / self.ceiling if flops else None, "peak_memory_mb": peaks[name]}
+            row |= {"utilisation": flops / median[name] / max(tops) if flops else None, "peak_memory_mb": peaks[name]}
             pairs = [(other, median[other] / median[ours]) for other in others] or [(None, None)]
             for baseline, ratio in pairs if name == ours else [(name, None)]:
                 self.rows.append(row | {"baseline": baseline, "ratio": ratio})
@@ -71,12 +76,12 @@ class Bench:
 
 
 def ceiling(device: torch.device) -> float:
-    """FLOP/s of the better of two square bf16 matrix products, each the best of five."""
+    """FLOP/s of the better of two square bf16 matrix products, each the better of two."""
     found = []
     for size in (2048, 4096):
         a = torch.randn(size, size, device=device).bfloat16()
         a @ a
-        found.append(2 * size**3 / min(speed.timed(lambda a=a: a @ a, device)[1] for _ in range(5)))
+        found.append(2 * size**3 / min(speed.timed(lambda a=a: a @ a, device)[1] for _ in range(2)))
     return max(found)
 
 
@@ -267,8 +272,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed.keep_memory()
-    bench = Bench(device, args.quick, ceiling(device))
-    print(f"{records.device_name(device)}: ceiling {bench.ceiling / 1e9:.4g} GFLOP/s in bf16", flush=True)
+    bench = Bench(device, args.quick, partial(ceiling, device))
+    print(f"{records.device_name(device)}, torch {torch.__version__}: ceiling {bench.ceiling() / 1e9:.4g} GFLOP/s in bf16", flush=True)
     batch = args.batch or (16 if device.type == "cpu" else 256)
     short = max(4, args.side // 2) if args.quick else args.side
     compiled = not args.quick and (device.type == "cuda" or shutil.which("g++") is not None)

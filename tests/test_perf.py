@@ -20,7 +20,7 @@ def batches(tokens: int = 16):
 
 
 def test_rows_say_who_was_compared_with_whom_and_how_fast():
-    bench = perf.Bench(CPU, True, 1e12)
+    bench = perf.Bench(CPU, True, lambda: 1e12)
     calls = {"ours": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.005)}
     bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
     table = pd.DataFrame(bench.rows)[perf.COLUMNS]
@@ -68,7 +68,7 @@ def test_the_matrix_square_root_reads_the_same_distance():
 
 
 def test_the_stages_run_and_fill_every_column():
-    bench = perf.Bench(CPU, True, perf.ceiling(CPU))
+    bench = perf.Bench(CPU, True, lambda: perf.ceiling(CPU))
     perf.training(bench, "dit", "xs", 4, 2, compiled=False)
     perf.sampling_tokens(bench, "xs", 4, 2)
     perf.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
