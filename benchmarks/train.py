@@ -115,7 +115,7 @@ def train(
 
 
 class Average(EMAModel):
-    """diffusers' EMA, its step in place: the library's makes a second set of weights each time, 13% of a step of U-Net-S on two cores."""
+    """diffusers' EMA, its step in place: the library's makes a second set of weights each time (U-Net-S, two cores: 34 ms for 15)."""
 
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
