@@ -1,4 +1,4 @@
-"""Parts of the token models written here: rotary positions on a grid, attention with a cache, gated MLPs.
+"""Parts of the models written here: attention (`attend`, of every family), rotary positions on a grid, attention with a cache, gated MLPs.
 
 The block is Llama's (arXiv 2302.13971): RMSNorm first, no biases, SwiGLU. Positions are rotary in two dimensions (arXiv 2104.09864,
 as used on images in arXiv 2406.06525), so that a token says where it is whatever the order it comes in.
