@@ -1,7 +1,8 @@
 """Two results folders, or two settings of one, side by side: rows that measured the same are matched.
 
 `make compare A=results/x B=results/y` matches whatever is equal; `make compare A=results/x WHERE_A="guidance=1" WHERE_B="guidance=4"`
-compares two settings (or samplers, step counts, models: any columns of results.csv), and what is named there need not be equal. Where both
+compares two settings (or samplers, step counts, models, model.lr: any column of results.csv or setting of a model or training); what is
+named there with two values need not be equal. Where both
 sides were trained with several of the same seeds, their differences are pooled: the error is that between seeds.
 
 The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`, `better`, `worse` (of B against A),
@@ -27,14 +28,16 @@ from benchmarks.reports.plots import FEW, distance_name
 Pair = tuple[dict[str, Any], dict[str, Any]]  # two records
 SAME = ("model", "size", "seed", "data", "num_classes", "image_size", "objective", "sampler", "steps", "guidance", "train_fraction")
 SAME += ("num_samples", "reference_images", "features")
-BY_MODEL = frozenset({"objective", "sampler"})  # what another model may not have: not asked to be equal where models are compared
+BY_MODEL = frozenset({"objective", "sampler"})  # what another model may not have: not asked to be equal where nothing else matches
 
 
 def where(found: list[dict], wanted: dict[str, str]) -> list[dict]:
-    """The records whose columns have these values; numbers compare as numbers. SystemExit for a column that does not exist."""
-    if unknown := sorted(set(wanted) - set(records.NAMES)):
-        sys.exit(f"latentbench: no column {', '.join(unknown)} in results.csv; there are {', '.join(records.NAMES)}")
-    return [r for r in found if all(_equal(r["row"].get(name), value) for name, value in wanted.items())]
+    """The records whose columns, or settings such as model.lr, have these values; numbers compare as numbers. SystemExit for unknown names."""
+    settings = [records.flatten({k: r.get("config", {}).get(k, {}) for k in ("model", "train")}) | r["row"] for r in found]
+    known = set(records.NAMES).union(*settings)
+    if unknown := sorted(set(wanted) - known):
+        sys.exit(f"latentbench: no column or setting {', '.join(unknown)} in these results; there are {', '.join(sorted(known))}")
+    return [r for r, has in zip(found, settings, strict=True) if all(_equal(has.get(name), value) for name, value in wanted.items())]
 
 
 def _equal(value: object, wanted: str) -> bool:
@@ -63,7 +66,7 @@ def _by_identity(found: list[dict], budgets: bool, free: frozenset[str], side: s
             continue
         drawing = r.get("sampling_seed", r["row"].get("seed"))
         key = (*(r["row"].get(n) for n in SAME if n not in free), drawing, variant, budgets and records.budget(r))
-        if key in known and free:
+        if key in known and free:  # without a filter: of two code versions, the newer
             name = next((n for n in sorted(free) if known[key]["row"].get(n) != r["row"].get(n)), "run_id")
             sys.exit(
                 f'latentbench: {side} has several records that differ only in {name}: say which, as in WHERE_{side}="{name}={r["row"].get(name)}"'
@@ -75,12 +78,18 @@ def _by_identity(found: list[dict], budgets: bool, free: frozenset[str], side: s
 def pooled(pairs: list[Pair]) -> list[list[Pair]]:
     """The pairs in lists, one for each row of the table: together are those that differ by training seed and drawing only, if by seed."""
     groups: dict[tuple, list[Pair]] = {}
-    sides = [records.variants([pair[side] for pair in pairs]) for side in (0, 1)]
-    for pair, *variants in zip(pairs, *sides, strict=True):
-        settings = (tuple(r["row"].get(n) for n in SAME if n != "seed") for r in pair)
-        groups.setdefault((*settings, *map(records.budget, pair), *variants, _same_judge(*pair)), []).append(pair)
+    told = _told_apart(pairs)
+    for pair in pairs:
+        settings = ((*(r["row"].get(n) for n in SAME if n != "seed"), records.budget(r), told[id(r)]) for r in pair)
+        groups.setdefault((*settings, _same_judge(*pair)), []).append(pair)
     several = {key: len({_seeds(pair) for pair in group}) > 1 for key, group in groups.items()}
     return [part for key, group in groups.items() for part in ([group] if several[key] else [[pair] for pair in group])]
+
+
+def _told_apart(pairs: list[Pair]) -> dict[int, str]:
+    """By a record's id, the settings that tell it from others of its side."""
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    return {id(r): variant for side in sides for r, variant in zip(side, records.variants(side), strict=True)}
 
 
 def _seeds(pair: Pair) -> tuple[int, ...]:
@@ -90,6 +99,7 @@ def _seeds(pair: Pair) -> tuple[int, ...]:
 def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     """The matched rows as Markdown, and how often each verdict was given."""
     rows, verdicts = [], Counter()
+    told, several = _told_apart(pairs), len({records.budget(r) for pair in pairs for r in pair}) > 1
     for group in sorted(pooled(pairs), key=_order):
         one, other = group[0]
         first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
@@ -97,7 +107,7 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         verdict = found.verdict if _same_judge(one, other) else "not comparable"
         verdicts[verdict] += 1
         seeds = len({_seeds(pair) for pair in group})
-        names = [_both(_network(r["row"], seeds) for r in group[0]), _both(_setting(r["row"]) for r in group[0])]
+        names = [_both(_network(r["row"], seeds) for r in group[0]), _both(_setting(r, told[id(r)], several, len(group)) for r in group[0])]
         distances = [distance_name(first["features"]), first["fd"], second["fd"], found.value, f"{found.error:.3g} ({found.basis})"]
         costs = [_ratio(first, second, column) for column in ("gflops_per_image", "seconds_per_image")]
         rows.append([*names, *distances, verdict, _labels(group), *costs])
@@ -126,7 +136,9 @@ def _labels(group: list[Pair]) -> str:
     rows = [r["row"] for r in group[0]]
     if any(row.get("label_accuracy") is None or not row.get("num_samples") for row in rows):
         return ""
-    found = _over("label_accuracy", group, ACCURACY_MARGIN) or accuracy_difference(*rows)
+    found = _over("label_accuracy", group, ACCURACY_MARGIN) or (accuracy_difference(*rows) if len(group) == 1 else None)
+    if found is None:
+        return ""
     return f"{found.value:+.3f} ± {found.error:.2g}"
 
 
@@ -146,8 +158,19 @@ def _network(row: dict, seeds: int) -> str:
     return f"{row['model']} {row['size']}, {f'{seeds} seeds' if seeds > 1 else 'seed ' + str(row['seed'])}"
 
 
-def _setting(row: dict) -> str:
-    return f"{row['steps']} steps, guidance {row['guidance']:g}, {row['sampler']}"
+def _setting(record: dict, variant: str, budgets: bool, drawings: int) -> str:
+    row = record["row"]
+    share = f"at {row['train_fraction']:g} of the training" if row.get("train_fraction") not in (None, 1) else ""
+    drawing = f"drawing {record['sampling_seed']}" if drawings == 1 and record.get("sampling_seed") else ""
+    said = [
+        f"{row['steps']} steps, guidance {row['guidance']:g}",
+        row["sampler"],
+        share,
+        variant,
+        records.budget(record) * budgets,
+        drawing,
+    ]
+    return ", ".join(filter(None, said))
 
 
 def _same_judge(one: dict, other: dict) -> bool:
@@ -162,9 +185,11 @@ def _ratio(first: dict, second: dict, column: str) -> float | None:
 
 def _wanted(text: str) -> dict[str, str]:
     """`guidance=1 sampler=euler, temperature 0.8` as columns and values. SystemExit for what is neither."""
-    found = re.findall(r"(\w+)=(\S.*?)\s*(?=\s\w+=|$)", text)
-    if text.strip() and not re.fullmatch(r"(\s*\w+=\S.*?)+", text):
+    found = re.findall(r"([\w.]+)=(\S.*?)\s*(?=\s[\w.]+=|$)", text)
+    if text.strip() and not re.fullmatch(r"(\s*[\w.]+=\S.*?)+", text):
         sys.exit(f'latentbench: WHERE "{text}": give column=value, such as guidance=1 or "guidance=1 sampler=euler"')
+    if twice := [name for name, count in Counter(name for name, _ in found).items() if count > 1]:
+        sys.exit(f'latentbench: WHERE "{text}" gives {twice[0]} twice')
     return dict(found)
 
 
@@ -199,9 +224,11 @@ def main() -> None:
         if not these:
             given = f" with {' '.join(f'{k}={v}' for k, v in wanted.items())}" if wanted else ""
             sys.exit(f"latentbench: {folder}: no records there{given}; give folders such as results/cpu that `make bench` wrote")
-    free = frozenset(sides[0][1]) | frozenset(sides[1][1])
-    free |= BY_MODEL if "model" in free else frozenset()
+    first, second = sides[0][1], sides[1][1]
+    free = frozenset(name for name in {**first, **second} if first.get(name) != second.get(name))
     pairs, only_a, only_b = matched(*found, free)
+    if not pairs and "model" in free:
+        pairs, only_a, only_b = matched(*found, free | BY_MODEL)
     if not pairs:
         sys.exit(f"latentbench: {sides[0][0]} and {sides[1][0]} have no measurement in common ({only_a} and {only_b} of their own)")
     lines, verdicts = table(pairs)

@@ -1,10 +1,10 @@
 """`make perf`: how near each stage comes to the machine's ceiling, and how it compares with what a user would otherwise run.
 
-Writes results/perf/perf.csv. A row of role `ours` is the suite's own code; `baseline` names what `ratio` (ours over baseline, in speed)
-compares it with, measured in turns with it in the same run; rows of role `baseline` are those. `utilisation` is counted FLOP/s over the
-ceiling: the better of 2048 and 4096 square bf16 matrix products, the best of those taken in turns with the stage, because a machine's clock
-drifts. `--quick` is shorter in every
-stage, for two cores, and compiles nothing. How cost grows is `benchmarks/growth.py`: growth.csv and growth.png.
+Writes results/perf/perf.csv, and perf.json: machine, versions, each stage's ceiling. A row of role `ours` is the suite's own code;
+`baseline` names what `ratio` (ours over baseline, in speed) compares it with, measured in turns with it; rows of role `baseline` are those.
+`utilisation` is counted FLOP/s over the ceiling: the better of 2048 and 4096 square bf16 matrix products, the best of those taken in turns
+with the stage, because a machine's clock drifts. `--quick` is shorter in every stage, for two cores, and compiles nothing. How cost grows is
+`benchmarks/growth.py`: growth.csv and growth.png.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.latents import LatentSet
 from benchmarks.pictures import procedural
 from benchmarks.pictures.decoding import to_pixels
 from benchmarks.report import markdown
-from benchmarks.store import atomic_file, seeded
+from benchmarks.store import atomic_file, seeded, write_json
 from metrics import speed
 from metrics.frechet import frechet_distance
 from models.generator import Batch, Generator
@@ -47,9 +47,11 @@ class Bench:
     quick: bool
     ceiling: Callable[[], float]  # FLOP/s, measured now
     rows: list[dict[str, Any]] = field(default_factory=list)
+    ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
 
     def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> None:
-        """Rows of calls measured in turns; the first is ours, the others what it is compared with. `images` and `flops` are of one call."""
+        """Rows of calls measured in turns: `ours...`, and what they are compared with. `images` and `flops` are of one call."""
+        speed.free_memory()
         repeats, seconds, peaks, tops = 3 if self.quick else 7, {name: [] for name in calls}, {}, []
         for call in calls.values():
             call()
@@ -59,20 +61,26 @@ class Bench:
                 speed.reset_peak_memory(self.device)
                 seconds[name].append(speed.timed(call, self.device)[1])
                 peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
-        median = {name: statistics.median(found) for name, found in seconds.items()}
-        ours, *others = calls
         if flops:
+            self.ceilings[f"{stage} {named.get('model', '')}"] = [min(tops), max(tops)]
             print(f"{stage} {named.get('model', '')}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
+        median = {name: statistics.median(found) for name, found in seconds.items()}
         for name in calls:
-            row = {"stage": stage, "role": "ours" if name == ours else "baseline", **named, "images_per_second": images / median[name]}
-            row |= {"utilisation": flops / median[name] / max(tops) if flops else None, "peak_memory_mb": peaks[name]}
-            pairs = [(other, median[other] / median[ours]) for other in others] or [(None, None)]
-            for baseline, ratio in pairs if name == ours else [(name, None)]:
-                self.rows.append(row | {"baseline": baseline, "ratio": ratio})
-                compared = f", {ratio:.2f} times {baseline}" if ratio else ""
-                print(
-                    f"{stage} {named.get('model', '')} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True
-                )
+            row = named | {"images_per_second": images / median[name], "peak_memory_mb": peaks[name]}
+            row |= {"stage": stage, "utilisation": flops / median[name] / max(tops) if flops else None}
+            self._add(name, row, {other: median[other] / median[name] for other in calls if other != name})
+
+    def _add(self, name: str, row: dict[str, Any], ratios: dict[str, float]) -> None:
+        """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled says so beside its dtype."""
+        ours = name.startswith("ours")
+        row |= {"role": "ours" if ours else "baseline", "dtype": row["dtype"] + ", compiled" * name.endswith(", compiled")}
+        others = {n: r for n, r in ratios.items() if not n.startswith("ours") or (ours and n == "ours")} if ours else {name: None}
+        for baseline, ratio in (others or {None: None}).items():
+            self.rows.append(row | {"baseline": baseline, "ratio": ratio})
+            compared = f", {ratio:.2f} times {baseline}" if ratio else ""
+            print(
+                f"{row['stage']} {row.get('model', '')} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True
+            )
 
 
 def ceiling(device: torch.device) -> float:
@@ -113,8 +121,7 @@ def batches(data: LatentSet, size: int) -> Iterator[Batch]:
 
 
 def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compiled: bool) -> None:
-    """Whole training steps, batch included, against eager float32 of the same network and, for DiT, diffusers' own; `compiled` ones against
-    those that are not."""
+    """Whole training steps, batch included, `compiled` ones too, against eager float32 of the same network and, for DiT, diffusers' own."""
     mine, cfg = generator(name, size, side, bench.device)
     data = made_up(mine.latent_shape, space.shipped_codebook_size(), bench.device)
     kit, steps = train.equip(mine, cfg.train, 1e-4, bench.device), batches(data, batch)
@@ -129,16 +136,18 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compi
         calls["eager float32, DataLoader that decodes and encodes"] = baselines.eager_step(
             eager.train(), _decoding(side, batch, bench.device)
         )
+    if compiled:
+        quicker = train.equip(generator(name, size, side, bench.device)[0], config("train.compile=true").train, 1e-4, bench.device)
+        calls["ours, compiled"] = lambda: quicker.step(next(steps), seeded("noise", 0))
     flops = 3 * 2 * build.forward_macs(build.on_meta(mine)) * batch
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
     bench.compare(f"train {side}x{side}", calls, batch, flops, **named)
-    if compiled:
-        quicker = train.equip(generator(name, size, side, bench.device)[0], config("train.compile=true").train, 1e-4, bench.device)
-        calls = {"ours": lambda: quicker.step(next(steps), seeded("noise", 0)), "ours, not compiled": calls["ours"]}
-        bench.compare(f"train {side}x{side}, compiled", calls, batch, flops, **named)
-        torch.compiler.reset()
     fetch = speed.median_seconds(lambda: next(steps), bench.device, repeats=20)
-    step = batch / next(row["images_per_second"] for row in bench.rows if row["stage"] == f"train {side}x{side}" and row["model"] == name)
+    step = batch / next(
+        row["images_per_second"]
+        for row in bench.rows
+        if row["stage"] == f"train {side}x{side}" and (row["model"], row["size"]) == (name, size)
+    )
     bench.rows.append({"stage": f"input path {side}x{side}", "role": "ours", **named, "images_per_second": batch / fetch})
     print(f"  the input path takes {fetch / step:.2%} of a step", flush=True)
 
@@ -179,7 +188,7 @@ def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
     bench.compare(stage, {"ours": lambda: draw(mine.tokens), "generate()": generate}, batch, flops, model="ar", **named)
     anyhow, _ = generator("ar_any", size, side, bench.device)
     draw_any, few = _drawing(anyhow.eval(), labels, bench.device), min(32, mine.tokens // 2)
-    calls = {f"{few} steps": lambda: draw_any(few), f"{mine.tokens} steps": lambda: draw_any(mine.tokens)}
+    calls = {f"ours, {few} steps": lambda: draw_any(few), f"{mine.tokens} steps": lambda: draw_any(mine.tokens)}
     bench.compare(stage, calls, batch, model="ar_any", **named)
 
 
@@ -290,10 +299,11 @@ def main() -> None:
     table = pd.DataFrame(bench.rows)[COLUMNS]
     with atomic_file(args.out / "perf.csv") as path:
         table.to_csv(path, index=False)
+    write_json(args.out / "perf.json", records.provenance(device) | {"versions": records.versions(), "ceilings_flops": bench.ceilings})
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
     grown = growth.write(growth.points(config, made_up, device, 2 if args.quick else 5), args.out)
     print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
-    print("\n".join(str(args.out / name) for name in ("perf.csv", "growth.csv", "growth.png")))
+    print("\n".join(str(args.out / name) for name in ("perf.csv", "perf.json", "growth.csv", "growth.png")))
 
 
 if __name__ == "__main__":

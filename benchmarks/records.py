@@ -95,7 +95,6 @@ TOLD_ELSEWHERE = {
     "train.snapshots",
     "train.minutes",
     "train.images",
-    "train.compile",
 }  # columns say these
 
 
@@ -257,7 +256,7 @@ def budget(record: dict[str, Any]) -> str:
 
 def variants(found: list[dict[str, Any]]) -> list[str]:
     """Per record, the settings under `model` and `train`, and the autoencoder, that differ between records of the same model, size and data."""
-    flat = [_flatten({k: record.get("config", {}).get(k, {}) for k in ("model", "train", "sample_batch")}) for record in found]
+    flat = [flatten({k: record.get("config", {}).get(k, {}) for k in ("model", "train", "sample_batch")}) for record in found]
     flat = [{**settings, "autoencoder": record["row"].get("autoencoder")} for settings, record in zip(flat, found, strict=True)]
     groups: dict[tuple, list[int]] = {}
     for i, record in enumerate(found):
@@ -271,7 +270,8 @@ def variants(found: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for name, part in value.items() for k, v in _flatten(part, f"{prefix}.{name}" if prefix else name).items()}
+    return {k: v for name, part in value.items() for k, v in flatten(part, f"{prefix}.{name}" if prefix else name).items()}

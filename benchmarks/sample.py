@@ -59,14 +59,16 @@ def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
 def cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     """For bf16: the weights of linear layers and convolutions in bfloat16 within, and as they were afterwards.
 
-    Autocast would round them to the very same numbers, but anew at every call: at batch 1 that was 42% of drawing AR-S.
+    Only in modules whose class says `cast_for_drawing`: autocast rounds theirs to the very same numbers, but anew at every call, which at
+    batch 1 was 42% of drawing AR-S.
     """
-    wanted = (nn.Linear, nn.Conv2d) if precision == "bf16" else ()
-    others = [p for m in model.modules() if not isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters(recurse=False)]
-    typed = [m for m in model.modules() if hasattr(type(m), "dtype")]  # diffusers' and transformers': the type of their first parameter
-    others += [p for m in typed for p in islice(m.parameters(), 1)]
-    whole = set(map(id, others))
-    weights = {id(p): p for m in model.modules() if isinstance(m, wanted) for p in m.parameters(recurse=False) if id(p) not in whole}
+    kinds = (nn.Linear, nn.Conv2d) if precision == "bf16" else ()
+    roots = [m for m in model.modules() if getattr(type(m), "cast_for_drawing", False)]
+    inside = [m for root in roots for m in root.modules()]
+    typed = [m for m in inside if hasattr(type(m), "dtype")]  # diffusers' and transformers': the type of their first parameter
+    whole = {id(p) for m in typed for p in islice(m.parameters(), 1)}
+    whole |= {id(p) for m in model.modules() if not isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters(recurse=False)}
+    weights = {id(p): p for m in inside if isinstance(m, kinds) for p in m.parameters(recurse=False) if id(p) not in whole}
     kept = {key: p.data for key, p in weights.items()}
     try:
         with torch.inference_mode(False):  # convolutions with weights made in inference mode are slower by two thirds on a CPU

@@ -53,6 +53,8 @@ def plan(cfg: Any, forward_macs: int) -> Plan:
         raise BadInput(f"train.unit={cfg.unit}: one of {', '.join(UNITS)}")
     if batch < 1 or not 0 < budget < math.inf:
         raise BadInput(f"train.budget={cfg.budget}, train.batch={cfg.batch}: both must be positive")
+    if cfg.unit == "minutes" and cfg.compile:
+        raise BadInput("train.compile=true with a budget in minutes: compiling would eat of it; give train.unit=flops, images or steps")
     if cfg.unit == "minutes":
         return Plan(batch, None, 60 * budget, per_image)
     images = {"flops": budget / per_image, "images": budget, "steps": budget * batch}[cfg.unit]
@@ -120,7 +122,13 @@ class Average(EMAModel):
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self.optimization_step += 1
-        torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.get_decay(self.optimization_step))
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        pairs = list(zip(self.shadow_params, parameters, strict=True))
+        trained = [(mean, p) for mean, p in pairs if p.requires_grad]
+        torch._foreach_lerp_(*map(list, zip(*trained, strict=True)), 1 - self.cur_decay_value)
+        for mean, p in pairs:
+            if not p.requires_grad:
+                mean.copy_(p)
 
 
 class Kit(NamedTuple):

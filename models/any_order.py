@@ -25,6 +25,7 @@ class AnyOrder(TokenGenerator):
     """
 
     samplers = ("random-order",)
+    cast_for_drawing = True  # bf16 weights give what autocast gives
     objective = "any-order"
     options = TokenGenerator.options | {"guidance_schedule": "linear", "schedule": "arccos"}
 

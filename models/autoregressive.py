@@ -34,6 +34,7 @@ class Autoregressive(TokenGenerator):
     """
 
     samplers = ("raster",)
+    cast_for_drawing = True  # bf16 weights give what autocast gives
 
     def __init__(
         self,
@@ -92,7 +93,9 @@ class Autoregressive(TokenGenerator):
         config, blocks = self.transformer.config, []
         for layer in self.transformer.layers:
             with torch.device("meta"):
-                block = Block(SelfAttention(config.hidden_size, config.num_attention_heads), config.hidden_size, config.intermediate_size)
+                block = Block(
+                    SelfAttention(config.hidden_size, config.num_attention_heads, exact=True), config.hidden_size, config.intermediate_size
+                )
             own, mlp = layer.self_attn, layer.mlp
             weights = {
                 "norm1": layer.input_layernorm.weight,

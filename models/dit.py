@@ -86,6 +86,8 @@ class DiT(nn.Module):
     not tile the latents.
     """
 
+    cast_for_drawing = True  # bf16 weights give what autocast gives
+
     def __init__(
         self,
         latent_shape: tuple[int, int, int],

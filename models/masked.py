@@ -26,6 +26,7 @@ class Masked(TokenGenerator):
     """
 
     samplers = ("confidence",)
+    cast_for_drawing = True  # bf16 weights give what autocast gives
     objective = "masked-token"
     options = TokenGenerator.options | {"guidance_schedule": "linear", "schedule": "arccos", "choice_temperature": 4.5}
 

@@ -30,6 +30,8 @@ class UNet(nn.Module):
     latents cannot be halved that often.
     """
 
+    cast_for_drawing = True  # bf16 weights give what autocast gives
+
     def __init__(
         self,
         latent_shape: tuple[int, int, int],

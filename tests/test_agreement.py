@@ -1,5 +1,7 @@
 """The same pictures, through the same network, to the field's own tools: `make agreement` installs them beside the suite and runs this.
 
+torchmetrics takes the pictures, batches and casts them itself; pytorch-fid, torch-fidelity and prdc the features extracted here.
+
 With AGREEMENT=<file>, as there, what each tool said and its version are kept as JSON.
 """
 
@@ -17,7 +19,7 @@ from conftest import composed
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks import networks
+from benchmarks import networks, records
 from benchmarks.pictures import procedural
 from benchmarks.store import write_json
 from metrics.features import extract
@@ -132,4 +134,5 @@ def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
     assert {"pytorch-fid", "torch-fidelity", "prdc"} <= versions.keys()
     said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs, "versions": versions}
     pictures = "600 and 500 procedural pictures at 32 px, the 500 with a little grain, through the shipped judge"
-    write_json(Path(os.environ["AGREEMENT"]), {"pictures": pictures, **said})
+    taken = "torchmetrics takes the pictures, the others the features extracted here"
+    write_json(Path(os.environ["AGREEMENT"]), {"pictures": pictures, "taken": taken, **said, **records.git_state()})

@@ -187,10 +187,11 @@ def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, monk
     "given, said",
     [
         (("--where-a", "guidance=1", "--where-b", "steps=8"), 'say which, as in WHERE_A="steps='),
-        (("--where-a", "guidnace=1"), "no column guidnace"),
+        (("--where-a", "guidnace=1"), "no column or setting guidnace"),
         (("--where-a", "guidance"), "give column=value"),
         (("--where-a", "euler guidance=1"), "give column=value"),
         (("--where-a", "guidance="), "give column=value"),
+        (("--where-a", "guidance=1 guidance=4"), "gives guidance twice"),
         (("--where-b", "guidance=7"), "no records there with guidance=7"),
     ],
 )
@@ -216,6 +217,41 @@ def test_compare_pools_the_seeds_both_sides_have(tmp_path, monkeypatch, capsys):
             for seed in (0, 1):
                 _record(tmp_path / side, 5.0 + seed, seed=seed, train={"lr": rate}, run_id=f"{side}{seed}{rate}")
     assert compared(capsys, monkeypatch, tmp_path / "c", tmp_path / "d")[1]["rows"] == 2
+
+
+def test_compare_takes_settings_that_are_no_columns(tmp_path, monkeypatch, capsys):
+    """Two learning rates of one model, from the records' configuration; each row says what tells it apart."""
+    for rate, fd in ((1e-3, 9.0), (2e-3, 5.0)):
+        for share in (0.5, 1.0):
+            _record(tmp_path, fd, train={"lr": rate}, run_id=f"{rate}{share}", train_fraction=share)
+    lines, said = compared(capsys, monkeypatch, tmp_path, "--where-a", "train.lr=1e-3", "--where-b", "train.lr=2e-3")
+    assert (said["matched"], said["rows"], said["better"]) == (2, 2, 2)
+    assert sum("at 0.5 of the training" in line for line in lines) == 1
+    for side in ("c", "d"):
+        for rate in (1e-3, 2e-3):
+            _record(tmp_path / side, 5.0, train={"lr": rate}, run_id=f"{rate}")
+    lines, said = compared(capsys, monkeypatch, tmp_path / "c", tmp_path / "d")
+    assert said["rows"] == 2 and "lr 0.001" in lines[2] and "lr 0.002" in lines[3]
+
+
+def test_what_both_filters_say_alike_is_no_choice(tmp_path, monkeypatch, capsys):
+    """model=dit on both sides: samplers are matched with their own, not called ambiguous."""
+    for sampler in ("euler", "heun"):
+        for guidance in (1.0, 4.0):
+            _record(tmp_path, 9.0 - guidance, guidance=guidance, sampler=sampler, run_id=f"{sampler}{guidance}")
+    given = ("--where-a", "model=dit guidance=1", "--where-b", "model=dit guidance=4")
+    assert compared(capsys, monkeypatch, tmp_path, *given)[1]["better"] == 2
+
+
+def test_pooled_seeds_that_scatter_are_inconclusive_and_unmeasured_accuracies_empty(tmp_path, monkeypatch, capsys):
+    """Differences -2, 0.1, 2.2 about 5: a mean of 0.1, but errors that would hide a tenth of the distance."""
+    for seed, apart in enumerate((-2.0, 0.1, 2.2)):
+        accuracies = {} if seed == 1 else {"label_accuracy": 0.5}
+        _record(tmp_path / "a", 5.0, seed=seed, run_id=f"a{seed}", **accuracies | {"num_samples": 100})
+        _record(tmp_path / "b", 5.0 + apart, seed=seed, run_id=f"b{seed}", **accuracies | {"num_samples": 100})
+    lines, said = compared(capsys, monkeypatch, tmp_path / "a", tmp_path / "b")
+    assert (said["rows"], said["inconclusive"]) == (1, 1)
+    assert lines[2].split("|")[9].strip() == "", "one seed's accuracy is not the three's"
 
 
 def test_a_value_may_hold_spaces():

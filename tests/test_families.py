@@ -163,9 +163,19 @@ def test_weights_cast_once_draw_the_very_same_and_are_left_as_they_were(name):
 
 
 def test_a_weight_shared_with_an_embedding_is_not_cast():
-    model = torch.nn.Sequential(torch.nn.Embedding(5, 8), torch.nn.Linear(8, 5), torch.nn.Linear(5, 5))
+    class Own(torch.nn.Sequential):
+        cast_for_drawing = True
+
+    model = Own(torch.nn.Embedding(5, 8), torch.nn.Linear(8, 5), torch.nn.Linear(5, 5))
     model[1].weight = model[0].weight
     with pytest.raises(KeyError), sample.cast_once(model, "bf16"):
         assert model[0].weight.dtype == torch.float32 and model[2].weight.dtype == torch.bfloat16
         raise KeyError
     assert model[2].weight.dtype == torch.float32, "also after an error"
+
+
+def test_weights_of_classes_that_do_not_ask_for_it_are_not_cast():
+    """Someone else's model may take a type from its weights, or leave autocast for a while."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), tiny("dit"))
+    with sample.cast_once(model, "bf16"):
+        assert model[0].weight.dtype == torch.float32 and model[1].denoiser.out.weight.dtype == torch.bfloat16

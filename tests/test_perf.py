@@ -62,13 +62,28 @@ def test_a_decoding_loader_gives_the_latents_of_its_files():
     assert sorted(batch.latents[:, 0, 0, 0].tolist()) == [0, 1, 2, 3] and batch.tokens.shape == (4, 16) and batch.labels.shape == (4,)
 
 
+def test_two_ways_of_ours_are_compared_with_every_baseline_and_the_second_with_the_first():
+    bench = perf.Bench(CPU, True, lambda: 1e12)
+    calls = {"ours": lambda: time.sleep(0.02), "theirs": lambda: time.sleep(0.04), "ours, compiled": lambda: time.sleep(0.005)}
+    bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
+    table = pd.DataFrame(bench.rows).set_index(["role", "dtype", "baseline"])["ratio"]
+    assert set(table.index) == {
+        ("ours", "bf16", "theirs"),
+        ("baseline", "bf16", "theirs"),
+        ("ours", "bf16, compiled", "ours"),
+        ("ours", "bf16, compiled", "theirs"),
+    }
+    assert table["ours", "bf16, compiled", "ours"] > 2 < table["ours", "bf16, compiled", "theirs"] and table["ours", "bf16", "theirs"] > 1.5
+
+
 def test_the_matrix_square_root_reads_the_same_distance():
     real, fake = (torch.randn(300, 12, generator=torch.Generator().manual_seed(s)).double() + s for s in (0, 1))
     assert baselines.sqrtm_distance(real.numpy(), fake.numpy()) == pytest.approx(frechet_distance(real, fake), rel=1e-6)
 
 
 def test_the_stages_run_and_fill_every_column():
-    bench = perf.Bench(CPU, True, lambda: perf.ceiling(CPU))
+    top = perf.ceiling(CPU)
+    bench = perf.Bench(CPU, True, lambda: top)
     perf.training(bench, "dit", "xs", 4, 2, compiled=False)
     perf.sampling_tokens(bench, "xs", 4, 2)
     perf.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
@@ -78,3 +93,4 @@ def test_the_stages_run_and_fill_every_column():
     assert set(table["role"]) == {"ours", "baseline"} and (table["images_per_second"] > 0).all()
     assert (table["utilisation"].dropna() <= 1).all()
     assert table[table["role"] == "ours"]["baseline"].nunique() >= 7
+    assert all(0 < low <= high for low, high in bench.ceilings.values()) and "train 4x4 dit" in bench.ceilings

@@ -157,27 +157,37 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
 
 
 def test_the_average_in_place_is_diffusers_own():
-    """Ten steps of both from the same weights; the decay ramps as (1 + s) / (10 + s)."""
+    """Ten steps of both from the same weights, one frozen, one frozen and of whole numbers; the decay ramps as (1 + s) / (10 + s)."""
     model = tiny("dit")
+    model.denoiser.out.bias.requires_grad_(False)
+    model.counted = torch.nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
     mine, theirs = (kind(model.parameters(), decay=0.999, foreach=True) for kind in (train.Average, EMAModel))
     for seed in range(10):
         torch.manual_seed(seed)
         with torch.no_grad():
             for p in model.parameters():
-                p += torch.randn_like(p)
+                p += torch.randn_like(p) if p.is_floating_point() else 1
         mine.step(model.parameters()), theirs.step(model.parameters())
     for a, b in zip(mine.shadow_params, theirs.shadow_params, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
-    assert mine.state_dict()["optimization_step"] == 10 and not torch.equal(mine.shadow_params[0], next(model.parameters()))
+    assert mine.state_dict().keys() == theirs.state_dict().keys() and mine.cur_decay_value == theirs.cur_decay_value
+    lagging = [not torch.equal(mean, p) for mean, p in zip(mine.shadow_params, model.parameters(), strict=True)]
+    assert sum(lagging) == len(lagging) - 2, "all but the frozen ones"
 
 
+def test_a_compiled_training_takes_no_budget_in_minutes():
+    with pytest.raises(BadInput, match="compiling would eat"):
+        train.plan(SimpleNamespace(**vars(CFG) | {"unit": "minutes", "compile": True}), 1000)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["unet", "dit", "ar", "any", "masked"])
-def test_a_compiled_training_is_the_same_training(tmp_path, name, monkeypatch):
+def test_a_compiled_training_is_the_same_training(tmp_path, name, precision, monkeypatch):
     """Traced, without code being generated, which needs a compiler: the loss log is that of the run as it is; nothing else is wrapped."""
     traced = []
     compiled = partial(torch.compile, backend=lambda graph, inputs: traced.append(graph) or graph.forward)
     monkeypatch.setattr(torch, "compile", compiled)
-    cfg = SimpleNamespace(**vars(CFG) | {"budget": 4})
+    cfg = SimpleNamespace(**vars(CFG) | {"budget": 4, "precision": precision})
     weights, plain = run(tmp_path / "plain", name, cfg=cfg)
     again, same = run(tmp_path / "compiled", name, cfg=SimpleNamespace(**vars(cfg) | {"compile": True}))
     assert traced, "something was compiled"
