@@ -151,6 +151,7 @@ def test_a_whole_raster_call_is_one_forward_pass_less_what_comes_later(block, gu
     assert model.nfe(64 // block, guidance) == times * 64 // block
     size, counted = cfg.size.ar, build.sampling_macs(model, 64 // block, guidance)
     assert counted == times * ar_macs(size.width, size.depth, size.mlp, 64, block) < times * hand_count(cfg, 8)
+    assert counted == times * (build.forward_macs(model) - cost.later_macs(cfg.model, 64)), "how `make cost` counts it"
 
 
 @pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
