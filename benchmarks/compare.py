@@ -2,8 +2,8 @@
 
 `make compare A=results/x B=results/y` matches whatever is equal; `make compare A=results/x WHERE_A="guidance=1" WHERE_B="guidance=4"`
 compares two settings (or samplers, step counts, models, model.lr: any column of results.csv or setting of a model or training); what is
-named there with two values need not be equal. Where both
-sides were trained with several of the same seeds, their differences are pooled: the error is that between seeds.
+named there with two values need not be equal. Where both sides were trained with several of the same seeds, their differences are pooled:
+the error is that between seeds.
 
 The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`, `better`, `worse` (of B against A),
 `inconclusive`, `unknown`, `not_comparable`; `only_a`, `only_b`.
@@ -40,9 +40,9 @@ def where(found: list[dict], wanted: dict[str, str]) -> list[dict]:
     return [r for r, has in zip(found, settings, strict=True) if all(_equal(has.get(name), value) for name, value in wanted.items())]
 
 
-def _equal(value: object, wanted: str) -> bool:
+def _equal(value: Any, wanted: str) -> bool:
     try:
-        return float(value) == float(wanted)  # type: ignore[arg-type]
+        return float(value) == float(wanted)
     except (TypeError, ValueError):
         return str(value) == wanted
 

@@ -74,7 +74,7 @@ class Bench:
         """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled says so beside its dtype."""
         ours = name.startswith("ours")
         row |= {"role": "ours" if ours else "baseline", "dtype": row["dtype"] + ", compiled" * name.endswith(", compiled")}
-        others = {n: r for n, r in ratios.items() if not n.startswith("ours") or (ours and n == "ours")} if ours else {name: None}
+        others = {n: r for n, r in ratios.items() if n == "ours" or not n.startswith("ours")} if ours else {name: None}
         for baseline, ratio in (others or {None: None}).items():
             self.rows.append(row | {"baseline": baseline, "ratio": ratio})
             compared = f", {ratio:.2f} times {baseline}" if ratio else ""
