@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.codebook import Codebook
 from models.generator import Batch, spawn
@@ -25,6 +26,16 @@ def _attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
 
 
 AttentionInterface.register("latentbench", _attend)
+
+
+class _Rotary(LlamaRotaryEmbedding):
+    """Turns queries and keys in the type they come in, as transformers does where weights are bf16, not in float32 because embeddings are."""
+
+    def forward(self, x: Tensor, position_ids: LongTensor) -> tuple[Tensor, Tensor]:
+        kind = x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        return super().forward(x, position_ids)
 
 
 class Autoregressive(TokenGenerator):
@@ -63,6 +74,7 @@ class Autoregressive(TokenGenerator):
             attn_implementation="latentbench",
         )
         self.transformer = LlamaModel(config)
+        self.transformer.rotary_emb = _Rotary(config)
         self.classes = nn.Embedding(num_classes + 1, width)
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)
@@ -93,9 +105,7 @@ class Autoregressive(TokenGenerator):
         config, blocks = self.transformer.config, []
         for layer in self.transformer.layers:
             with torch.device("meta"):
-                block = Block(
-                    SelfAttention(config.hidden_size, config.num_attention_heads, exact=True), config.hidden_size, config.intermediate_size
-                )
+                block = Block(SelfAttention(config.hidden_size, config.num_attention_heads), config.hidden_size, config.intermediate_size)
             own, mlp = layer.self_attn, layer.mlp
             weights = {
                 "norm1": layer.input_layernorm.weight,

@@ -28,7 +28,17 @@ def sine_positions(width: int, height: int, columns: int) -> Tensor:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (B, T, d) scaled and shifted per sample by (B, d)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+class GELU(nn.Module):
+    """The released code's tanh form. In bf16 on a CPU, where torch's tanh is 3 to 6 times slower, the GELU that it approximates.
+
+    They differ by 5e-4 at most, where bf16's own steps are 8e-3 at 1: over a training step of DiT-S, 8% of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh")
 
 
 class TimestepEmbedder(nn.Module):
@@ -70,7 +80,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), GELU(), nn.Linear(4 * width, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        x = self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
         c = self.timesteps(t) + self.labels(labels)
         for block in self.blocks:
             x = block(x, c)

@@ -101,20 +101,17 @@ def heads_first(x: Tensor, heads: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Rotary multi-head self-attention over (B, T, d). `causal` is an argument and never read off the training mode.
+    """Rotary multi-head self-attention over (B, T, d). `causal` is an argument and never read off the training mode."""
 
-    `exact` rotates in float32 whatever comes in, as transformers' Llama does.
-    """
-
-    def __init__(self, width: int, heads: int, *, exact: bool = False):
+    def __init__(self, width: int, heads: int):
         super().__init__()
-        self.heads, self.exact = heads, exact
+        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, turn: Turn, *, causal: bool, cache: Cache | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        (q, k), v = rotate(qkv[:2].float() if self.exact else qkv[:2], turn).to(qkv), qkv[2]
+        (q, k), v = rotate(qkv[:2], turn), qkv[2]
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.out(attend(q, k, v, causal=causal).transpose(1, 2).flatten(2))

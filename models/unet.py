@@ -12,14 +12,20 @@ from models.layers import plainly
 
 
 class _Quicker:
-    """diffusers' plain attention where that is faster than its fused one."""
+    """diffusers' plain attention where that is faster than its fused one.
+
+    What comes out lies as the pictures do: diffusers leaves it channels-last, which reaches every convolution behind it, and torch then
+    turns each of their weights and gradients about (U-Net-S, two cores: 9% of a training step).
+    """
 
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
 
     def __call__(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
         """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
-        return (self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused)(attention, x, encoder_hidden_states, attention_mask, temb)
+        attend = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
+        seen = attend(attention, x, encoder_hidden_states, attention_mask, temb)
+        return seen if x.is_cuda else seen.contiguous()
 
 
 class UNet(nn.Module):
@@ -69,5 +75,6 @@ class UNet(nn.Module):
         nn.init.zeros_(self.net.conv_out.bias)
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+        if x.is_cuda:  # on a CPU training is 4% (U-Net-S) to 9% (-xs) faster without
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.net(x, t, class_labels=labels).sample.contiguous()

@@ -4,13 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, rng, steps_of, tiny
+from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
 from diffusers import DiTTransformer2DModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from benchmarks import sample
 from models import layers
 from models.diffusion import Diffusion
-from models.dit import DiT
+from models.dit import GELU, DiT
 
 
 def _mapped_reference(ours: DiT, depth: int, heads: int, width: int, classes: int):
@@ -64,6 +65,32 @@ def test_dit_at_its_start_is_zero_and_its_blocks_are_the_identity():
     x = torch.randn(2, 64, 32)
     assert torch.equal(net.blocks[0](x, torch.randn(2, 32)), x)
     assert net(torch.randn(2, *SHAPE), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).abs().max() == 0
+
+
+def test_dit_s_gelu_is_the_released_one_and_in_bf16_on_a_cpu_within_half_a_thousandth_of_it():
+    x = torch.linspace(-8, 8, 4001)
+    released = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(GELU()(x).double(), released, atol=1e-6, rtol=0)
+    rounded = x.bfloat16()
+    exact = torch.nn.functional.gelu(rounded.double(), approximate="tanh")
+    assert ((GELU()(rounded).double() - exact).abs() <= 5e-4 + exact.abs() * 2**-8).all()  # bf16 rounds by 2^-9 relative at most
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_layers_hand_on_lies_in_order(name):
+    """A view with its axes swapped spreads through the residual stream, and each layer behind it copies: a tenth of a training step."""
+    model, looked_at, strange = tiny(name), [], []
+
+    def look(part, given):
+        looked_at.append(part)
+        strange.extend(type(part).__name__ for x in given if sorted(x.stride(), reverse=True) != list(x.stride()))
+
+    for part in model.modules():
+        if isinstance(part, torch.nn.LayerNorm | torch.nn.RMSNorm | LlamaRMSNorm | torch.nn.GroupNorm | torch.nn.Conv2d):
+            part.register_forward_pre_hook(look)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(random_batch(), rng=rng())
+    assert looked_at and not strange
 
 
 class _Oracle(torch.nn.Module):
