@@ -28,7 +28,7 @@ def _attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: 
 AttentionInterface.register("latentbench", _attend)
 
 
-class _Rotary(LlamaRotaryEmbedding):
+class Rotary(LlamaRotaryEmbedding):
     """Turns queries and keys in the type they come in, as transformers does where weights are bf16, not in float32 because embeddings are."""
 
     def forward(self, x: Tensor, position_ids: LongTensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class Autoregressive(TokenGenerator):
             attn_implementation="latentbench",
         )
         self.transformer = LlamaModel(config)
-        self.transformer.rotary_emb = _Rotary(config)
+        self.transformer.rotary_emb = Rotary(config)
         self.classes = nn.Embedding(num_classes + 1, width)
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)

@@ -138,8 +138,12 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches with their positions, (B, T, width); in order, or every norm behind would copy."""
+        return self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
+
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
+        x = self.embed(x)
         c = self.timesteps(t) + self.labels(labels)
         for block in self.blocks:
             x = block(x, c)

@@ -11,7 +11,7 @@ from torch import LongTensor, Tensor, nn
 from models.layers import plainly
 
 
-class _Quicker:
+class QuickAttention:
     """diffusers' plain attention where that is faster than its fused one.
 
     What comes out lies as the pictures do: diffusers leaves it channels-last, which reaches every convolution behind it, and torch then
@@ -21,10 +21,13 @@ class _Quicker:
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
 
-    def __call__(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
+    def attend(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
         """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
-        attend = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
-        seen = attend(attention, x, encoder_hidden_states, attention_mask, temb)
+        how = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
+        return how(attention, x, encoder_hidden_states, attention_mask, temb)
+
+    def __call__(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
+        seen = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
         return seen if x.is_cuda else seen.contiguous()
 
 
@@ -70,7 +73,7 @@ class UNet(nn.Module):
         )
         for part in self.net.modules():
             if isinstance(part, Attention):
-                part.set_processor(_Quicker())
+                part.set_processor(QuickAttention())
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import build, growth, perf
+from benchmarks import build
+from benchmarks.perf import growth, turns
 from benchmarks.space import SHIPPED, load_codebook
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ def test_exponents_are_local_slopes_and_say_from_where_time_follows_the_flops():
 def test_twice_the_width_is_nearly_four_times_the_work(name):
     macs, book = [], load_codebook(SHIPPED / "codebook.safetensors")
     for times in (1, 2):
-        cfg = perf.config(f"model={name}", "size=xs")
+        cfg = turns.config(f"model={name}", "size=xs")
         growth.widened(cfg, times)
         macs.append(build.forward_macs(build.on_meta(build.generator(cfg.model, (4, 8, 8), 10, book))))
     assert 2.8 < macs[1] / macs[0] < 4.2
@@ -38,7 +39,7 @@ def test_what_a_forward_pass_keeps_is_counted_once():
 def test_points_of_a_small_run_and_their_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "MODELS", ("dit", "ar"))
     monkeypatch.setattr(growth, "AXES", {"tokens": ((16, 64), "training"), "samples": ((1, 2), "drawing")})
-    found = growth.write(growth.points(perf.config, perf.made_up, CPU, 1), tmp_path)
+    found = growth.write(growth.points(CPU, 1), tmp_path)
     assert len(found) == 4 and (tmp_path / "growth.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "growth.csv")
     assert list(table.columns) == growth.COLUMNS and len(table) == 8 and (table[["seconds", "memory_mb", "gflops"]] > 0).all(axis=None)

@@ -6,9 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import baselines, perf
+from benchmarks.perf import baselines, gains, stages, turns
+from benchmarks.train import Average
 from metrics.frechet import frechet_distance
+from models import layers
+from models.autoregressive import Rotary
+from models.dit import GELU, DiT
 from models.generator import Batch
+from models.unet import QuickAttention
 
 CPU = torch.device("cpu")
 
@@ -20,10 +25,10 @@ def batches(tokens: int = 16):
 
 
 def test_rows_say_who_was_compared_with_whom_and_how_fast():
-    bench = perf.Bench(CPU, True, lambda: 1e12)
+    bench = turns.Bench(CPU, True, lambda: 1e12)
     calls = {"ours": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.005)}
     bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
-    table = pd.DataFrame(bench.rows)[perf.COLUMNS]
+    table = pd.DataFrame(bench.rows)[turns.COLUMNS]
     assert table["role"].tolist() == ["ours", "ours", "baseline", "baseline"] and table["baseline"].tolist() == [
         "slow",
         "fast",
@@ -63,7 +68,7 @@ def test_a_decoding_loader_gives_the_latents_of_its_files():
 
 
 def test_two_ways_of_ours_are_compared_with_every_baseline_and_the_second_with_the_first():
-    bench = perf.Bench(CPU, True, lambda: 1e12)
+    bench = turns.Bench(CPU, True, lambda: 1e12)
     calls = {"ours": lambda: time.sleep(0.02), "theirs": lambda: time.sleep(0.04), "ours, compiled": lambda: time.sleep(0.005)}
     bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
     table = pd.DataFrame(bench.rows).set_index(["role", "dtype", "baseline"])["ratio"]
@@ -82,15 +87,42 @@ def test_the_matrix_square_root_reads_the_same_distance():
 
 
 def test_the_stages_run_and_fill_every_column():
-    top = perf.ceiling(CPU)
-    bench = perf.Bench(CPU, True, lambda: top)
-    perf.training(bench, "dit", "xs", 4, 2, compiled=False)
-    perf.sampling_tokens(bench, "xs", 4, 2)
-    perf.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
-    perf.scoring(bench, 40, d=16)
-    perf.encoding(bench, 4)
-    table = pd.DataFrame(bench.rows)[perf.COLUMNS]
+    top = turns.ceiling(CPU)
+    bench = turns.Bench(CPU, True, lambda: top)
+    stages.training(bench, "dit", "xs", 4, 2, compiled=False)
+    stages.sampling_tokens(bench, "xs", 4, 2)
+    stages.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
+    stages.scoring(bench, 40, d=16)
+    stages.encoding(bench, 4)
+    table = pd.DataFrame(bench.rows)[turns.COLUMNS]
     assert set(table["role"]) == {"ours", "baseline"} and (table["images_per_second"] > 0).all()
     assert (table["utilisation"].dropna() <= 1).all()
     assert table[table["role"] == "ours"]["baseline"].nunique() >= 7
     assert all(0 < low <= high for low, high in bench.ceilings.values()) and "train 4x4 dit" in bench.ceilings
+
+
+def test_what_is_taken_away_for_a_choice_comes_back():
+    """Each lack reaches the code that runs, and nothing of it stays."""
+    bench, seen = turns.Bench(CPU, True, lambda: 1.0), []
+    before = layers.PLAIN, GELU.forward, DiT.embed, Rotary.forward, QuickAttention.__call__, Average.step
+    look = lambda: seen.append(before != (layers.PLAIN, GELU.forward, DiT.embed, Rotary.forward, QuickAttention.__call__, Average.step))  # noqa: E731
+    for lacks in gains.OF_A_MODEL.values():
+        for lack in lacks.values():
+            gains.without(look, lack)()
+    gains.without(look, gains.FUSED)()
+    assert seen == [True] * 5
+    look()
+    assert not seen[-1]
+    for name in ("dit", "ar", "unet"):
+        gains.training(bench, name, "xs", 4, 2)
+    gains.drawn(bench, "ar", "xs", 4, 2)
+    gains.halves(bench, "unet", "xs", 4, 2)
+    table = pd.DataFrame(bench.rows)
+    assert set(table["role"]) == {"ours", "baseline"} and (table[table["role"] == "ours"]["ratio"] > 0).all()
+    assert table[table["role"] == "ours"].groupby(["stage", "model"]).size().to_dict() == {
+        ("choice: train 4x4", "dit"): 5,
+        ("choice: train 4x4", "ar"): 4,
+        ("choice: train 4x4", "unet"): 4,
+        ("choice: sample 4x4", "ar"): 2,
+        ("choice: one guided evaluation 4x4", "unet"): 1,
+    }

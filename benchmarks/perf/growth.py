@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
-from benchmarks import build, sample, space, train
+from benchmarks import build, space, train
 from benchmarks.latents import LatentSet
+from benchmarks.perf.turns import CLASSES, config, drawing, made_up
 from benchmarks.reports import plots
 from benchmarks.store import atomic_file, seeded
 from metrics import speed
 from models.generator import Generator
 
 MODELS = ("unet", "dit", "ar", "ar_any", "masked")
-CLASSES = 100
 AXES = {  # what grows, from where, and what is timed
     "tokens": ((64, 256, 1024), "training step, batch 4"),
     "batch": ((1, 2, 4, 8, 16, 32), "training step, 64 tokens"),
@@ -55,8 +55,8 @@ def saved_mb(call: Callable[[], Any]) -> float:
     return sum(sizes.values()) / 2**20
 
 
-def points(config: Callable[..., Any], made_up: Callable[..., LatentSet], device: torch.device, repeats: int) -> Iterator[list[object]]:
-    """Rows of COLUMNS. `config` composes a configuration; `made_up` gives latents of a shape, codebook size and device."""
+def points(device: torch.device, repeats: int) -> Iterator[list[object]]:
+    """Rows of COLUMNS."""
     book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
     for name in MODELS:
         for grows, (values, _) in AXES.items():
@@ -66,7 +66,7 @@ def points(config: Callable[..., Any], made_up: Callable[..., LatentSet], device
                     widened(cfg, value)
                 side = round(value**0.5) if grows == "tokens" else 8
                 model = build.generator(cfg.model, (4, side, side), CLASSES, book).to(device)
-                measure = _drawing if grows == "samples" else _training
+                measure = _sampling if grows == "samples" else _training
                 batch = {"tokens": 4, "width": 16}.get(grows, value)
                 yield [name, grows, value, *measure(model, cfg, made_up((4, side, side), book.size, device, 64), batch, device, repeats)]
 
@@ -79,17 +79,13 @@ def _training(model: Generator, cfg: Any, data: LatentSet, batch: int, device: t
     return seconds, memory, 6 * build.forward_macs(build.on_meta(model)) * batch / 1e9
 
 
-def _drawing(model: Generator, cfg: Any, data: LatentSet, batch: int, device: torch.device, repeats: int) -> tuple[float, float, float]:
+def _sampling(model: Generator, cfg: Any, data: LatentSet, batch: int, device: torch.device, repeats: int) -> tuple[float, float, float]:
     """Seconds, peak MiB (of the whole process on a CPU), and GFLOPs of drawing `batch` samples."""
     labels = torch.arange(batch, device=device) % CLASSES
     steps = 8 if model.step_counts([8]) else max(model.step_counts(range(1, model.latent_shape[1] ** 2 + 1)))
-
-    def draw() -> None:
-        with sample.cast_once(model, "bf16"), torch.autocast(device.type, torch.bfloat16):
-            model.eval().sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
-
+    draw = drawing(model.eval(), labels, device)
     speed.reset_peak_memory(device)
-    seconds = speed.median_seconds(draw, device, repeats=repeats)
+    seconds = speed.median_seconds(lambda: draw(steps), device, repeats=repeats)
     return seconds, speed.peak_memory_mb(device), 2 * build.sampling_macs(build.on_meta(model), steps, 1.0) * batch / 1e9
 
 

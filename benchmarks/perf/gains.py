@@ -1,0 +1,131 @@
+"""What each choice of ours gives: a call with it, in turns with the same call without it (part of `make perf`; stages `choice: ...`)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from benchmarks import sample, train
+from benchmarks.perf.turns import CLASSES, Bench, batches, drawing, generator, made_up
+from benchmarks.space import shipped_codebook_size
+from benchmarks.store import seeded
+from models import layers
+from models.autoregressive import Rotary
+from models.dit import GELU, DiT
+from models.unet import QuickAttention
+
+Without = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` within."""
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+@contextmanager
+def unfused(optimizer: Any) -> Iterator[None]:
+    """AdamW as torch chooses within."""
+    for group in optimizer.param_groups:
+        group["fused"] = None
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            group["fused"] = True
+
+
+FUSED = partial(swapped, layers, "PLAIN", 0)
+OF_A_MODEL: dict[str, dict[str, Without]] = {
+    "dit": {
+        "tanh form of GELU": partial(swapped, GELU, "forward", lambda self, x: F.gelu(x, approximate="tanh")),
+        "residual stream as the patches lie": partial(
+            swapped, DiT, "embed", lambda self, x: self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        ),
+    },
+    "ar": {"rotation in float32": partial(swapped, Rotary, "forward", LlamaRotaryEmbedding.forward)},
+    "unet": {"attention's output channels-last": partial(swapped, QuickAttention, "__call__", QuickAttention.attend)},
+}
+
+
+def without(call: Callable[[], Any], lack: Without) -> Callable[[], Any]:
+    """The call, lacking one thing."""
+
+    def lacking() -> None:
+        with lack():
+            call()
+
+    return lacking
+
+
+def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
+    """A training step as it is against one without each of the choices made for it."""
+    model, cfg = generator(name, size, side, bench.device)
+    kit = train.equip(model, cfg.train, 1e-4, bench.device)
+    steps = batches(made_up(model.latent_shape, shipped_codebook_size(), bench.device), batch)
+    lacks = OF_A_MODEL[name] | {
+        "torch's fused attention": FUSED,
+        "AdamW not fused": partial(unfused, kit.optimizer),
+        "diffusers' EMA step": partial(swapped, train.Average, "step", EMAModel.step),
+    }
+    ours = lambda: kit.step(next(steps), seeded("noise", 0))  # noqa: E731
+    calls = {"ours": ours} | {lack: without(ours, how) for lack, how in lacks.items()}
+    named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
+    bench.compare(f"choice: train {side}x{side}", calls, batch, **named)
+
+
+def drawn(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
+    """Drawing in 8 steps, or one a token, as it is against drawing without each of the choices made for it."""
+    model, cfg = generator(name, size, side, bench.device)
+    labels = torch.arange(batch, device=bench.device) % CLASSES
+    draw, steps = drawing(model.eval(), labels, bench.device), 8 if model.step_counts([8]) else side * side
+    lacks: dict[str, Without] = {
+        "weights cast at every call": partial(swapped, sample, "cast_once", lambda *_: nullcontext()),
+        "torch's fused attention": FUSED,
+    } | ({} if name == "ar" else OF_A_MODEL.get(name, {}))  # `ar` draws through blocks of its own
+    ours = lambda: draw(steps)  # noqa: E731
+    calls = {"ours": ours} | {lack: without(ours, how) for lack, how in lacks.items()}
+    named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
+    bench.compare(f"choice: sample {side}x{side}", calls, batch, **named)
+
+
+def halves(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
+    """Both halves of guidance in one call of the network, against one call each."""
+    model, cfg = generator(name, size, side, bench.device)
+    x, t = torch.randn(batch, *model.latent_shape, device=bench.device), torch.full((batch,), 500.0, device=bench.device)
+    labels = torch.arange(batch, device=bench.device) % CLASSES
+    both = [torch.cat([part, part]) for part in (x, t, labels)]
+
+    @torch.inference_mode()
+    def evaluate(*given: torch.Tensor, times: int) -> None:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            for _ in range(times):
+                model.eval().denoiser(*given)
+
+    with sample.cast_once(model, "bf16"):
+        calls = {"ours": lambda: evaluate(*both, times=1), "a call for each half of guidance": lambda: evaluate(x, t, labels, times=2)}
+        named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
+        bench.compare(f"choice: one guided evaluation {side}x{side}", calls, batch, **named)
+
+
+def measure(bench: Bench, size: str, side: int, batch: int) -> None:
+    """All of them: training at `size` and at xs, drawing at xs; `bench.quick` leaves out `size`."""
+    for name in ("dit", "ar", "unet"):
+        if not bench.quick:
+            training(bench, name, size, side, batch)
+        training(bench, name, "xs", 8, 32)
+    for name in ("dit", "ar", "unet", "masked"):
+        drawn(bench, name, "xs", 8, 32)
+    for name in ("dit", "unet"):
+        for many in (1, 32):
+            halves(bench, name, "xs", 8, many)

@@ -1,0 +1,160 @@
+"""The stages of an image's way: a training step, drawing, encoding, scoring, each against what a user would otherwise run."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from benchmarks import build, sample, space, train
+from benchmarks.perf import baselines
+from benchmarks.perf.turns import CLASSES, Bench, batches, config, drawing, generator, made_up
+from benchmarks.pictures import procedural
+from benchmarks.pictures.decoding import to_pixels
+from benchmarks.store import seeded
+from metrics import speed
+from metrics.frechet import frechet_distance
+from models.generator import Batch
+
+
+def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compiled: bool) -> None:
+    """Whole training steps, batch included, `compiled` ones too, against eager float32 of the same network and, for DiT, diffusers' own."""
+    mine, cfg = generator(name, size, side, bench.device)
+    data = made_up(mine.latent_shape, space.shipped_codebook_size(), bench.device)
+    kit, steps = train.equip(mine, cfg.train, 1e-4, bench.device), batches(data, batch)
+    calls = {"ours": lambda: kit.step(next(steps), seeded("noise", 0))}
+    plain, _ = generator(name, size, side, bench.device)
+    calls["eager float32"] = baselines.eager_step(plain.train(), batches(data, batch))
+    if name == "dit":
+        shape = {k: cfg.model.denoiser[k] for k in ("width", "depth", "heads")}
+        theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(bench.device)
+        calls["diffusers DiT, bf16 autocast"] = baselines.eager_step(theirs.train(), batches(data, batch), autocast=True)
+        eager, _ = generator(name, size, side, bench.device)
+        calls["eager float32, DataLoader that decodes and encodes"] = baselines.eager_step(
+            eager.train(), _decoding(side, batch, bench.device)
+        )
+    if compiled:
+        quicker = train.equip(generator(name, size, side, bench.device)[0], config("train.compile=true").train, 1e-4, bench.device)
+        calls["ours, compiled"] = lambda: quicker.step(next(steps), seeded("noise", 0))
+    flops = 3 * 2 * build.forward_macs(build.on_meta(mine)) * batch
+    named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
+    bench.compare(f"train {side}x{side}", calls, batch, flops, **named)
+    fetch = speed.median_seconds(lambda: next(steps), bench.device, repeats=20)
+    step = batch / next(
+        row["images_per_second"]
+        for row in bench.rows
+        if row["stage"] == f"train {side}x{side}" and (row["model"], row["size"]) == (name, size)
+    )
+    bench.rows.append({"stage": f"input path {side}x{side}", "role": "ours", **named, "images_per_second": batch / fetch})
+    print(f"  the input path takes {fetch / step:.2%} of a step", flush=True)
+
+
+def _decoding(side: int, batch: int, device: torch.device) -> Iterator[Batch]:
+    """Baseline (a2)'s input: PNGs of the pictures whose latents are side x side, through the shipped autoencoder each time."""
+    pictures, _ = procedural.draw(4 * batch, 32, seed=0)
+    files = []
+    for picture in pictures:
+        file = io.BytesIO()
+        Image.fromarray(picture.transpose(1, 2, 0)).resize((4 * side, 4 * side)).save(file, format="PNG")
+        files.append(file.getvalue())
+    shipped = space.load(config().autoencoder, None, cache=".cache", device=device)
+
+    @torch.inference_mode()
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents = shipped.autoencoder.encode(images.to(device))
+        return latents.clone(), shipped.codebook.tokenize(latents).clone()
+
+    return baselines.decoding_batches(files, lambda file: to_pixels(Image.open(io.BytesIO(file)), 4 * side), encode, batch, device)
+
+
+def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
+    """The raster model's cached sampling against `generate()` of transformers' model of the same shape; any-order at fewer steps."""
+    mine, cfg = generator("ar", size, side, bench.device)
+    labels = torch.arange(batch, device=bench.device) % CLASSES
+    shape = {k: cfg.model[k] for k in ("width", "depth", "heads", "mlp")}
+    theirs = baselines.llama(mine.tokens, space.shipped_codebook_size(), **shape).to(bench.device)
+    draw = drawing(mine.eval(), labels, bench.device)
+
+    def generate() -> None:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            baselines.generate(theirs, labels, mine.tokens)
+
+    named = dict(family="ar", size=size, batch=batch, dtype="bf16")
+    flops = 2 * build.sampling_macs(build.on_meta(mine), mine.tokens, 1.0) * batch
+    stage = f"sample {mine.tokens} tokens"
+    bench.compare(stage, {"ours": lambda: draw(mine.tokens), "generate()": generate}, batch, flops, model="ar", **named)
+    anyhow, _ = generator("ar_any", size, side, bench.device)
+    draw_any, few = drawing(anyhow.eval(), labels, bench.device), min(32, mine.tokens // 2)
+    calls = {f"ours, {few} steps": lambda: draw_any(few), f"{mine.tokens} steps": lambda: draw_any(mine.tokens)}
+    bench.compare(stage, calls, batch, model="ar_any", **named)
+
+
+def sampling_diffusion(bench: Bench, name: str, size: str, side: int, batch: int, steps: int = 8) -> None:
+    """Diffusion sampling against the bare network calls it makes and, for DiT, diffusers' network in its pipelines' loop."""
+    mine, cfg = generator(name, size, side, bench.device)
+    labels = torch.arange(batch, device=bench.device) % CLASSES
+    draw = drawing(mine.eval(), labels, bench.device)
+    x, t = torch.randn(batch, *mine.latent_shape, device=bench.device), torch.full((batch,), 500.0, device=bench.device)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        with sample.cast_once(mine, "bf16"), torch.autocast(bench.device.type, torch.bfloat16):
+            for _ in range(steps):
+                mine.denoiser(x, t, labels)
+
+    calls = {"ours": lambda: draw(steps), "bare network calls": bare}
+    if name == "dit":
+        shape = {k: cfg.model.denoiser[k] for k in ("width", "depth", "heads")}
+        theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(bench.device).eval()
+
+        def pipeline() -> None:
+            with torch.autocast(bench.device.type, torch.bfloat16):
+                baselines.pipeline_loop(theirs.denoise, mine.latent_shape, labels, steps)
+
+        calls["diffusers' loop and DiT"] = pipeline
+    flops = 2 * build.sampling_macs(build.on_meta(mine), steps, 1.0) * batch
+    named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
+    bench.compare(f"sample {steps} steps", calls, batch, flops, **named)
+
+
+def encoding(bench: Bench, count: int) -> None:
+    """Pictures at 64 px to latents and tokens, mirror images included."""
+    pictures = torch.from_numpy(procedural.draw(count, 64, seed=0)[0]).to(bench.device)
+    shipped = space.load(config().autoencoder, None, cache=".cache", device=bench.device)
+
+    @torch.inference_mode()
+    def encode() -> None:
+        for part in pictures.split(shipped.at_once(64)):
+            shipped.codebook.tokenize(shipped.autoencoder.encode(torch.cat([part, part.flip(3)])))
+
+    bench.compare("encode 64 px", {"ours": encode}, count, model="autoencoder", family=None, size=None, batch=count, dtype="fp32")
+
+
+class _AsFeatures(torch.nn.Module):
+    """Lets torchmetrics' FID take (N, d, 1, 1) 'pictures' as features."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).float()
+
+
+def scoring(bench: Bench, n: int, d: int = 2048) -> None:
+    """The Fréchet distance of two sets of features, covariances included, against a matrix square root and torchmetrics."""
+    rng = np.random.default_rng(0)
+    real, fake = (np.maximum(rng.standard_normal((n, d), dtype=np.float32) + shift, 0) for shift in (0, 0.1))
+    tensors = [torch.from_numpy(x) for x in (real, fake)]
+
+    def theirs() -> None:
+        metric = FrechetInceptionDistance(feature=_AsFeatures(d), normalize=True, input_img_size=(d, 1, 1))
+        for x, is_real in zip(tensors, (True, False), strict=True):
+            metric.update(x[:, :, None, None], real=is_real)
+        metric.compute()
+
+    calls = {"ours": lambda: frechet_distance(*tensors), "torchmetrics FID": theirs}
+    calls["scipy.linalg.sqrtm"] = lambda: baselines.sqrtm_distance(real.astype(float), fake.astype(float))
+    bench.compare(f"fd N={n} d={d}", calls, n, model="features", family=None, size=None, batch=n, dtype="fp64")

@@ -1,0 +1,109 @@
+"""Calls measured in turns on one machine, and what they are called with: models of a configuration on latents of nothing."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks import build, records, sample, space
+from benchmarks.latents import LatentSet
+from metrics import speed
+from models.generator import Batch, Generator
+
+COLUMNS = ["stage", "role", "model", "family", "size", "batch", "dtype", "images_per_second", "utilisation", "baseline", "ratio"]
+COLUMNS += ["peak_memory_mb"]
+CLASSES = 100
+
+
+@dataclass
+class Bench:
+    """The machine, how long to measure, and the rows so far."""
+
+    device: torch.device
+    quick: bool
+    ceiling: Callable[[], float]  # FLOP/s, measured now
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
+
+    def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> None:
+        """Rows of calls measured in turns: `ours...`, and what they are compared with. `images` and `flops` are of one call."""
+        speed.free_memory()
+        repeats, seconds, peaks, tops = 3 if self.quick else 7, {name: [] for name in calls}, {}, []
+        for call in calls.values():
+            call()
+        for _ in range(repeats):
+            tops += [self.ceiling()] if flops else []
+            for name, call in calls.items():
+                speed.reset_peak_memory(self.device)
+                seconds[name].append(speed.timed(call, self.device)[1])
+                peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
+        if flops:
+            self.ceilings[f"{stage} {named.get('model', '')}"] = [min(tops), max(tops)]
+            print(f"{stage} {named.get('model', '')}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
+        median = {name: statistics.median(found) for name, found in seconds.items()}
+        for name in calls:
+            row = named | {"images_per_second": images / median[name], "peak_memory_mb": peaks[name]}
+            row |= {"stage": stage, "utilisation": flops / median[name] / max(tops) if flops else None}
+            self._add(name, row, {other: median[other] / median[name] for other in calls if other != name})
+
+    def _add(self, name: str, row: dict[str, Any], ratios: dict[str, float]) -> None:
+        """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled says so beside its dtype."""
+        ours = name.startswith("ours")
+        row |= {"role": "ours" if ours else "baseline", "dtype": row["dtype"] + ", compiled" * name.endswith(", compiled")}
+        others = {n: r for n, r in ratios.items() if n == "ours" or not n.startswith("ours")} if ours else {name: None}
+        for baseline, ratio in (others or {None: None}).items():
+            self.rows.append(row | {"baseline": baseline, "ratio": ratio})
+            compared = f", {ratio:.2f} times {baseline}" if ratio else ""
+            print(
+                f"{row['stage']} {row.get('model', '')} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True
+            )
+
+
+def ceiling(device: torch.device) -> float:
+    """FLOP/s of the better of two square bf16 matrix products, each the better of two."""
+    found = []
+    for size in (2048, 4096):
+        a = torch.randn(size, size, device=device).bfloat16()
+        a @ a
+        found.append(2 * size**3 / min(speed.timed(lambda a=a: a @ a, device)[1] for _ in range(2)))
+    return max(found)
+
+
+def config(*overrides: str) -> Any:
+    with initialize_config_dir(str(records.ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def made_up(shape: tuple[int, int, int], codebook_size: int, device: torch.device, count: int = 2048) -> LatentSet:
+    """Latents and tokens of nothing: speed does not depend on their values."""
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(codebook_size, (2, count, shape[1] * shape[2]), generator=rng, dtype=torch.int32)
+    latents, labels = torch.randn(2, count, *shape, generator=rng), torch.arange(count) % CLASSES
+    return LatentSet(latents, tokens, labels, torch.zeros(shape[0]), torch.ones(shape[0]), "").to(device)
+
+
+def generator(name: str, size: str, side: int, device: torch.device) -> tuple[Generator, Any]:
+    """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
+    cfg = config(f"model={name}", f"size={size}")
+    book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
+    return build.generator(cfg.model, (4, side, side), CLASSES, book).to(device), cfg
+
+
+def batches(data: LatentSet, size: int) -> Iterator[Batch]:
+    step = 0
+    while True:
+        yield data.batch(0, step, size)
+        step += 1
+
+
+def drawing(model: Generator, labels: torch.Tensor, device: torch.device) -> Callable[[int], Any]:
+    """As `sample.draw` does; weights are cast within each call, not once for all batches."""
+
+    def draw(steps: int) -> None:
+        with sample.cast_once(model, "bf16"), torch.autocast(device.type, torch.bfloat16):
+            model.sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
+
+    return draw
