@@ -59,8 +59,8 @@ def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
 def cast_once(model: nn.Module, precision: str) -> Iterator[None]:
     """For bf16: the weights of linear layers and convolutions in bfloat16 within, and as they were afterwards.
 
-    Only in modules whose class says `cast_for_drawing`: autocast rounds theirs to the very same numbers, but anew at every call: copies,
-    most of them these, were 42% of drawing AR-S at batch 1.
+    Only in modules whose class says `cast_for_drawing`: autocast rounds theirs to the very same numbers, but anew for every batch, weights
+    joined for drawing (`ar`) at every call, and in inference mode, which convolutions on a CPU pay for (below).
     """
     kinds = (nn.Linear, nn.Conv2d) if precision == "bf16" else ()
     roots = [m for m in model.modules() if getattr(type(m), "cast_for_drawing", False)]

@@ -29,7 +29,7 @@ AttentionInterface.register("latentbench", _attend)
 
 
 class Rotary(LlamaRotaryEmbedding):
-    """Turns queries and keys in the type they come in, as transformers does where weights are bf16, not in float32 because embeddings are."""
+    """Cosines and sines in autocast's type. transformers takes the embeddings', float32 under autocast, and would rotate in that."""
 
     def forward(self, x: Tensor, position_ids: LongTensor) -> tuple[Tensor, Tensor]:
         kind = x.device.type

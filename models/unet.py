@@ -12,21 +12,21 @@ from models.layers import plainly
 
 
 class QuickAttention:
-    """diffusers' plain attention where that is faster than its fused one.
+    """diffusers' plain attention where that is faster than its fused one; contiguous (NCHW) pictures come out.
 
-    What comes out lies as the pictures do: diffusers leaves it channels-last, which reaches every convolution behind it, and torch then
-    turns each of their weights and gradients about (U-Net-S, two cores: 9% of a training step).
+    diffusers leaves channels-last strides, which spread to every later convolution, and torch then reorders their weights and gradients.
     """
 
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
 
     def attend(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
-        """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
+        """As diffusers leaves it."""
         how = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
         return how(attention, x, encoder_hidden_states, attention_mask, temb)
 
     def __call__(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
+        """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
         seen = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
         return seen if x.is_cuda else seen.contiguous()
 
@@ -77,7 +77,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 
+    def layout(self, x: Tensor) -> Tensor:
+        """Channels-last on CUDA; on a CPU training and drawing are faster without."""
+        return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
-        if x.is_cuda:  # on a CPU training is 4% (U-Net-S) to 9% (-xs) faster without
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.net(x, t, class_labels=labels).sample.contiguous()
+        return self.net(self.layout(x), t, class_labels=labels).sample.contiguous()

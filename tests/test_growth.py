@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import build
-from benchmarks.perf import growth, turns
+from benchmarks.perf import bench, growth
 from benchmarks.space import SHIPPED, load_codebook
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def test_exponents_are_local_slopes_and_say_from_where_time_follows_the_flops():
 def test_twice_the_width_is_nearly_four_times_the_work(name):
     macs, book = [], load_codebook(SHIPPED / "codebook.safetensors")
     for times in (1, 2):
-        cfg = turns.config(f"model={name}", "size=xs")
+        cfg = bench.config(f"model={name}", "size=xs")
         growth.widened(cfg, times)
         macs.append(build.forward_macs(build.on_meta(build.generator(cfg.model, (4, 8, 8), 10, book))))
     assert 2.8 < macs[1] / macs[0] < 4.2

@@ -1,19 +1,19 @@
 """What `make perf` measures with: rows, ratios, and baselines that do what the suite's own code does."""
 
 import time
+from itertools import groupby
 
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks.perf import baselines, gains, stages, turns
-from benchmarks.train import Average
+from benchmarks import train
+from benchmarks.perf import baselines, bench, gains, stages
 from metrics.frechet import frechet_distance
-from models import layers
-from models.autoregressive import Rotary
-from models.dit import GELU, DiT
+from models import autoregressive, layers
+from models.dit import Block as DiTBlock
 from models.generator import Batch
-from models.unet import QuickAttention
 
 CPU = torch.device("cpu")
 
@@ -25,10 +25,10 @@ def batches(tokens: int = 16):
 
 
 def test_rows_say_who_was_compared_with_whom_and_how_fast():
-    bench = turns.Bench(CPU, True, lambda: 1e12)
+    one = bench.Bench(CPU, True, lambda: 1e12)
     calls = {"ours": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.005)}
-    bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
-    table = pd.DataFrame(bench.rows)[turns.COLUMNS]
+    one.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
+    table = pd.DataFrame(one.rows)[bench.COLUMNS]
     assert table["role"].tolist() == ["ours", "ours", "baseline", "baseline"] and table["baseline"].tolist() == [
         "slow",
         "fast",
@@ -68,10 +68,10 @@ def test_a_decoding_loader_gives_the_latents_of_its_files():
 
 
 def test_two_ways_of_ours_are_compared_with_every_baseline_and_the_second_with_the_first():
-    bench = turns.Bench(CPU, True, lambda: 1e12)
+    one = bench.Bench(CPU, True, lambda: 1e12)
     calls = {"ours": lambda: time.sleep(0.02), "theirs": lambda: time.sleep(0.04), "ours, compiled": lambda: time.sleep(0.005)}
-    bench.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
-    table = pd.DataFrame(bench.rows).set_index(["role", "dtype", "baseline"])["ratio"]
+    one.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
+    table = pd.DataFrame(one.rows).set_index(["role", "dtype", "baseline"])["ratio"]
     assert set(table.index) == {
         ("ours", "bf16", "theirs"),
         ("baseline", "bf16", "theirs"),
@@ -87,42 +87,91 @@ def test_the_matrix_square_root_reads_the_same_distance():
 
 
 def test_the_stages_run_and_fill_every_column():
-    top = turns.ceiling(CPU)
-    bench = turns.Bench(CPU, True, lambda: top)
-    stages.training(bench, "dit", "xs", 4, 2, compiled=False)
-    stages.sampling_tokens(bench, "xs", 4, 2)
-    stages.sampling_diffusion(bench, "dit", "xs", 4, 2, steps=2)
-    stages.scoring(bench, 40, d=16)
-    stages.encoding(bench, 4)
-    table = pd.DataFrame(bench.rows)[turns.COLUMNS]
+    top = bench.ceiling(CPU)
+    one = bench.Bench(CPU, True, lambda: top)
+    stages.training(one, "dit", "xs", 4, 2, compiled=False)
+    stages.sampling_tokens(one, "xs", 4, 2)
+    stages.sampling_diffusion(one, "dit", "xs", 4, 2, steps=2)
+    stages.scoring(one, 40, d=16)
+    stages.encoding(one, 4)
+    table = pd.DataFrame(one.rows)[bench.COLUMNS]
     assert set(table["role"]) == {"ours", "baseline"} and (table["images_per_second"] > 0).all()
     assert (table["utilisation"].dropna() <= 1).all()
     assert table[table["role"] == "ours"]["baseline"].nunique() >= 7
-    assert all(0 < low <= high for low, high in bench.ceilings.values()) and "train 4x4 dit" in bench.ceilings
+    assert all(0 < low <= high for low, high in one.ceilings.values()) and "train 4x4 dit xs 2" in one.ceilings
 
 
-def test_what_is_taken_away_for_a_choice_comes_back():
-    """Each lack reaches the code that runs, and nothing of it stays."""
-    bench, seen = turns.Bench(CPU, True, lambda: 1.0), []
-    before = layers.PLAIN, GELU.forward, DiT.embed, Rotary.forward, QuickAttention.__call__, Average.step
-    look = lambda: seen.append(before != (layers.PLAIN, GELU.forward, DiT.embed, Rotary.forward, QuickAttention.__call__, Average.step))  # noqa: E731
-    for lacks in gains.OF_A_MODEL.values():
-        for lack in lacks.values():
-            gains.without(look, lack)()
-    gains.without(look, gains.FUSED)()
-    assert seen == [True] * 5
-    look()
-    assert not seen[-1]
+def seen_by(model, call):
+    """What a call shows of the choices: GELU's form, whether the first block's and the convolutions' inputs are contiguous, q's type."""
+    seen = {"gelu": set(), "stream": set(), "convolutions": set(), "q": set()}
+    look = lambda key: lambda part, given: seen[key].add(given[0].is_contiguous())  # noqa: E731
+    hooks = [part.register_forward_pre_hook(look("convolutions")) for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
+    hooks += [part.register_forward_pre_hook(look("stream")) for part in model.modules() if isinstance(part, DiTBlock)][:1]
+    gelu, attend = F.gelu, layers.attend
+    with (
+        gains.swapped(F, "gelu", lambda x, approximate="none": seen["gelu"].add(approximate) or gelu(x, approximate=approximate)),
+        gains.swapped(autoregressive, "attend", lambda q, *a, **k: seen["q"].add(q.dtype) or attend(q, *a, **k)),
+    ):
+        call()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name, variant, key, ours, theirs",
+    [
+        ("dit", "tanh form of GELU", "gelu", {"none"}, {"tanh"}),
+        ("dit", "patches left transposed", "stream", {True}, {False}),
+        ("ar", "rotation in float32", "q", {torch.bfloat16}, {torch.float32}),
+        ("unet", "attention's output left channels-last", "convolutions", {True}, {True, False}),
+        ("unet", "input channels-last", "convolutions", {True}, {True, False}),
+    ],
+)
+def test_each_variant_changes_what_it_says_and_nothing_of_it_stays(name, variant, key, ours, theirs):
+    model, cfg = bench.generator(name, "xs", 4, CPU)
+    kit, data = train.equip(model, cfg.train, 1e-4, CPU), bench.made_up(model.latent_shape, 32, CPU, 8)
+    step = lambda: kit.step(data.batch(0, 0, 2), torch.Generator())  # noqa: E731
+    assert seen_by(model, step)[key] == ours
+    assert seen_by(model, gains.under(gains.MODEL_VARIANTS[name][variant], step))[key] == theirs
+    assert seen_by(model, step)[key] == ours
+
+
+def test_a_variant_is_gone_after_a_failure_too():
+    with pytest.raises(ZeroDivisionError):
+        gains.under(gains.TORCH_ATTENTION["torch's fused attention"], lambda: 1 / layers.PLAIN)()
+    assert layers.PLAIN > 0
+
+
+def test_the_choices_are_compared_with_ours_and_every_optimiser_is_the_one_it_says(monkeypatch):
+    fused, kits = [], []
+    equip = train.equip
+    monkeypatch.setattr(train, "equip", lambda *a: kits.append(equip(*a)) or kits[-1])
+    monkeypatch.setattr(bench, "LEAST", 0.0)
+    one = bench.Bench(CPU, True, lambda: 1.0)
     for name in ("dit", "ar", "unet"):
-        gains.training(bench, name, "xs", 4, 2)
-    gains.drawn(bench, "ar", "xs", 4, 2)
-    gains.halves(bench, "unet", "xs", 4, 2)
-    table = pd.DataFrame(bench.rows)
+        gains.training(one, name, "xs", 4, 2)
+        fused.append([kit.optimizer.param_groups[0]["fused"] for kit in kits[-2:]])
+    gains.drawn(one, "ar", "xs", 4, 2)
+    gains.guidance_halves(one, "unet", "xs", 4, 2)
+    table = pd.DataFrame(one.rows)
+    assert fused == [[None, True]] * 3
     assert set(table["role"]) == {"ours", "baseline"} and (table[table["role"] == "ours"]["ratio"] > 0).all()
     assert table[table["role"] == "ours"].groupby(["stage", "model"]).size().to_dict() == {
         ("choice: train 4x4", "dit"): 5,
         ("choice: train 4x4", "ar"): 4,
-        ("choice: train 4x4", "unet"): 4,
+        ("choice: train 4x4", "unet"): 5,
         ("choice: sample 4x4", "ar"): 2,
         ("choice: one guided evaluation 4x4", "unet"): 1,
     }
+
+
+def test_calls_take_turns_in_every_order_and_short_ones_are_repeated(monkeypatch):
+    monkeypatch.setattr(bench, "LEAST", 0.03)
+    order, one = [], bench.Bench(CPU, False, lambda: 1.0)
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.002 if name == "ours" else 0.02)) for name in ("ours", "slow")}
+    one.compare("train", calls, 1, model="dit", family="dit", size="s", batch=8, dtype="bf16")
+    assert [name for name, _ in groupby(order[4:])] == ["ours", "slow"] * 4, "each turn begins with the other one"
+    assert order.count("ours") > 5 * 7 > order.count("slow")
+    ranges = one.ratios["train dit s 8: ours / slow"]
+    assert ranges[0] <= one.rows[0]["ratio"] <= ranges[1]

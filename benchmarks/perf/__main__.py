@@ -1,7 +1,8 @@
 """`make perf`: how near each stage comes to the machine's ceiling, and how it compares with what a user would otherwise run.
 
-Writes results/perf/perf.csv, and perf.json: machine, versions, each stage's ceiling. A row of role `ours` is the suite's own code;
-`baseline` names what `ratio` (ours over baseline, in speed) compares it with, measured in turns with it; rows of role `baseline` are those.
+Writes results/perf/perf.csv, and perf.json: machine, versions, least and most of each stage's ceilings and of each ratio over the turns.
+A row of role `ours` is the suite's own code; `baseline` names what `ratio` (ours over baseline, in speed, the median of the turns) compares it
+with; rows of role `baseline` are those. `peak_memory_mb` is CUDA's only: on a CPU it is the process's, which holds all that is compared.
 `utilisation` is counted FLOP/s over the ceiling: the better of 2048 and 4096 square bf16 matrix products, the best of those taken in turns
 with the stage, because a machine's clock drifts. Stages named `choice` compare the suite with itself lacking one thing (`gains.py`).
 `--quick` is shorter in every stage, for two cores, and compiles nothing. How cost grows is `growth.py`: growth.csv and growth.png.
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.perf import gains, growth, stages
-from benchmarks.perf.turns import COLUMNS, Bench, ceiling
+from benchmarks.perf.bench import COLUMNS, Bench, ceiling
 from benchmarks.report import markdown
 from benchmarks.store import atomic_file, write_json
 from metrics import speed
@@ -48,15 +49,23 @@ def main() -> None:
     stages.encoding(bench, 500 if args.quick else 2000)
     for n in (1000,) if args.quick else (1000, 5000):
         stages.scoring(bench, n)
+    write(bench, args.out)
     gains.measure(bench, args.size, args.side, batch)
-    table = pd.DataFrame(bench.rows)[COLUMNS]
-    with atomic_file(args.out / "perf.csv") as path:
-        table.to_csv(path, index=False)
-    write_json(args.out / "perf.json", records.provenance(device) | {"versions": records.versions(), "ceilings_flops": bench.ceilings})
+    table = write(bench, args.out)
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
     grown = growth.write(growth.points(device, 2 if args.quick else 5), args.out)
     print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
     print("\n".join(str(args.out / name) for name in ("perf.csv", "perf.json", "growth.csv", "growth.png")))
+
+
+def write(bench: Bench, out: Path) -> pd.DataFrame:
+    """perf.csv and perf.json of what has been measured so far; returns the table."""
+    table = pd.DataFrame(bench.rows)[COLUMNS]
+    with atomic_file(out / "perf.csv") as path:
+        table.to_csv(path, index=False)
+    ranges = {"ceilings_flops": bench.ceilings, "ratios": bench.ratios}
+    write_json(out / "perf.json", records.provenance(bench.device) | {"versions": records.versions()} | ranges)
+    return table
 
 
 if __name__ == "__main__":

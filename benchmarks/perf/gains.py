@@ -1,4 +1,4 @@
-"""What each choice of ours gives: a call with it, in turns with the same call without it (part of `make perf`; stages `choice: ...`)."""
+"""What some choices of ours give: a call as it is, in turns with the same call but for one thing (part of `make perf`; stages `choice: ...`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,15 +11,15 @@ from diffusers.training_utils import EMAModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from benchmarks import sample, train
-from benchmarks.perf.turns import CLASSES, Bench, batches, drawing, generator, made_up
+from benchmarks.perf.bench import CLASSES, Bench, batches, drawing, generator, made_up
 from benchmarks.space import shipped_codebook_size
 from benchmarks.store import seeded
 from models import layers
 from models.autoregressive import Rotary
 from models.dit import GELU, DiT
-from models.unet import QuickAttention
+from models.unet import QuickAttention, UNet
 
-Without = Callable[[], AbstractContextManager[Any]]
+Variant = Callable[[], AbstractContextManager[Any]]
 
 
 @contextmanager
@@ -33,73 +33,63 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, kept)
 
 
-@contextmanager
-def unfused(optimizer: Any) -> Iterator[None]:
-    """AdamW as torch chooses within."""
-    for group in optimizer.param_groups:
-        group["fused"] = None
-    try:
-        yield
-    finally:
-        for group in optimizer.param_groups:
-            group["fused"] = True
-
-
-FUSED = partial(swapped, layers, "PLAIN", 0)
-OF_A_MODEL: dict[str, dict[str, Without]] = {
+# On CUDA none of these but the rotation changes anything.
+TORCH_ATTENTION = {"torch's fused attention": partial(swapped, layers, "PLAIN", 0)}
+MODEL_VARIANTS: dict[str, dict[str, Variant]] = {
     "dit": {
         "tanh form of GELU": partial(swapped, GELU, "forward", lambda self, x: F.gelu(x, approximate="tanh")),
-        "residual stream as the patches lie": partial(
+        "patches left transposed": partial(
             swapped, DiT, "embed", lambda self, x: self.patches(x).flatten(2).transpose(1, 2) + self.positions
         ),
     },
     "ar": {"rotation in float32": partial(swapped, Rotary, "forward", LlamaRotaryEmbedding.forward)},
-    "unet": {"attention's output channels-last": partial(swapped, QuickAttention, "__call__", QuickAttention.attend)},
+    "unet": {
+        "attention's output left channels-last": partial(swapped, QuickAttention, "__call__", QuickAttention.attend),
+        "input channels-last": partial(swapped, UNet, "layout", lambda self, x: x.contiguous(memory_format=torch.channels_last)),
+    },
 }
 
 
-def without(call: Callable[[], Any], lack: Without) -> Callable[[], Any]:
-    """The call, lacking one thing."""
+def under(variant: Variant, call: Callable[[], Any]) -> Callable[[], None]:
+    """The call with one thing changed."""
 
-    def lacking() -> None:
-        with lack():
+    def changed() -> None:
+        with variant():
             call()
 
-    return lacking
+    return changed
 
 
 def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
-    """A training step as it is against one without each of the choices made for it."""
+    """A training step as it is, and without each of the choices made for it."""
     model, cfg = generator(name, size, side, bench.device)
+    plain = train.equip(generator(name, size, side, bench.device)[0], cfg.train, 1e-4, bench.device)
+    for group in plain.optimizer.param_groups:
+        group["fused"] = None
     kit = train.equip(model, cfg.train, 1e-4, bench.device)
     steps = batches(made_up(model.latent_shape, shipped_codebook_size(), bench.device), batch)
-    lacks = OF_A_MODEL[name] | {
-        "torch's fused attention": FUSED,
-        "AdamW not fused": partial(unfused, kit.optimizer),
-        "diffusers' EMA step": partial(swapped, train.Average, "step", EMAModel.step),
-    }
     ours = lambda: kit.step(next(steps), seeded("noise", 0))  # noqa: E731
-    calls = {"ours": ours} | {lack: without(ours, how) for lack, how in lacks.items()}
+    variants = MODEL_VARIANTS[name] | TORCH_ATTENTION | {"diffusers' EMA step": partial(swapped, train.Average, "step", EMAModel.step)}
+    calls = {"ours": ours} | {label: under(variant, ours) for label, variant in variants.items()}
+    calls["AdamW without fused"] = lambda: plain.step(next(steps), seeded("noise", 0))
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
     bench.compare(f"choice: train {side}x{side}", calls, batch, **named)
 
 
 def drawn(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
-    """Drawing in 8 steps, or one a token, as it is against drawing without each of the choices made for it."""
+    """Drawing in 8 steps, or one a token, as it is, and without each of the choices made for it."""
     model, cfg = generator(name, size, side, bench.device)
     labels = torch.arange(batch, device=bench.device) % CLASSES
     draw, steps = drawing(model.eval(), labels, bench.device), 8 if model.step_counts([8]) else side * side
-    lacks: dict[str, Without] = {
-        "weights cast at every call": partial(swapped, sample, "cast_once", lambda *_: nullcontext()),
-        "torch's fused attention": FUSED,
-    } | ({} if name == "ar" else OF_A_MODEL.get(name, {}))  # `ar` draws through blocks of its own
     ours = lambda: draw(steps)  # noqa: E731
-    calls = {"ours": ours} | {lack: without(ours, how) for lack, how in lacks.items()}
+    variants = {} if name == "ar" else MODEL_VARIANTS.get(name, {})  # `ar` draws through blocks of its own
+    variants = variants | TORCH_ATTENTION | {"weights cast by autocast": partial(swapped, sample, "cast_once", lambda *_: nullcontext())}
+    calls = {"ours": ours} | {label: under(variant, ours) for label, variant in variants.items()}
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
     bench.compare(f"choice: sample {side}x{side}", calls, batch, **named)
 
 
-def halves(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
+def guidance_halves(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
     """Both halves of guidance in one call of the network, against one call each."""
     model, cfg = generator(name, size, side, bench.device)
     x, t = torch.randn(batch, *model.latent_shape, device=bench.device), torch.full((batch,), 500.0, device=bench.device)
@@ -119,7 +109,7 @@ def halves(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
 
 
 def measure(bench: Bench, size: str, side: int, batch: int) -> None:
-    """All of them: training at `size` and at xs, drawing at xs; `bench.quick` leaves out `size`."""
+    """All of them: training at `size` and at xs, drawing at xs; `bench.quick` leaves out training at `size`."""
     for name in ("dit", "ar", "unet"):
         if not bench.quick:
             training(bench, name, size, side, batch)
@@ -128,4 +118,4 @@ def measure(bench: Bench, size: str, side: int, batch: int) -> None:
         drawn(bench, name, "xs", 8, 32)
     for name in ("dit", "unet"):
         for many in (1, 32):
-            halves(bench, name, "xs", 8, many)
+            guidance_halves(bench, name, "xs", 8, many)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from benchmarks import build, space, train
 from benchmarks.latents import LatentSet
-from benchmarks.perf.turns import CLASSES, config, drawing, made_up
+from benchmarks.perf.bench import CLASSES, config, drawing, made_up
 from benchmarks.reports import plots
 from benchmarks.store import atomic_file, seeded
 from metrics import speed

@@ -10,7 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmarks import build, sample, space, train
 from benchmarks.perf import baselines
-from benchmarks.perf.turns import CLASSES, Bench, batches, config, drawing, generator, made_up
+from benchmarks.perf.bench import CLASSES, Bench, batches, config, drawing, generator, made_up
 from benchmarks.pictures import procedural
 from benchmarks.pictures.decoding import to_pixels
 from benchmarks.store import seeded

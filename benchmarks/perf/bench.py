@@ -1,5 +1,6 @@
-"""Calls measured in turns on one machine, and what they are called with: models of a configuration on latents of nothing."""
+"""What `make perf` measures with: calls in turns on one machine, models of a configuration, latents of nothing."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from models.generator import Batch, Generator
 COLUMNS = ["stage", "role", "model", "family", "size", "batch", "dtype", "images_per_second", "utilisation", "baseline", "ratio"]
 COLUMNS += ["peak_memory_mb"]
 CLASSES = 100
+LEAST = 0.3  # seconds of a turn; shorter calls are repeated
 
 
 @dataclass
@@ -27,39 +29,54 @@ class Bench:
     ceiling: Callable[[], float]  # FLOP/s, measured now
     rows: list[dict[str, Any]] = field(default_factory=list)
     ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
+    ratios: dict[str, list[float]] = field(default_factory=dict)  # least and most of the turns, by what is compared
 
     def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> None:
         """Rows of calls measured in turns: `ours...`, and what they are compared with. `images` and `flops` are of one call."""
         speed.free_memory()
-        repeats, seconds, peaks, tops = 3 if self.quick else 7, {name: [] for name in calls}, {}, []
-        for call in calls.values():
-            call()
-        for _ in range(repeats):
-            tops += [self.ceiling()] if flops else []
-            for name, call in calls.items():
-                speed.reset_peak_memory(self.device)
-                seconds[name].append(speed.timed(call, self.device)[1])
-                peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
+        about = " ".join(str(named[key]) for key in ("model", "size", "batch") if named.get(key))
+        seconds, peaks, tops = self._in_turns(calls, bool(flops))
         if flops:
-            self.ceilings[f"{stage} {named.get('model', '')}"] = [min(tops), max(tops)]
-            print(f"{stage} {named.get('model', '')}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
-        median = {name: statistics.median(found) for name, found in seconds.items()}
+            self.ceilings[f"{stage} {about}"] = [min(tops), max(tops)]
+            print(f"{stage} {about}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
         for name in calls:
-            row = named | {"images_per_second": images / median[name], "peak_memory_mb": peaks[name]}
-            row |= {"stage": stage, "utilisation": flops / median[name] / max(tops) if flops else None}
-            self._add(name, row, {other: median[other] / median[name] for other in calls if other != name})
+            median = statistics.median(seconds[name])
+            row = named | {"stage": stage, "images_per_second": images / median, "peak_memory_mb": peaks.get(name)}
+            row["utilisation"] = flops / median / max(tops) if flops else None
+            ratios = {other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in calls if other != name}
+            self._add(name, row, ratios, about)
 
-    def _add(self, name: str, row: dict[str, Any], ratios: dict[str, float]) -> None:
-        """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled says so beside its dtype."""
+    def _in_turns(
+        self, calls: dict[str, Callable[[], Any]], with_ceiling: bool
+    ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
+        """Seconds of a call, a figure a turn, and on CUDA its peak memory; the turns' ceilings. The order rotates; short calls are repeated."""
+        names, turns, least = list(calls), 3 if self.quick else 7, LEAST / 3 if self.quick else LEAST
+        seconds, peaks, tops = {name: [] for name in names}, {}, []
+        warm = {name: min(speed.timed(call, self.device)[1] for _ in range(2)) for name, call in calls.items()}
+        for turn in range(turns):
+            tops += [self.ceiling()] if with_ceiling else []
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                times = max(1, math.ceil(least / warm[name]))
+                speed.reset_peak_memory(self.device)
+                seconds[name].append(
+                    speed.timed(lambda call=calls[name], times=times: [call() for _ in range(times)], self.device)[1] / times
+                )
+                if self.device.type == "cuda":  # elsewhere it is the process's, which holds all of them
+                    peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
+        return seconds, peaks, tops
+
+    def _add(self, name: str, row: dict[str, Any], ratios: dict[str, list[float]], about: str) -> None:
+        """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled, or float32, says so in its dtype."""
         ours = name.startswith("ours")
-        row |= {"role": "ours" if ours else "baseline", "dtype": row["dtype"] + ", compiled" * name.endswith(", compiled")}
+        kind = "fp32" if name.startswith("eager float32") else row["dtype"]
+        row |= {"role": "ours" if ours else "baseline", "dtype": kind + ", compiled" * name.endswith(", compiled")}
         others = {n: r for n, r in ratios.items() if n == "ours" or not n.startswith("ours")} if ours else {name: None}
-        for baseline, ratio in (others or {None: None}).items():
-            self.rows.append(row | {"baseline": baseline, "ratio": ratio})
-            compared = f", {ratio:.2f} times {baseline}" if ratio else ""
-            print(
-                f"{row['stage']} {row.get('model', '')} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True
-            )
+        for baseline, turns in (others or {None: None}).items():
+            self.rows.append(row | {"baseline": baseline, "ratio": statistics.median(turns) if turns else None})
+            compared = f", {statistics.median(turns):.3g} times {baseline} ({min(turns):.3g} to {max(turns):.3g})" if turns else ""
+            print(f"{row['stage']} {about} {row['role']} {name}: {row['images_per_second']:.4g} images/s{compared}", flush=True)
+            if turns:
+                self.ratios[f"{row['stage']} {about}: {name} / {baseline}"] = [min(turns), max(turns)]
 
 
 def ceiling(device: torch.device) -> float:
