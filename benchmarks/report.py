@@ -31,8 +31,11 @@ def build(folder: Path) -> str:
     paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
     if len(whole):
         paths += [plots.distance_plot(whole, x, folder / "plots") for x in plots.AXES]
-        paths += grids.sample_grids(whole, folder / "records", folder / "samples")
-        paths += grids.pairs_grid(whole, folder / "records", folder / "samples")
+        pictures = grids.sample_grids(whole, folder / "records", folder / "samples")
+        pictures += grids.pairs_grid(whole, folder / "records", folder / "samples")
+        for path in set((folder / "samples").glob("*.png")) - set(pictures) if pictures else ():
+            path.unlink()  # of a group that is no more
+        paths += pictures
         paths += filter(None, [plots.training_plot(good, folder / "plots"), plots.guidance_plot(whole, folder / "plots")])
     logs = [(record, variant) for record, variant in zip(found, table["variant"], strict=True) if record["row"].get("train_fraction") == 1]
     paths += filter(None, [plots.loss_plot(logs, folder / "plots")])

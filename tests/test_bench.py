@@ -277,9 +277,12 @@ def test_reports_can_be_rebuilt_from_records_alone(smoke):
     for path in (folder / "results.csv", folder / "summary.md", *plots):
         path.unlink()
     (folder / "records" / "broken.json").write_text('{"row": ')
+    pictures = sorted((folder / "samples").glob("*.png"))
+    (folder / "samples" / "gone-2.png").write_bytes(pictures[0].read_bytes())  # of a group whose records were drawn anew elsewhere
     subprocess.run([sys.executable, "-m", "benchmarks.report", str(folder)], cwd=ROOT, check=True, capture_output=True)
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), before)
     assert sorted((folder / "plots").glob("*.png")) == plots and len(plots) == 5
+    assert sorted((folder / "samples").glob("*.png")) == pictures and "gone" not in (folder / "summary.md").read_text()
     (folder / "records" / "broken.json").unlink()
     whole = records.read(folder)
     (folder / "records").rename(folder / "moved")
