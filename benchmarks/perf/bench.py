@@ -49,10 +49,10 @@ class Bench:
     def _in_turns(
         self, calls: dict[str, Callable[[], Any]], with_ceiling: bool
     ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
-        """Seconds of a call, a figure a turn, and on CUDA its peak memory; the turns' ceilings. The order rotates; short calls are repeated."""
-        names, turns, least = list(calls), 3 if self.quick else 7, LEAST / 3 if self.quick else LEAST
+        """Seconds of a call, a figure a turn, and on CUDA its peak memory; the turns' ceilings. The order rotates; short calls are repeated, unless `quick`."""
+        names, turns, warming, least = list(calls), *((3, 1, 0.0) if self.quick else (7, 2, LEAST))
         seconds, peaks, tops = {name: [] for name in names}, {}, []
-        warm = {name: min(speed.timed(call, self.device)[1] for _ in range(2)) for name, call in calls.items()}
+        warm = {name: min(speed.timed(call, self.device)[1] for _ in range(warming)) for name, call in calls.items()}
         for turn in range(turns):
             tops += [self.ceiling()] if with_ceiling else []
             for name in names[turn % len(names) :] + names[: turn % len(names)]:

@@ -109,11 +109,13 @@ def guidance_halves(bench: Bench, name: str, size: str, side: int, batch: int) -
 
 
 def measure(bench: Bench, size: str, side: int, batch: int) -> None:
-    """All of them: training at `size` and at xs, drawing at xs; `bench.quick` leaves out training at `size`."""
+    """All of them: training at `size` and at xs, drawing at xs; `bench.quick` leaves all out but training at xs."""
     for name in ("dit", "ar", "unet"):
         if not bench.quick:
             training(bench, name, size, side, batch)
         training(bench, name, "xs", 8, 32)
+    if bench.quick:
+        return
     for name in ("dit", "ar", "unet", "masked"):
         drawn(bench, name, "xs", 8, 32)
     for name in ("dit", "unet"):
