@@ -78,7 +78,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.net.conv_out.bias)
 
     def layout(self, x: Tensor) -> Tensor:
-        """Channels-last on CUDA; on a CPU training and drawing are faster without."""
+        """Channels-last on CUDA (not measured); on a CPU it gains nothing."""
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:

@@ -31,20 +31,21 @@ class Bench:
     ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
     ratios: dict[str, list[float]] = field(default_factory=dict)  # least and most of the turns, by what is compared
 
-    def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> None:
-        """Rows of calls measured in turns: `ours...`, and what they are compared with. `images` and `flops` are of one call."""
+    def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> dict[str, float]:
+        """Rows of calls measured in turns: `ours...`, and what they are compared with; returns median seconds. `images` and `flops` are of one call."""
         speed.free_memory()
         about = " ".join(str(named[key]) for key in ("model", "size", "batch") if named.get(key))
         seconds, peaks, tops = self._in_turns(calls, bool(flops))
         if flops:
             self.ceilings[f"{stage} {about}"] = [min(tops), max(tops)]
             print(f"{stage} {about}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
-        for name in calls:
-            median = statistics.median(seconds[name])
+        medians = {name: statistics.median(found) for name, found in seconds.items()}
+        for name, median in medians.items():
             row = named | {"stage": stage, "images_per_second": images / median, "peak_memory_mb": peaks.get(name)}
             row["utilisation"] = flops / median / max(tops) if flops else None
             ratios = {other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in calls if other != name}
             self._add(name, row, ratios, about)
+        return medians
 
     def _in_turns(
         self, calls: dict[str, Callable[[], Any]], with_ceiling: bool

@@ -40,13 +40,8 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compi
         calls["ours, compiled"] = lambda: quicker.step(next(steps), seeded("noise", 0))
     flops = 3 * 2 * build.forward_macs(build.on_meta(mine)) * batch
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
-    bench.compare(f"train {side}x{side}", calls, batch, flops, **named)
+    step = bench.compare(f"train {side}x{side}", calls, batch, flops, **named)["ours"]
     fetch = speed.median_seconds(lambda: next(steps), bench.device, repeats=20)
-    step = batch / next(
-        row["images_per_second"]
-        for row in bench.rows
-        if row["stage"] == f"train {side}x{side}" and (row["model"], row["size"]) == (name, size)
-    )
     bench.rows.append({"stage": f"input path {side}x{side}", "role": "ours", **named, "images_per_second": batch / fetch})
     print(f"  the input path takes {fetch / step:.2%} of a step", flush=True)
 
