@@ -56,6 +56,15 @@ def choose_sampler(model: Generator, cfg: Any) -> None:
         raise BadInput(f"model={cfg.model.name}: {error}") from None
 
 
+def place(model: Generator, device: torch.device) -> Generator:
+    """The model on `device`; on CUDA with the convolutions of classes that ask for it in channels-last, as cuDNN wants them."""
+    model.to(device)
+    for part in model.modules():
+        if device.type == "cuda" and getattr(type(part), "channels_last", False):
+            part.to(memory_format=torch.channels_last)
+    return model
+
+
 def on_meta(model: Generator) -> Generator:
     """A copy without data, whose calls cost nothing and are counted."""
     return copy.deepcopy(model).to("meta").eval()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from benchmarks.data import Dataset
 from benchmarks.space import LatentSpace
 from benchmarks.store import digest, read_tensors, seeded, write_tensors
-from models.generator import Batch
+from models.generator import Batch, from_host, to_device
 
 TENSORS = ("latents", "tokens", "labels", "mean", "std")
 
@@ -32,13 +32,15 @@ class LatentSet:
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Training batch `step`: a pure function of (seed, step), each epoch a new order, each picture mirrored at a coin's toss."""
-        at = batch_indices(len(self.labels), size, seed, step).to(self.labels.device)
-        mirror = torch.randint(2, (size,), generator=seeded("mirror", seed, step)).to(at)
+        device = self.labels.device
+        at = to_device(batch_indices(len(self.labels), size, seed, step), device)
+        mirror = from_host(lambda: torch.randint(2, (size,), generator=seeded("mirror", seed, step)), device)
         return Batch(self.latents[mirror, at], self.tokens[mirror, at].long(), self.labels[at])
 
     def raw(self, latents: Tensor) -> Tensor:
         """Whitened -> the autoencoder's own units."""
-        return latents * self.std.to(latents)[:, None, None] + self.mean.to(latents)[:, None, None]
+        mean, std = (to_device(x, latents.device).to(latents.dtype) for x in (self.mean, self.std))
+        return latents * std[:, None, None] + mean[:, None, None]
 
 
 @lru_cache(maxsize=2)

@@ -88,7 +88,7 @@ def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judg
     try:
         with speed.stage("training"):
             trained = train.train(
-                cell.generator.to(cell.device),
+                build.place(cell.generator, cell.device),
                 cell.encoded.to(cell.device),
                 cfg.train,
                 lr=cfg.model.lr,

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from benchmarks.latents import LatentSet
 from benchmarks.space import LatentSpace
 from benchmarks.store import Diverged, read_tensors, seeded, write_tensors
 from metrics import speed
-from models.generator import Generator
+from models.generator import Generator, to_device
 
 ABSURD = 1e3  # whitened latents have unit variance; quantising would hide that these do not
 
@@ -50,9 +51,31 @@ def labels_for(count: int, num_classes: int) -> Tensor:
 
 @torch.inference_mode()
 def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
-    """Whitened latents to uint8 pictures on the CPU, in float32: generated and floor pictures take the same way."""
+    """Whitened latents to uint8 images on their device, in float32: generated and floor images take the same way."""
     batch = space.at_once(latents.shape[-1] * space.autoencoder.factor)
-    return torch.cat([space.autoencoder.decode(data.raw(part.float())).cpu() for part in latents.split(batch)])
+    return torch.cat([space.autoencoder.decode(data.raw(part.float())) for part in latents.split(batch)])
+
+
+class Arriving:
+    """A batch of images on its way from the device to the host, which meanwhile gives the device the next one."""
+
+    def __init__(self, images: Tensor, latents: Tensor):
+        absurd = ~(latents.abs().max() <= ABSURD)  # so written, NaN counts
+        self.images, self.absurd, self.event = images, absurd, None
+        if images.is_cuda:
+            self.images, self.absurd = (torch.empty_like(x, device="cpu", pin_memory=True) for x in (images, absurd))
+            self.images.copy_(images, non_blocking=True)
+            self.absurd.copy_(absurd, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def arrived(self) -> Tensor:
+        """The images, uint8 (n, 3, H, W). Raises Diverged where their latents were not finite, or absurdly large."""
+        if self.event:
+            self.event.synchronize()
+        if self.absurd:
+            raise Diverged(f"samples are not finite or beyond {ABSURD:g} standard deviations")
+        return self.images.clone() if self.event else self.images  # pinned memory is scarce
 
 
 @contextmanager
@@ -82,36 +105,49 @@ def cast_once(model: nn.Module, precision: str) -> Iterator[None]:
 
 @torch.inference_mode()
 def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device) -> Samples:
-    """Draw `setting.count` pictures in batches, timing each; picture i depends on (seed, i) alone."""
+    """Sample `setting.count` images in batches, timing each; image i depends on (seed, i) alone.
 
-    def pictures(labels: Tensor, rng: torch.Generator) -> Tensor:
+    Raises Diverged where latents are not finite, or absurdly large.
+    """
+    data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # else every batch would copy them
+
+    def sampled(labels: Tensor, rng: torch.Generator) -> Arriving:
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
-            latents = generator.sample(labels.to(device), steps=setting.steps, guidance=setting.guidance, rng=rng)
-        if not latents.isfinite().all() or latents.abs().max() > ABSURD:
-            raise Diverged(
-                f"samples at {setting.steps} steps, guidance {setting.guidance:g} are not finite or beyond {ABSURD:g} standard deviations"
-            )
-        return decode(space, data, latents)
+            latents = generator.sample(to_device(labels, device), steps=setting.steps, guidance=setting.guidance, rng=rng)
+        return Arriving(decode(space, data, latents), latents)
 
-    with cast_once(generator, setting.precision):
-        return _on_the_clock(pictures, labels_for(setting.count, generator.num_classes), setting, device)
+    with cast_once(generator, setting.precision), generator.fixed_weights():
+        try:
+            return _on_the_clock(sampled, labels_for(setting.count, generator.num_classes), setting, device)
+        except Diverged as error:
+            raise Diverged(f"{error}, at {setting.steps} steps, guidance {setting.guidance:g}") from None
 
 
-def _on_the_clock(pictures: Callable[[Tensor, torch.Generator], Tensor], labels: Tensor, setting: Setting, device: torch.device) -> Samples:
-    """`pictures` of all labels in batches; its latency is measured first, on one."""
-    started = records.now()
-    latency = speed.median_seconds(lambda: pictures(labels[:1], seeded("latency", setting.seed)), device)
-    if device.type == "cuda":  # the first batch of a shape also pays for the choice of its kernels
-        pictures(labels[: setting.batch], seeded("latency", setting.seed))
+UNTIMED = 2  # batches of a shape on CUDA: kernels are chosen in the first, graphs captured in the second
+
+
+def _on_the_clock(
+    sampled: Callable[[Tensor, torch.Generator], Arriving], labels: Tensor, setting: Setting, device: torch.device
+) -> Samples:
+    """`sampled` of all labels in batches; its latency is measured first, on one."""
+    started, untimed = records.now(), UNTIMED if device.type == "cuda" else 0
+    latency = speed.median_seconds(lambda: sampled(labels[:1], seeded("latency", setting.seed)).arrived(), device, warmup=max(1, untimed))
+    full = setting.count // min(setting.batch, setting.count)
+    if full <= untimed:  # too few to leave any out
+        for _ in range(untimed):
+            sampled(labels[: setting.batch], seeded("latency", setting.seed)).arrived()
+        untimed = 0
     speed.reset_peak_memory(device)
-    rng, images, seconds = seeded("sample", setting.seed), [], []
+    rng, laps, images, under_way = seeded("sample", setting.seed), speed.Laps(device), [], []
     for part in labels.split(setting.batch):
-        drawn, spent = speed.timed(lambda part=part: pictures(part, rng), device)
-        images.append(drawn)
-        if len(part) == min(setting.batch, setting.count):  # a shorter last batch is drawn but not counted
-            seconds.append(spent / len(part))
+        under_way.append(sampled(part, rng))
+        laps.mark()
+        if len(under_way) == 2:
+            images.append(under_way.pop(0).arrived())
+    images += [batch.arrived() for batch in under_way]
+    seconds = statistics.median(laps.seconds()[untimed:full]) / min(setting.batch, setting.count)  # a shorter last batch does not count
     made = records.provenance(device) | {"started_at": started}
-    return Samples(torch.cat(images), statistics.median(seconds), latency, speed.peak_memory_mb(device), made)
+    return Samples(torch.cat(images), seconds, latency, speed.peak_memory_mb(device), made)
 
 
 def cached_draw(path: Path, key: str, *args: Any) -> Samples:

@@ -186,6 +186,6 @@ def reconstruct(split: Split, space: LatentSpace, data: LatentSet, device: torch
         images = torch.from_numpy(split[start : start + batch]).to(device)
         latents = space.autoencoder.encode(images)
         whitened = (latents - data.mean.to(device)[:, None, None]) / data.std.to(device)[:, None, None]
-        out["autoencoder"].append(decode(space, data, whitened))
-        out["codebook"].append(decode(space, data, book.detokenize(book.tokenize(whitened))))
+        out["autoencoder"].append(decode(space, data, whitened).cpu())
+        out["codebook"].append(decode(space, data, book.detokenize(book.tokenize(whitened))).cpu())
     return {name: torch.cat(parts) for name, parts in out.items()}

@@ -63,10 +63,16 @@ class LocalFeatures(nn.Module):
 
 @torch.inference_mode()
 def extract(features: nn.Module, images, *, batch: int = 256, device: str | torch.device = "cpu") -> Tensor:
-    """Features of anything that slices to uint8 (n, 3, H, W) arrays: (N, d) float32 on the CPU, in order."""
+    """Features of anything that slices to uint8 (n, 3, H, W) arrays: (N, d) float32 on the CPU, in order.
+
+    Always in float32, whatever precision is on around it. The host prepares the next batch while a GPU works on this one.
+    """
+    device, parts = torch.device(device), []
     features = features.to(device)
-    parts = []
-    for start in range(0, len(images), batch):
-        chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(device)
-        parts.append(features(chunk).float().cpu())
-    return torch.cat(parts)
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, len(images), batch):
+            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
+            if device.type == "cuda":
+                chunk = chunk.pin_memory()
+            parts.append(features(chunk.to(device, non_blocking=True)).float())
+    return torch.cat(parts).cpu()

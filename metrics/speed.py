@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,31 @@ def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     result = call()
     synchronise(device)
     return result, time.perf_counter() - started
+
+
+class Laps:
+    """Seconds between marks. On CUDA a mark is an event among the device's work, so that nobody waits for it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """The end of a lap: what the device has been given so far belongs to it."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of each lap; waits for the device."""
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            return [a.elapsed_time(b) / 1e3 for a, b in pairwise(self.marks)]
+        return [b - a for a, b in pairwise(self.marks)]
 
 
 def median_seconds(call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1) -> float:

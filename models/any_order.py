@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
-from models.generator import Batch, spawn
-from models.layers import Block, Cache, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate, turns
+from models.decoding import Cache, Window, put, take
+from models.generator import Batch, from_host, rand, spawn
+from models.layers import Block, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
 
@@ -59,19 +60,23 @@ class AnyOrder(TokenGenerator):
         initialise(self)
         nn.init.zeros_(self.head.weight)
 
-    def memory(self, x: Tensor, angles: Tensor, *, causal: bool, caches: list[Cache | None]) -> tuple[Tensor, Tensor]:
+    def memory(
+        self, x: Tensor, angles: Tensor, *, causal: bool, caches: list[Cache | None], window: Window | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Pass 1: inputs (B, t, d) at these angles -> keys and values (B, heads, t, d / heads) for every target."""
         turn = turns(angles)
         for block, cache in zip(self.remember, caches, strict=True):
-            x = block(x, turn, causal=causal, cache=cache)
+            x = block(x, turn, causal=causal, cache=cache, window=window)
         keys, values = (heads_first(part, self.heads) for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2))
         return rotate(keys, turn), values
 
-    def scores(self, places: LongTensor, labels: LongTensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    def scores(
+        self, places: LongTensor, labels: LongTensor, keys: Tensor, values: Tensor, *, causal: bool, seen: Tensor | None = None
+    ) -> Tensor:
         """Pass 2: targets of these labels (B,) at these places (B, t) of the raster -> logits (B, t, K)."""
         x, turn = self.mask + self.positions[places] + self.classes(labels)[:, None], turns(self.angles[1 + places])
         for block in self.predict:
-            x = block(x, turn, keys, values, causal=causal)
+            x = block(x, turn, keys, values, causal=causal, seen=seen)
         return self.head(self.norm(x))
 
     def logits(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
@@ -84,28 +89,19 @@ class AnyOrder(TokenGenerator):
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy per token in a random order of each picture, in nats."""
-        order = torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1).to(batch.tokens.device)
+        order = from_host(lambda: torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1), batch.tokens.device)
         scores = self.logits(batch.tokens, batch.labels, order).float()
         return F.cross_entropy(scores.flatten(0, 1), batch.tokens.gather(1, order).flatten())
 
     @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
-        """Token ids (B, H*W): one random order a picture; each step feeds what the last one drew and draws the next few together."""
-        rngs = spawn(rng, len(labels))
-        order = torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]).to(labels.device)
-        uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in rngs]).to(labels.device)
-        double, labels = 1 if guidance == 1 else 2, doubled(labels, self.num_classes, guidance)
-        x, angles = self.classes(labels)[:, None], self.angles[:1][None]
-        places = order.repeat(double, 1)
-        caches, shared, drawn, start = [Cache(self.tokens) for _ in self.remember], Cache(self.tokens), [], 0
-        for count in schedule(self.choice["schedule"], self.tokens, steps):
-            now = slice(start, start := start + count)
-            keys, values = shared.extend(*self.memory(x, angles, causal=False, caches=caches))
-            scores = self.scores(places[:, now], labels, keys, values, causal=False)
-            logits = self.guided(scores.float(), guidance, start)
-            drawn.append(self.choose(logits, uniform[:, now]))
-            x, angles = self.embed(drawn[-1].repeat(double, 1)), self.angles[1 + places[:, now]]
-        return torch.empty_like(order).scatter(1, order, torch.cat(drawn, dim=1))
+        """Token ids (B, H*W): one random order an image; each step feeds what the last one sampled and samples the next few together."""
+        rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
+        order = from_host(lambda: torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]), device)
+        uniform = rand((self.tokens,), rngs, device)
+        decoding = self.kept(("any order", count, guidance, device), lambda: _Decoding(self, count, guidance, device))
+        counts = schedule(self.choice["schedule"], self.tokens, steps)
+        return decoding.run(doubled(labels, self.num_classes, guidance), order, uniform, counts)
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:
         """1 to H * W."""
@@ -113,3 +109,49 @@ class AnyOrder(TokenGenerator):
 
     def honoured(self) -> str:
         return f"this model takes 1 to {self.tokens} steps"
+
+
+class _Decoding:
+    """One batch size of any-order decoding: the caches, and what a step reads and writes; places are in the order of sampling."""
+
+    def __init__(self, model: AnyOrder, count: int, guidance: float, device: torch.device):
+        self.model, self.steps = model, model.new_steps(device)
+        self.caches, self.shared = [Cache(model.tokens) for _ in model.remember], Cache(model.tokens)
+        scales = model.scales(guidance)
+        self.scales = None if scales is None else self.steps.table(scales)
+        self.uniform = torch.empty(count, model.tokens, device=device)
+        self.labels = torch.empty(count if scales is None else 2 * count, dtype=torch.long, device=device)
+        self.order = torch.empty(len(self.labels), model.tokens, dtype=torch.long, device=device)
+        self.ids = torch.zeros(count, model.tokens, dtype=torch.long, device=device)
+
+    def run(self, labels: LongTensor, order: LongTensor, uniform: Tensor, counts: list[int]) -> LongTensor:
+        """Ids (B, H*W) in raster order, `counts` of them a step, for labels (B,) or both halves of guidance (2B,)."""
+        self.labels.copy_(labels)
+        self.order.copy_(order if self.scales is None else order.repeat(2, 1))
+        self.uniform.copy_(uniform)
+        self.steps.begin()
+        fed = 1  # the class token
+        for i, count in enumerate(counts):
+            shape = (i == 0, fed, count, self.steps.rounded(self.steps.start + 1))
+            self.steps.run(lambda first=i == 0, fed=fed, count=count: self.step(first, fed, count), count, shape)
+            fed = count
+        return torch.empty_like(order).scatter(1, order, self.ids)
+
+    def step(self, first: bool, fed: int, count: int) -> None:
+        """Feed the class token or the `fed` tokens sampled last, then sample the next `count`."""
+        model, steps = self.model, self.steps
+        if first:
+            x, angles = model.classes(self.labels)[:, None], model.angles[:1][None]
+        else:
+            last = steps.places(-fed, fed)
+            ids = take(self.ids, last, 1)
+            x = model.embed(ids if self.scales is None else ids.repeat(2, 1))
+            angles = model.angles[1 + take(self.order, last, 1)]
+        # The class token is the cache's first, so that the tokens before place n end at n.
+        window, now = steps.window(1 - fed, fed), steps.places(0, count)
+        keys, values = model.memory(x, angles, causal=False, caches=self.caches, window=window)
+        keys, values = self.shared.extend(keys, values, window)
+        places = take(self.order, now, 1)
+        scores = model.scores(places, self.labels, keys, values, causal=False, seen=window.seen)
+        scale = None if self.scales is None else steps.of_step(self.scales, count)
+        put(self.ids, now, 1, model.choose(model.guided(scores.float(), scale), take(self.uniform, now, 1)))

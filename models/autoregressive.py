@@ -15,13 +15,19 @@ from transformers import AttentionInterface, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.codebook import Codebook
-from models.generator import Batch, spawn
-from models.layers import Block, Cache, SelfAttention, attend, initialise, turns
+from models.decoding import Cache, put, take
+from models.generator import Batch, rand, spawn
+from models.layers import Block, SelfAttention, attend, initialise, turns
 from models.tokens import TokenGenerator, doubled
 
 
 def _attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, None]:
-    """`attend` as transformers calls it, with a mask (1, 1, T, T) of what is seen; (B, T, heads, d)."""
+    """`attend` as transformers calls it, with a mask (1, 1, T, T) of what is seen; (B, T, heads, d).
+
+    On CUDA a next-token model asks for causal attention by name: torch's flash kernel takes no mask.
+    """
+    if q.is_cuda and module.config.tokens_a_step == 1:
+        return attend(q, k, v, causal=True).transpose(1, 2), None
     return attend(q, k, v, seen=attention_mask[0, 0]).transpose(1, 2), None
 
 
@@ -72,6 +78,7 @@ class Autoregressive(TokenGenerator):
             num_attention_heads=heads,
             max_position_embeddings=self.tokens,
             attn_implementation="latentbench",
+            tokens_a_step=block,
         )
         self.transformer = LlamaModel(config)
         self.transformer.rotary_emb = Rotary(config)
@@ -122,22 +129,10 @@ class Autoregressive(TokenGenerator):
     @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
         """Token ids (B, H*W). Guidance acts on the logits; each id inverts its distribution at one uniform number."""
-        uniform = torch.stack([torch.rand(self.tokens, generator=g) for g in spawn(rng, len(labels))]).to(labels.device)
-        labels = doubled(labels, self.num_classes, guidance)
-        blocks, caches = self._decoder(), [Cache(self.tokens) for _ in self.transformer.layers]
-        places = torch.arange(self.tokens, device=labels.device)
-        turn = turns((places[:, None] * self.transformer.rotary_emb.inv_freq)[None])
-        classes, ids = self.classes(labels)[:, None], []
-        earlier = torch.zeros_like(classes)
-        for start in range(0, self.tokens, self.block):
-            now = slice(start, start + self.block)
-            x, turned = earlier + self.positions[now] + classes, turn.at(now)
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block(x, turned, causal=False, cache=cache)
-            logits = self.guided(self.head(self.transformer.norm(x)).float(), guidance, now.stop)
-            ids.append(self.choose(logits, uniform[:, now]))
-            earlier = self.transformer.embed_tokens(ids[-1] if guidance == 1 else ids[-1].repeat(2, 1))
-        return torch.cat(ids, dim=1)
+        uniform = rand((self.tokens,), spawn(rng, len(labels)), labels.device)
+        name = ("raster", len(labels), guidance, labels.device)
+        decoding = self.kept(name, lambda: _Decoding(self, len(labels), guidance, labels.device))
+        return decoding.run(doubled(labels, self.num_classes, guidance), uniform)
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:
         """One step a block: H * W / block, where it was asked for."""
@@ -147,3 +142,46 @@ class Autoregressive(TokenGenerator):
         many = "one token" if self.block == 1 else f"{self.block} tokens"
         count = self.tokens // self.block
         return f"this model draws {many} a step, {count} steps in all; ask for steps={count}"
+
+
+class _Decoding:
+    """One batch size of raster decoding: the fused blocks, the caches, and what a step reads and writes."""
+
+    def __init__(self, model: Autoregressive, count: int, guidance: float, device: torch.device):
+        self.model, self.steps = model, model.new_steps(device)
+        self.blocks = model._decoder()
+        self.caches = [Cache(model.tokens) for _ in self.blocks]
+        places = torch.arange(model.tokens, device=device)
+        self.turn = turns((places[:, None] * model.transformer.rotary_emb.inv_freq)[None])
+        scales = model.scales(guidance)
+        self.scales = None if scales is None else self.steps.table(scales)
+        self.uniform = torch.empty(count, model.tokens, device=device)
+        self.labels = torch.empty(count if scales is None else 2 * count, dtype=torch.long, device=device)
+        self.ids = torch.zeros(count, model.tokens, dtype=torch.long, device=device)
+
+    def run(self, labels: LongTensor, uniform: Tensor) -> LongTensor:
+        """Ids (B, H*W) for labels (B,), or both halves of guidance (2B,), and uniform numbers (B, H*W)."""
+        model, block = self.model, self.model.block
+        self.labels.copy_(labels)
+        self.uniform.copy_(uniform)
+        self.steps.begin()
+        for start in range(0, model.tokens, block):
+            self.steps.run(lambda first=start == 0: self.step(first), block, (start == 0, self.steps.rounded(start + block)))
+        return self.ids.clone()
+
+    def step(self, first: bool) -> None:
+        """The next block of tokens, from those of the block before it."""
+        model, block = self.model, self.model.block
+        now, window = self.steps.places(0, block), self.steps.window(0, block)
+        classes = model.classes(self.labels)[:, None]
+        if first:
+            earlier = torch.zeros_like(classes)
+        else:
+            ids = take(self.ids, self.steps.places(-block, block), 1)
+            earlier = model.transformer.embed_tokens(ids if self.scales is None else ids.repeat(2, 1))
+        x, turned = earlier + take(model.positions, now, 0) + classes, self.turn.at(now)
+        for layer, cache in zip(self.blocks, self.caches, strict=True):
+            x = layer(x, turned, causal=False, cache=cache, window=window)
+        scale = None if self.scales is None else self.steps.of_step(self.scales, block)
+        logits = model.guided(model.head(model.transformer.norm(x)).float(), scale)
+        put(self.ids, now, 1, model.choose(logits, take(self.uniform, now, 1)))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import Batch, Generator, randn, spawn
+from models.generator import Batch, Generator, from_host, randn, spawn
 from models.schedulers import CHAIN, PREDICTION
 
 
@@ -53,13 +53,13 @@ class Diffusion(Generator):
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """Mean squared error of the objective's target. The latents' own tokens are not looked at."""
         x = batch.latents.float()
-        noise = torch.randn(x.shape, generator=rng).to(x.device)
+        noise = from_host(lambda: torch.randn(x.shape, generator=rng), x.device)
         if self.objective == "flow":
-            t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(x.device)
+            t = from_host(lambda: torch.sigmoid(torch.randn(len(x), generator=rng)), x.device)
             mixed = torch.lerp(x, noise, t[:, None, None, None])
             target, time = noise - x, t * CHAIN
         else:
-            time = torch.randint(CHAIN, (len(x),), generator=rng).to(x.device)
+            time = from_host(lambda: torch.randint(CHAIN, (len(x),), generator=rng), x.device)
             a = self.alphas[time][:, None, None, None]
             mixed = a.sqrt() * x + (1 - a).sqrt() * noise
             target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[self.objective]
@@ -104,7 +104,8 @@ class Diffusion(Generator):
         for step, t in zip(scheduler.timesteps, schedulers.times(scheduler), strict=True):
             scaled = scheduler.scale_model_input(x, step) if hasattr(scheduler, "scale_model_input") else x
             prediction = self._predict(scaled, t, labels, self._scale(t, guidance))
-            x = scheduler.step(prediction, step, x, **noise).prev_sample
+            with schedulers.WithoutWaiting():
+                x = scheduler.step(prediction, step, x, **noise).prev_sample
         return x
 
     def step_counts(self, requested: Iterable[int]) -> list[int]:

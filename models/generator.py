@@ -1,6 +1,7 @@
 """The contract of every family: `forward` is the training loss, `sample` draws in a chosen number of steps."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,24 @@ def drop_labels(labels: LongTensor, null_label: int, rate: float, *, rng: torch.
 
     Called once per training batch, by `Generator.forward`, and nowhere else.
     """
-    dropped = torch.rand(labels.shape, generator=rng) < rate
-    return torch.where(dropped.to(labels.device), null_label, labels)
+    dropped = from_host(lambda: torch.rand(labels.shape, generator=rng) < rate, labels.device)
+    return torch.where(dropped, null_label, labels)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; the host does not wait for CUDA, but copies from pinned memory and goes on."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@torch.compiler.disable  # a compiled loss begins behind its random numbers, which no compiler can draw
+def from_host(draw: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """Random numbers on `device`, drawn on the CPU: the same on every kind of device.
+
+    On CUDA this costs no time while the host is ahead: the device is still busy with the last step.
+    """
+    return to_device(draw(), device)
 
 
 def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
@@ -32,7 +49,12 @@ def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
 
 def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
     """Standard normal noise (B, *shape), sample i drawn on the CPU from its own generator."""
-    return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]).to(device)
+    return from_host(lambda: torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]), device)
+
+
+def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1), (B, *shape), likewise."""
+    return from_host(lambda: torch.stack([torch.rand(tuple(shape), generator=rng) for rng in rngs]), device)
 
 
 def _like(usual: Any, name: str, value: Any) -> Any:
@@ -62,6 +84,7 @@ class Generator(nn.Module):
         self.latent_shape = tuple(latent_shape)
         self.num_classes = num_classes
         self.label_dropout = label_dropout
+        self._kept: dict[Hashable, Any] | None = None
         self.use()
 
     def use(self, sampler: str | None = None, **choice: Any) -> None:
@@ -89,6 +112,25 @@ class Generator(nn.Module):
         """The sampler and every option that is not the usual one, in words: `euler`, `raster, top_k 100`."""
         unusual = [f"{name} {value}" for name, value in self.choice.items() if value != self.options[name]]
         return ", ".join([self.sampler, *unusual])
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Within, weights do not change, so what `sample` prepares from them is kept from one batch to the next."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives; within `fixed_weights` made once for each name, way of sampling and precision."""
+        if self._kept is None:
+            return make()
+        kinds = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+        key = (name, *kinds, *map(str, self.sampling()))
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """The training loss of a batch, scalar float32. Labels are dropped here, in training mode only."""

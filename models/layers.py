@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.decoding import Cache, Places, Window, take
+
 PLAIN = 512**2  # of pairs of a query and a key, up to which `attend` takes the plain way; beyond it the scores take much memory
 FEW = 8  # queries, up to which `attend` on a CPU works in float32: for one, at 64 keys, 1.5 to 2.7 times as fast as torch's kernel in bf16
 ROTARY_BASE = 100.0  # for grids of tens of tokens a side (arXiv 2403.13298), where 10,000 leaves most frequencies all but still
@@ -35,9 +37,9 @@ class Turn(NamedTuple):
     cos: Tensor
     sin: Tensor  # negative in the first half
 
-    def at(self, places: slice) -> "Turn":
+    def at(self, places: Places) -> "Turn":
         """Of these T only."""
-        return Turn(self.cos[:, :, places], self.sin[:, :, places])
+        return Turn(take(self.cos, places, 2), take(self.sin, places, 2))
 
 
 def turns(angles: Tensor) -> Turn:
@@ -50,25 +52,6 @@ def rotate(x: Tensor, turn: Turn) -> Tensor:
     """x (..., B, heads, T, head_dim), of each pair (i, i + head_dim / 2) turned by its angle, as Llama does."""
     cos, sin = turn.cos.to(x), turn.sin.to(x)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
-
-
-class Cache:
-    """Keys and values of one attention layer, room for `length` of them, filled block by block."""
-
-    def __init__(self, length: int):
-        self.length, self.filled = length, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, t, head_dim) and return all so far."""
-        if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], self.length, keys.shape[3])
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        start, self.filled = self.filled, self.filled + keys.shape[2]
-        self.keys[:, :, start : self.filled] = keys
-        self.values[:, :, start : self.filled] = values
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
 def plainly(x: Tensor, pairs: int) -> bool:
@@ -85,9 +68,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, seen: Tenso
     """
     if not plainly(q, q.shape[2] * k.shape[2]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
-    if q.shape[2] <= FEW and seen is None and not causal:  # a step of a cached drawing
+    if q.shape[2] <= FEW and not causal:  # a step of a cached drawing
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=seen)
     if causal:
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     bias = torch.zeros(1, 1) if seen is None else torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
@@ -109,12 +92,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, *, causal: bool, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn, *, causal: bool, cache: Cache | None = None, window: Window | None = None) -> Tensor:
+        """With a `cache`, its `window` says where x's own keys go and which keys are looked at."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         (q, k), v = rotate(qkv[:2], turn), qkv[2]
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        return self.out(attend(q, k, v, causal=causal).transpose(1, 2).flatten(2))
+        if cache is not None and window is not None:
+            k, v = cache.extend(k, v, window)
+        seen = window.seen if window else None
+        return self.out(attend(q, k, v, causal=causal, seen=seen).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -126,9 +111,9 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn, keys: Tensor, values: Tensor, *, causal: bool, seen: Tensor | None = None) -> Tensor:
         q = rotate(heads_first(self.query(x), self.heads), turn)
-        return self.out(attend(q, keys, values, causal=causal).transpose(1, 2).flatten(2))
+        return self.out(attend(q, keys, values, causal=causal, seen=seen).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
-from models.generator import Batch, spawn
+from models.generator import Batch, from_host, rand, spawn
 from models.layers import Block, SelfAttention, grid_angles, initialise, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
@@ -72,13 +72,17 @@ class Masked(TokenGenerator):
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """Mean cross-entropy per masked token, in nats; a share arccos(u) * 2 / pi of each picture is masked, u uniform."""
-        share = torch.arccos(torch.rand(len(batch.tokens), 1, generator=rng)) * 2 / math.pi
-        count = (share * self.tokens).round().clamp(min=1)
-        rank = torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1).argsort(dim=1)
-        masked = (rank < count).to(batch.tokens.device)
+        masked = from_host(lambda: self._to_predict(len(batch.tokens), rng), batch.tokens.device)
         scores = self.logits(batch.tokens.masked_fill(masked, self.codebook.size), batch.labels).float()
         each = F.cross_entropy(scores.flatten(0, 1), batch.tokens.flatten(), reduction="none").view(masked.shape)
         return (each * masked).sum() / masked.sum()
+
+    def _to_predict(self, count: int, rng: torch.Generator) -> Tensor:
+        """Which tokens (count, H * W) of a training batch are masked."""
+        share = torch.arccos(torch.rand(count, 1, generator=rng)) * 2 / math.pi
+        least = (share * self.tokens).round().clamp(min=1)
+        rank = torch.rand(count, self.tokens, generator=rng).argsort(dim=1).argsort(dim=1)
+        return rank < least
 
     @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
@@ -86,12 +90,12 @@ class Masked(TokenGenerator):
         rngs, count = spawn(rng, len(labels)), len(labels)
         labels = doubled(labels, self.num_classes, guidance)
         ids = torch.full((count, self.tokens), self.codebook.size, device=labels.device)
-        fixed, done = torch.zeros_like(ids, dtype=torch.bool), 0
+        fixed, done, scales = torch.zeros_like(ids, dtype=torch.bool), 0, self.scales(guidance)
         for step, share in enumerate(schedule(self.choice["schedule"], self.tokens, steps), start=1):
             done += share
-            noise = torch.stack([torch.rand(2, self.tokens, generator=g) for g in rngs]).to(labels.device)
+            noise = rand((2, self.tokens), rngs, labels.device)
             logits = self.logits(ids if guidance == 1 else ids.repeat(2, 1), labels).float()
-            logits = self.guided(logits, guidance, done)
+            logits = self.guided(logits, scales[done] if scales else None)
             proposed = self.choose(logits, noise[:, 0])
             sure = logits.log_softmax(-1).gather(2, proposed[..., None])[..., 0]
             sure = sure - self.choice["choice_temperature"] * (1 - step / steps) * (-noise[:, 1].clamp(1e-9, 1 - 1e-7).log()).log()

@@ -6,6 +6,7 @@ Latents are never clipped; every grid begins at pure noise (at 0.999 of it for t
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -16,6 +17,9 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from torch.overrides import TorchFunctionMode
+
+from models.generator import to_device
 
 CHAIN = 1000  # training timesteps of eps, v, x0; also the scale of the denoiser's time input
 BETAS = {"num_train_timesteps": CHAIN, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
@@ -70,3 +74,21 @@ def honours(objective: str, name: str, steps: int) -> bool:
     if objective == "flow":
         return True
     return CHAIN % steps == 0 if name == "ddim" else len(np.arange(CHAIN, 0, -CHAIN / steps)) == steps
+
+
+class WithoutWaiting(TorchFunctionMode):
+    """Within, what a scheduler copies from the host does not make the host wait for the device.
+
+    diffusers keeps sigmas on the host, where arithmetic with them costs nothing, but `unipc` moves some of them at each step, as
+    `ddpm` does its noise; and `unipc` solves two equations, which torch then waits for to see whether they could be solved.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.to and args[0].device.type == "cpu":
+            device, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **kwargs)
+            if device is not None and device.type != "cpu":
+                return to_device(args[0] if dtype is None else args[0].to(dtype), device)
+        if func is torch.linalg.solve:
+            return torch.linalg.solve_ex(*args, **kwargs).result
+        return func(*args, **kwargs)

@@ -8,6 +8,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from models.codebook import Codebook
+from models.decoding import Steps
 from models.generator import Generator
 
 # share of the steps -> share of the tokens still to come; both concave, as MaskGIT (arXiv 2202.04200) found best
@@ -22,6 +23,7 @@ class TokenGenerator(Generator):
     """
 
     objective = "next-token"
+    static_decoding: bool | None = None  # None: on CUDA only (tests ask for it elsewhere)
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_schedule": "constant"}
 
     def __init__(self, latent_shape: tuple[int, int, int], num_classes: int, *, codebook: Codebook, label_dropout: float = 0.1):
@@ -59,14 +61,24 @@ class TokenGenerator(Generator):
         if options.get("schedule", "arccos") not in SCHEDULES:
             raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
 
-    def guided(self, logits: Tensor, guidance: float, drawn: int) -> Tensor:
-        """Conditional and unconditional halves (2B, ..., K) -> (B, ..., K); `drawn` tokens of all are there after this step."""
+    def scales(self, guidance: float) -> list[float] | None:
+        """The guidance that acts on a step, by how many tokens are there after it, 0 to all; None where there is none."""
         if guidance == 1:
+            return None
+        linear = self.choice["guidance_schedule"] == "linear"
+        return [1 + (guidance - 1) * n / self.tokens if linear else guidance for n in range(self.tokens + 1)]
+
+    def guided(self, logits: Tensor, scale: float | Tensor | None) -> Tensor:
+        """Conditional and unconditional halves (2B, ..., K) -> (B, ..., K); without a scale, logits as they are."""
+        if scale is None:
             return logits
-        if self.choice["guidance_schedule"] == "linear":
-            guidance = 1 + (guidance - 1) * drawn / self.tokens
         conditional, unconditional = logits.chunk(2)
-        return torch.lerp(unconditional, conditional, guidance)
+        return torch.lerp(unconditional, conditional, scale)
+
+    def new_steps(self, device: torch.device) -> Steps:
+        """The steps of one decoding: static on CUDA, captured where they are kept for another batch."""
+        static = device.type == "cuda" if self.static_decoding is None else self.static_decoding
+        return Steps(self.tokens, device, static=static, captured=device.type == "cuda" and self._kept is not None)
 
     def choose(self, logits: Tensor, uniform: Tensor) -> LongTensor:
         """Ids (...) from logits (..., K) and uniform numbers (...) in [0, 1), by temperature, top-k and top-p."""

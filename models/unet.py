@@ -40,6 +40,7 @@ class UNet(nn.Module):
     """
 
     cast_for_drawing = True  # bf16 weights give what autocast gives
+    channels_last = True  # on CUDA: `benchmarks.build.place`
 
     def __init__(
         self,

@@ -261,7 +261,7 @@ def test_linear_guidance_grows_with_the_share_of_tokens_drawn():
     model = tiny("ar")
     model.use(guidance_schedule="linear")
     both = torch.tensor([[1.0], [0.0]])  # conditional, unconditional: the guided value is the scale
-    assert [model.guided(both, 5.0, n).item() for n in (0, TOKENS // 2, TOKENS)] == pytest.approx([1.0, 3.0, 5.0])
+    assert [model.guided(both, model.scales(5.0)[n]).item() for n in (0, TOKENS // 2, TOKENS)] == pytest.approx([1.0, 3.0, 5.0])
 
 
 def test_samples_are_named_by_every_option_whatever_is_usual():

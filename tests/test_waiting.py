@@ -1,0 +1,99 @@
+"""Nothing in a training step or in sampling makes the host wait for a GPU; found without one, on the meta device."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import FAMILIES, Batch, random_batch, rng, steps_of, tiny
+from test_train import latent_set
+from waiting import NoWaiting, Waited
+
+from benchmarks.train import Average
+from models import schedulers
+
+META = torch.device("meta")
+SAMPLERS = ("unet-unipc", "dit-v-heun", "dit-eps-dpmpp", "dit-v-euler", "dit-v-ddim", "dit-x0-ddpm")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_training_step_waits_for_nothing(name):
+    """Batch, loss, gradients, optimiser and average: no value is read, no host tensor is used or copied but asynchronously."""
+    model, data = tiny(name).to(META).train(), latent_set().to(META)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    average = Average(model.parameters(), decay=0.999, foreach=True)
+    with NoWaiting():
+        loss = model(data.batch(0, 3, 4), rng=rng())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.step(model.parameters())
+
+
+CACHED = ("ar", "ar-block4", "any")  # these decode in static buffers on CUDA
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("name, static", [(n, False) for n in (*FAMILIES, *SAMPLERS)] + [(n, True) for n in CACHED])
+def test_sampling_waits_for_nothing(name, guidance, static):
+    model = tiny(name).to(META).eval()
+    model.static_decoding = static
+    labels = torch.zeros(3, dtype=torch.long, device=META)
+    with NoWaiting(), model.fixed_weights():
+        out = model.sample(labels, steps=steps_of(model), guidance=guidance, rng=rng())
+    assert out.device == META
+
+
+@pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm"])
+def test_some_schedulers_would_wait_if_they_were_let(name, monkeypatch):
+    monkeypatch.setattr(schedulers, "WithoutWaiting", contextlib.nullcontext)
+    model = tiny(name).to(META).eval()
+    with pytest.raises(Waited, match="waits"), NoWaiting():
+        model.sample(torch.zeros(3, dtype=torch.long, device=META), steps=4, guidance=1.0, rng=rng())
+
+
+@pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm", "dit-x0-unipc"])
+def test_a_scheduler_that_is_not_waited_for_gives_the_same_samples(name, monkeypatch):
+    model = tiny(name).eval()
+    sample = lambda: model.sample(torch.tensor([0, 1]), steps=5, guidance=2.0, rng=rng())  # noqa: E731
+    ours = sample()
+    monkeypatch.setattr(schedulers, "WithoutWaiting", contextlib.nullcontext)
+    assert torch.equal(ours, sample())
+
+
+def _on(device: torch.device) -> torch.Tensor:
+    return torch.zeros(3, device=device)
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda: _on(META).sum().item(),
+        lambda: bool(_on(META).sum() > 0),
+        lambda: torch.zeros(3).to(META),
+        lambda: _on(META).cpu(),
+        lambda: torch.tensor(1.0, device=META),
+        lambda: torch.tensor(1.0).to(META),
+        lambda: _on(META) + torch.zeros(3),
+        lambda: _on(META)[torch.zeros(3, dtype=torch.long)],
+        lambda: _on(META).nonzero(),
+        lambda: _on(META).copy_(torch.zeros(3)),
+    ],
+)
+def test_what_waits_is_seen(waits):
+    with pytest.raises((Waited, RuntimeError, NotImplementedError)), NoWaiting():
+        waits()
+
+
+def test_what_does_not_wait_is_let_through():
+    with NoWaiting():
+        assert (_on(META) * torch.tensor(2.0) + 1).device == META  # a number of the host is an argument of the kernel
+        torch.zeros(3).to(META, non_blocking=True)
+        _on(META).copy_(torch.zeros(3), non_blocking=True)
+
+
+def test_a_batch_of_the_host_is_seen():
+    """A stray tensor: labels left on the CPU."""
+    model = tiny("dit").to(META).train()
+    batch = Batch(*(x.to(META) for x in random_batch()))._replace(labels=random_batch().labels)
+    with pytest.raises((Waited, RuntimeError)), NoWaiting():
+        model(batch, rng=rng())
