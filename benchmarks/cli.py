@@ -10,9 +10,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.pictures.exchange import KINDS
-from benchmarks.store import BadInput
+from benchmarks.store import BadInput, OutOfTime
 
 ERRORS: list[str] = []  # one line for each thing that ended badly
+UNFINISHED: list[str] = []  # one line for each thing that the next run has to go on with
+TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sysexits.h
 
 
 def complain(line: str) -> None:
@@ -28,6 +30,9 @@ def guarded(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         task(cfg)
     except BadInput as error:
         complain(str(error))
+    except OutOfTime as error:
+        UNFINISHED.append(str(error))
+        print(f"out of time: {error}", flush=True)
     except OmegaConfBaseException as error:
         complain(f"configuration: {str(error).splitlines()[0]}")
     except Exception as error:
@@ -49,11 +54,15 @@ def pick_device(wanted: str) -> torch.device:
 
 def check(cfg: DictConfig) -> None:
     """Types and ranges of what a user sets, before anything is computed. Raises BadInput naming the key."""
-    whole = {"seed": 0, "num_samples": 2, "sample_batch": 1, "data.image_size": 8, "data.reference_images": 2, "train.batch": 1}
+    whole = {"seed": 0, "num_samples": 2, "data.image_size": 8, "data.reference_images": 2, "train.batch": 1}
     for key, least in whole.items():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{key}={value}: a whole number from {least} up")
+    if cfg.sample_batch != "auto" and (not isinstance(cfg.sample_batch, int) or cfg.sample_batch < 1):
+        raise BadInput(f"sample_batch={cfg.sample_batch}: a whole number from 1 up, or auto")
+    if cfg.stop_at is not None and not isinstance(cfg.stop_at, int | float):
+        raise BadInput(f"stop_at={cfg.stop_at}: seconds since the epoch, or null")
     for key in ("train.budget", "model.lr", "train.grad_clip"):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -78,5 +87,5 @@ def many(value: Any) -> list[Any]:
 
 
 def finish() -> None:
-    """Exit with 1 if anything ended badly."""
-    sys.exit(1 if ERRORS else 0)
+    """Exit with 1 if anything ended badly, else with 75 if anything is left for the next run."""
+    sys.exit(1 if ERRORS else TO_BE_CONTINUED if UNFINISHED else 0)

@@ -92,6 +92,7 @@ TOLD_ELSEWHERE = {
     "train.budget",
     "train.precision",
     "train.checkpoint_seconds",
+    "train.compile",
     "train.snapshots",
     "train.minutes",
     "train.images",

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks import build, data, latents, networks, records, report, sample, score, space, train
+from benchmarks import build, data, latents, networks, records, report, sample, sample_batch, score, space, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.cli import check, complain, finish, guarded, many, pick_device
 from benchmarks.pictures import exchange
 from benchmarks.reports import grids, plots
-from benchmarks.store import BadInput, Diverged, digest, read_json
+from benchmarks.store import BadInput, Diverged, OutOfTime, digest, read_json
 from metrics import flops, speed
 from models.generator import Generator
 
@@ -44,6 +44,7 @@ class Cell:
     meta: Generator  # the same without data: calls on it cost nothing and are counted
     points: list[tuple[sample.Setting, score.Judge]]  # a measurement is one setting, seen by one judge
     key: str  # names the training
+    machine: str  # names the untrained network on this machine: what is measured of both is kept under it
 
     @property
     def results(self) -> Path:
@@ -52,6 +53,11 @@ class Cell:
     @property
     def work(self) -> Path:
         return Path(self.cfg.cache_dir) / "cells" / f"{self.cfg.model.name}-{self.cfg.size.name}-{self.key}"
+
+    @property
+    def compile_file(self) -> Path:
+        """What compiling this network's training step took and gave on this machine."""
+        return Path(self.cfg.cache_dir) / "compile" / f"{self.machine}-{self.cfg.train.batch}.json"
 
     @property
     def failure(self) -> Path:
@@ -64,6 +70,8 @@ class Cell:
 
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of a picture, once: prepare, train, draw, score, record, report."""
+    if late(cfg):
+        raise OutOfTime(f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} is not begun")
     cell = prepare(cfg)
     failure = read_json(cell.failure) or {}
     diverged = failure.get("row", {}).get("status") == "diverged"
@@ -76,10 +84,17 @@ def run_cell(cfg: DictConfig) -> None:
         complain(
             f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} diverged before: {failure.get('reason')}; remove {cell.failure} to try again"
         )
-    elif missing:
-        train_and_measure(cell, missing)
-    with speed.stage("report"):
-        REPORTS[cell.results] = report.build(cell.results)
+    try:
+        if missing and not diverged:
+            train_and_measure(cell, missing)
+    finally:  # a run whose time is up has a report too, of what is there
+        with speed.stage("report"):
+            REPORTS[cell.results] = report.build(cell.results)
+
+
+def late(cfg: DictConfig) -> bool:
+    """Whether the time that the run was given is up."""
+    return cfg.stop_at is not None and time.time() > cfg.stop_at
 
 
 def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judge]]) -> None:
@@ -97,14 +112,18 @@ def train_and_measure(cell: Cell, missing: list[tuple[sample.Setting, score.Judg
                 folder=cell.work,
                 key=cell.key,
                 device=cell.device,
+                compile_file=cell.compile_file,
+                stop_at=cfg.stop_at,
             )
-    except BadInput:
+    except (BadInput, OutOfTime):
         raise
     except Exception as error:
         return record_failure(cell, error)
     cell.failure.unlink(missing_ok=True)
     loaded, files = 1.0, Checkpoints(cell.work, cell.key)
-    for point in missing:
+    for i, point in enumerate(missing):
+        if late(cfg):
+            raise OutOfTime(f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} is trained; {len(missing) - i} measurement(s) are left")
         try:
             if point[0].share != loaded:
                 trained, loaded = files.at_share(cell.generator, trained, point[0].share), point[0].share
@@ -140,8 +159,16 @@ def prepare(cfg: DictConfig) -> Cell:
     key = digest(
         "cell", VERSION, libraries, build.arguments(cfg.model), float(cfg.model.lr), recipe, int(cfg.seed), encoded.key, device.type
     )
+    machine = digest("network", build.arguments(cfg.model), shape, cfg.train.precision, records.device_name(device), libraries["torch"])
+    latent_space = latent_space.to(device)
+    if cfg.sample_batch == "auto":
+        file = Path(cfg.cache_dir) / "sample_batch" / f"{machine}.json"
+        network = build.place(generator, device)
+        batch = sample_batch.best(network, latent_space, encoded, device, precision=cfg.train.precision, file=file)
+        cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
     points = [(point, judge) for point in settings(cfg, generator) for judge in judges]
-    return Cell(cfg, device, dataset, latent_space.to(device), encoded, judges, generator, build.on_meta(generator), points, key)
+    meta = build.on_meta(generator)
+    return Cell(cfg, device, dataset, latent_space, encoded, judges, generator, meta, points, key, machine)
 
 
 def settings(cfg: DictConfig, generator: Generator) -> list[sample.Setting]:
@@ -205,6 +232,7 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
     }
     keep_pictures(cell, run_id, drawn.images.numpy(), labels.numpy(), scores.pairs)
     made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "sampling_seed": point.seed}
+    made_by["compile"] = trained.get("compile")
     for name in ("kid_per_class", "fd_per_class"):
         scores.diagnostics[name] = {cell.dataset.classes[k]: found for k, found in scores.diagnostics[name].items()}
     judged = {"selection": scores.selection, "diagnostics": scores.diagnostics}
@@ -273,6 +301,7 @@ def details(cell: Cell, judge: score.Judge | None) -> dict[str, Any]:
     """What a record holds beside its row: the resolved configuration, and fingerprints of everything it rests on."""
     config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
     records.shorten_paths(config)
+    del config["stop_at"]  # of this process, not of what it measured
     prints = {"data": cell.dataset.key, "latents": cell.space.key, "training": cell.key}
     if judge:
         prints |= {"features": judge.features.key, **{f"features_{k}": v for k, v in judge.features.fingerprint.items()}}

@@ -103,11 +103,13 @@ def cast_once(model: nn.Module, precision: str) -> Iterator[None]:
             p.data = kept[key]
 
 
-@torch.inference_mode()
-def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device) -> Samples:
-    """Sample `setting.count` images in batches, timing each; image i depends on (seed, i) alone.
+@contextmanager
+def sampler(
+    generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device
+) -> Iterator[Callable[[Tensor, torch.Generator], Arriving]]:
+    """Within, a function of labels (n,) and a generator that gives images of one setting, still on their way from the device.
 
-    Raises Diverged where latents are not finite, or absurdly large.
+    Weights do not change meanwhile.
     """
     data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # else every batch would copy them
 
@@ -116,11 +118,27 @@ def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Set
             latents = generator.sample(to_device(labels, device), steps=setting.steps, guidance=setting.guidance, rng=rng)
         return Arriving(decode(space, data, latents), latents)
 
-    with cast_once(generator, setting.precision), generator.fixed_weights():
-        try:
+    with torch.inference_mode(), cast_once(generator, setting.precision), generator.fixed_weights():
+        yield sampled
+
+
+def draw(generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device) -> Samples:
+    """Sample `setting.count` images in batches, timing each; image i depends on (seed, i) alone.
+
+    Raises Diverged where latents are not finite, or absurdly large.
+    """
+    try:
+        with sampler(generator, space, data, setting, device) as sampled:
             return _on_the_clock(sampled, labels_for(setting.count, generator.num_classes), setting, device)
-        except Diverged as error:
-            raise Diverged(f"{error}, at {setting.steps} steps, guidance {setting.guidance:g}") from None
+    except Diverged as error:
+        raise Diverged(f"{error}, at {setting.steps} steps, guidance {setting.guidance:g}") from None
+
+
+def seconds_of_a_batch(generator: Generator, space: LatentSpace, data: LatentSet, setting: Setting, device: torch.device) -> float:
+    """Seconds of one warmed-up batch of a setting, decoding included."""
+    labels, untimed = labels_for(setting.batch, generator.num_classes), UNTIMED if device.type == "cuda" else 1
+    with sampler(generator, space, data, setting, device) as sampled:
+        return speed.median_seconds(lambda: sampled(labels, seeded("batch", setting.seed)).arrived(), device, repeats=1, warmup=untimed)
 
 
 UNTIMED = 2  # batches of a shape on CUDA: kernels are chosen in the first, graphs captured in the second
@@ -131,21 +149,23 @@ def _on_the_clock(
 ) -> Samples:
     """`sampled` of all labels in batches; its latency is measured first, on one."""
     started, untimed = records.now(), UNTIMED if device.type == "cuda" else 0
-    latency = speed.median_seconds(lambda: sampled(labels[:1], seeded("latency", setting.seed)).arrived(), device, warmup=max(1, untimed))
-    full = setting.count // min(setting.batch, setting.count)
+    alone = lambda: sampled(labels[:1], seeded("latency", setting.seed)).arrived()  # noqa: E731
+    latency = speed.median_seconds(alone, device, warmup=max(1, untimed))
+    batch = min(setting.batch, setting.count)
+    full = setting.count // batch
     if full <= untimed:  # too few to leave any out
         for _ in range(untimed):
-            sampled(labels[: setting.batch], seeded("latency", setting.seed)).arrived()
+            sampled(labels[:batch], seeded("latency", setting.seed)).arrived()
         untimed = 0
     speed.reset_peak_memory(device)
     rng, laps, images, under_way = seeded("sample", setting.seed), speed.Laps(device), [], []
-    for part in labels.split(setting.batch):
+    for part in labels.split(batch):
         under_way.append(sampled(part, rng))
         laps.mark()
         if len(under_way) == 2:
             images.append(under_way.pop(0).arrived())
-    images += [batch.arrived() for batch in under_way]
-    seconds = statistics.median(laps.seconds()[untimed:full]) / min(setting.batch, setting.count)  # a shorter last batch does not count
+    images += [arriving.arrived() for arriving in under_way]
+    seconds = statistics.median(laps.seconds()[untimed:full]) / batch  # a shorter last batch does not count
     made = records.provenance(device) | {"started_at": started}
     return Samples(torch.cat(images), seconds, latency, speed.peak_memory_mb(device), made)
 

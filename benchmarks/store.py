@@ -25,6 +25,10 @@ class Diverged(Exception):
     """A training or its samples became NaN, infinite or absurdly large."""
 
 
+class OutOfTime(Exception):
+    """The time that a run was given is up; what it has begun is kept, and the next run goes on from there."""
+
+
 def digest(*parts: Any) -> str:
     """Sixteen hex digits that name a configuration: sha256 of its canonical JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)

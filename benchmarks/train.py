@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from benchmarks import records
 from benchmarks.checkpoints import Checkpoints, Progress
+from benchmarks.compiling import Compiler
 from benchmarks.latents import LatentSet
-from benchmarks.store import BadInput, Diverged, seeded
+from benchmarks.store import BadInput, Diverged, OutOfTime, seeded
 from metrics import speed
 from models.generator import Batch, Generator
 
@@ -53,7 +54,9 @@ def plan(cfg: Any, forward_macs: int) -> Plan:
         raise BadInput(f"train.unit={cfg.unit}: one of {', '.join(UNITS)}")
     if batch < 1 or not 0 < budget < math.inf:
         raise BadInput(f"train.budget={cfg.budget}, train.batch={cfg.batch}: both must be positive")
-    if cfg.unit == "minutes" and cfg.compile:
+    if cfg.compile not in (True, False, "auto"):
+        raise BadInput(f"train.compile={cfg.compile}: one of true, false, auto")
+    if cfg.unit == "minutes" and cfg.compile is True:
         raise BadInput("train.compile=true with a budget in minutes: compiling would eat of it; give train.unit=flops, images or steps")
     if cfg.unit == "minutes":
         return Plan(batch, None, 60 * budget, per_image)
@@ -79,11 +82,14 @@ def train(
     folder: Path,
     key: str,
     device: torch.device,
+    compile_file: Path | None = None,
+    stop_at: float | None = None,
 ) -> dict:
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends with its EMA weights.
 
     Returns the summary also written to `folder/train.json`: images, flops, seconds, images_per_second and the loss log.
-    Raises Diverged where the loss is not finite.
+    `compile_file` keeps what compiling this network took and gave. Raises Diverged where the loss is not finite, and OutOfTime,
+    with a checkpoint left, where it is not done at `stop_at` (seconds since the epoch).
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
@@ -91,7 +97,8 @@ def train(
         return finished
     schedule, kit = plan(cfg, forward_macs), equip(generator, cfg, lr, device)
     progress = files.resume(generator, kit.ema, kit.optimizer, device)
-
+    auto = cfg.compile == "auto" and device.type == "cuda"  # on a CPU it has paid for some models only
+    compiler = Compiler(auto, schedule.steps, device, compile_file, compiled=cfg.compile is True)
     bar = _bar(schedule, progress, folder.name)
     clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
     while (done := schedule.done(progress)) < 1:
@@ -99,6 +106,7 @@ def train(
         batch = data.batch(seed, progress.step, schedule.batch)
         losses.append(kit.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
+        kit = compiler.after(kit, progress.step, batch)
         progress.seconds = time.perf_counter() - clock
         bar.update(schedule.batch)
         for share in [s for s in files.shares if done < s <= schedule.done(progress)]:
@@ -106,14 +114,17 @@ def train(
         if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
             _log(progress, schedule, losses, rate, bar)
             losses = []
-            if progress.seconds - saved > cfg.checkpoint_seconds:
+            late = stop_at is not None and time.time() > stop_at
+            if late or progress.seconds - saved > cfg.checkpoint_seconds:
                 files.save(generator, kit.ema, kit.optimizer, progress)
                 saved = progress.seconds
+            if late and schedule.done(progress) < 1:
+                raise OutOfTime(f"{folder.name} is trained to {schedule.done(progress):.0%}; its checkpoint is kept")
     speed.synchronise(device)
     progress.seconds = time.perf_counter() - clock
     bar.close()
     kit.ema.copy_to(generator.parameters())
-    return files.finish(generator.eval(), _summary(generator, progress, schedule, device))
+    return files.finish(generator.eval(), _summary(generator, progress, schedule, device) | {"compile": compiler.summary()})
 
 
 class Average(EMAModel):
@@ -155,7 +166,8 @@ class Kit(NamedTuple):
 def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Kit:
     """Accelerate's device and precision around the generator, AdamW, and an EMA whose decay ramps up as (1 + s) / (10 + s).
 
-    With `cfg.compile` the loss is compiled, for training only: drawing, of many shapes, uses the generator as it is.
+    With `cfg.compile` true the loss is compiled, for training only: sampling, of many shapes, uses the generator as it is. With
+    `auto` it begins as it is, and `Compiler` decides.
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # cells of one process may differ in device and precision
     accelerator = Accelerator(mixed_precision="bf16" if cfg.precision == "bf16" else "no", cpu=device.type == "cpu")
@@ -164,7 +176,7 @@ def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Ki
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     ema = Average(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
-    return Kit(generator, accelerator, torch.compile(model) if cfg.compile else model, optimizer, ema, cfg.grad_clip)
+    return Kit(generator, accelerator, torch.compile(model) if cfg.compile is True else model, optimizer, ema, cfg.grad_clip)
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:
