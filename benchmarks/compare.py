@@ -24,6 +24,7 @@ from benchmarks import records
 from benchmarks.report import markdown
 from benchmarks.reports.paired import ACCURACY_MARGIN, MARGIN, Difference, accuracy_difference, difference, over_seeds
 from benchmarks.reports.plots import FEW, distance_name
+from benchmarks.store import BadInput
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # two records
 SAME = ("model", "size", "seed", "data", "num_classes", "image_size", "objective", "sampler", "steps", "guidance", "train_fraction")
@@ -219,7 +220,10 @@ def main() -> None:
     parser.add_argument("--where-b", default="")
     args = parser.parse_args()
     sides = [(args.a, _wanted(args.where_a)), (args.b or args.a, _wanted(args.where_b))]
-    found = [where(records.current(records.read(folder)), wanted) for folder, wanted in sides]
+    try:
+        found = [where(records.current(records.read(folder)), wanted) for folder, wanted in sides]
+    except BadInput as error:
+        sys.exit(f"latentbench: {error}")
     for (folder, wanted), these in zip(sides, found, strict=True):
         if not these:
             given = f" with {' '.join(f'{k}={v}' for k, v in wanted.items())}" if wanted else ""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from benchmarks import archive
 from benchmarks.store import digest, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -179,9 +180,13 @@ def write(folder: Path, row: dict[str, Any], **details: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of a results folder, oldest first; of one that is kept without its `records/`, those in its results.json."""
+    """All whole records of a results folder, oldest first.
+
+    From `folder/records/*.json`, else `folder/results.json`, else `folder/records.json.gz`.
+    Raises BadInput where one of the latter two is damaged.
+    """
     paths = sorted((folder / "records").glob("*.json"))
-    found = [read_json(path) for path in paths] if paths else read_json(folder / "results.json") or []
+    found = [read_json(path) for path in paths] if paths else archive.read(folder)
     found = [record for record in found if isinstance(record, dict) and "row" in record]
     logs = {_weights(record): record["train_log"] for record in found if record.get("train_log")}
     for record in found:
@@ -195,11 +200,9 @@ def _weights(record: dict[str, Any]) -> tuple[Any, Any]:
     return record.get("fingerprints", {}).get("training"), record["row"].get("train_fraction")
 
 
-def gather(folder: Path, found: list[dict[str, Any]]) -> None:
-    """`folder/results.json`: all records in one file, the loss log of each training, most of a record's size, in its first one only."""
-    firsts = {_weights(record): i for i, record in reversed(list(enumerate(found))) if record.get("train_log")}
-    keep = set(firsts.values())
-    write_json(folder / "results.json", [r if i in keep else {k: v for k, v in r.items() if k != "train_log"} for i, r in enumerate(found)])
+def gather(folder: Path, found: list[dict[str, Any]]) -> Path:
+    """Write all records into one file and return it: results.json, or a published folder's .gz."""
+    return archive.write(archive.place(folder), found)
 
 
 def current(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,21 +1,30 @@
-"""Records to a report: results.csv, results.json, summary.md, plots and sample grids. `make report` does this alone."""
+"""Records to a report: tables, summary.md, plots and sample grids. `make report` does this alone.
+
+A published folder (`publish.py`) stays one: its records stay compressed, and only the figures that
+it keeps are drawn anew.
+"""
 
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks import records
+from benchmarks import archive, records
 from benchmarks.reports import diagnostics, grids, ladder, plots, verdicts
-from benchmarks.store import atomic_file
+from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, shrink
+from benchmarks.store import BadInput, atomic_file
 
 
 def build(folder: Path) -> str:
-    """Rebuild everything in `folder` from its records; returns the table and the paths, as text for a terminal."""
+    """Rebuild everything in `folder` from its records; returns table and paths, for a terminal.
+
+    Raises BadInput where the gathered records are damaged.
+    """
     everything = records.read(folder)
     found = records.current(everything)
     if not found:
@@ -25,24 +34,51 @@ def build(folder: Path) -> str:
     table = records.table(found)
     with atomic_file(folder / "results.csv") as path:
         table[records.NAMES].to_csv(path, index=False)
-    records.gather(folder, found)
     good = table[table["status"] == "ok"]
     whole = good[good["train_fraction"] == 1]  # weights kept on the way have a plot of their own
-    paths = [folder / name for name in ("results.csv", "results.json", "summary.md")]
-    if len(whole):
-        paths += [plots.distance_plot(whole, x, folder / "plots") for x in plots.AXES]
-        pictures = grids.sample_grids(whole, folder / "records", folder / "samples")
-        pictures += grids.pairs_grid(whole, folder / "records", folder / "samples")
-        for path in set((folder / "samples").glob("*.png")) - set(pictures) if pictures else ():
-            path.unlink()  # of a group that is no more
-        paths += pictures
-        paths += filter(None, [plots.training_plot(good, folder / "plots"), plots.guidance_plot(whole, folder / "plots")])
-    logs = [(record, variant) for record, variant in zip(found, table["variant"], strict=True) if record["row"].get("train_fraction") == 1]
-    paths += filter(None, [plots.loss_plot(logs, folder / "plots")])
+    paths = [folder / "results.csv", records.gather(folder, found), folder / "summary.md"]
+    if archive.is_published(folder):
+        paths += _published_figures(table, found, folder)
+    else:
+        paths += _figures(table, found, folder / "plots")
+    paths += _sample_grids(whole, folder) if len(whole) else []
     summary = "\n".join(_summary(table, whole, found, folder))
     with atomic_file(folder / "summary.md") as path:
         path.write_text(summary + "\n")
     return "\n".join([_terminal(whole), *_failures(found), "", *map(str, paths)])
+
+
+def _figures(table: pd.DataFrame, found: list[dict], place: Path) -> list[Path]:
+    """Every plot that these records allow, drawn into the folder `place`."""
+    good = table[table["status"] == "ok"]
+    whole = good[good["train_fraction"] == 1]
+    paths = []
+    if len(whole):
+        paths += [plots.distance_plot(whole, x, place) for x in plots.AXES]
+        paths += [plots.training_plot(good, place), plots.guidance_plot(whole, place)]
+    pairs = zip(found, table["variant"], strict=True)
+    logs = [pair for pair in pairs if pair[0]["row"].get("train_fraction") == 1]
+    return list(filter(None, [*paths, plots.loss_plot(logs, place)]))
+
+
+def _published_figures(table: pd.DataFrame, found: list[dict], folder: Path) -> list[Path]:
+    """The figures that a published folder keeps (without any: `FIGURES`), drawn anew and small."""
+    kept = {path.stem for path in (folder / "plots").glob("*.png")} or set(FIGURES)
+    with tempfile.TemporaryDirectory() as place:
+        drawn = [path for path in _figures(table, found, Path(place)) if path.stem in kept]
+        return [shrink(path, folder / "plots" / path.name, FIGURE_BYTES) for path in drawn]
+
+
+def _sample_grids(whole: pd.DataFrame, folder: Path) -> list[Path]:
+    """The grids of samples, where the strips they are made of are still there.
+
+    Grids of a group that is no more go then; without strips all grids stay as they are.
+    """
+    strips, place = folder / "records", folder / "samples"
+    paths = grids.sample_grids(whole, strips, place) + grids.pairs_grid(whole, strips, place)
+    for path in set(place.glob("*.png")) - set(paths) if paths else ():
+        path.unlink()
+    return paths
 
 
 def _show(value: object) -> str:
@@ -253,8 +289,11 @@ def main() -> None:
     folders = parser.parse_args().folders or sorted(p.parent for p in Path("results").glob("*/records"))
     if not folders:
         sys.exit("report: results/ has no records yet; run `make bench` first")
-    for folder in folders:
-        print(build(folder))
+    try:
+        for folder in folders:
+            print(build(folder))
+    except BadInput as error:
+        sys.exit(f"latentbench: {error}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.pictures.ladders import LADDERS, Ladder, check, spoiled
 from benchmarks.reconstruct import picture
 from benchmarks.report import markdown
 from benchmarks.reports.plots import distance_name
+from benchmarks.reports.shrink import FIGURE_BYTES, shrink
 from benchmarks.store import BadInput, atomic_file
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_distance
@@ -184,6 +185,8 @@ def study(cfg: DictConfig) -> None:
             path.write_text("\n".join(lines) + "\n")
         plot(table, features, folder / "study.png")
         show(LADDERS, dataset, n, folder / "ladders.png")
+        for path in (folder / "study.png", folder / "ladders.png"):
+            shrink(path, path, FIGURE_BYTES)  # `make judge-study` writes into results/reference
         print("\n".join(lines[:14]))  # up to the table of verdicts
         print(folder / "study.md")
 

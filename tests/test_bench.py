@@ -98,7 +98,9 @@ def test_a_bench_says_where_its_time_went(smoke):
 def test_a_record_holds_what_it_takes_to_repeat_it(smoke):
     folder = smoke[0] / "results" / "smoke"
     found, gathered = records.read(folder), json.loads((folder / "results.json").read_text())
-    assert len(found) == len(gathered) == 7 and sum("train_log" in record for record in gathered) == 3, "one log a training"
+    stored = [*gathered["parts"].values(), *(record.get("train_log") for record in gathered["records"])]
+    logs = {id(log) for record in found for log in stored if log == record["train_log"]}
+    assert len(found) == len(gathered["records"]) == 7 and len(logs) == 3, "one log a training"
     for record in found:
         assert record["config"]["train"]["unit"] == "images" and record["config"]["name"] == "smoke"
         assert {"data", "latents", "features", "training"} <= set(record["fingerprints"])

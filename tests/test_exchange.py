@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import compare, evaluate, records
+from benchmarks import archive, compare, evaluate, records
 from benchmarks import score as score_module
 from benchmarks.pictures import exchange
 from benchmarks.pictures.procedural import draw
-from benchmarks.store import BadInput, write_json
+from benchmarks.store import BadInput
 
 PICTURES, LABELS = draw(48, 32, seed=0, stream="floor")
 
@@ -274,7 +274,7 @@ def test_a_folder_kept_without_its_records_is_read_from_results_json(tmp_path):
     _record(tmp_path / "a", 9.0)
     _record(tmp_path / "a", 8.0, steps=4)
     found = records.read(tmp_path / "a")
-    write_json(tmp_path / "kept" / "results.json", found)
+    archive.write(tmp_path / "kept" / "results.json", found)
     assert records.read(tmp_path / "kept") == found and len(found) == 2 and records.read(tmp_path / "nothing") == []
 
 
