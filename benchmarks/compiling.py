@@ -48,17 +48,16 @@ class Compiler:
     _first: int | None = None  # the step after which a timing began
     _started: float = 0.0
 
-    def after(self, kit: Any, step: int, batch: Batch) -> Any:
-        """Called after every step; the train state to go on with, its model compiled from some step on."""
+    def after(self, kit: Any, step: int, batch: Batch) -> None:
+        """Called after every step of a train state; from some step on its loss is compiled."""
         if not self.auto or self.steps is None:
-            return kit
+            return
         if self.compiled and self.compiled_step_seconds is None:
             self._measure(step)
         elif self.step_seconds is None:
             self.step_seconds = self._timed(step)
             if self.step_seconds is not None and self.payback().pays(self.steps - step, self.step_seconds):
-                return self._tried(kit, batch)
-        return kit
+                self._try(kit, batch)
 
     def payback(self) -> Payback:
         """As measured on this machine, else the guess."""
@@ -70,19 +69,19 @@ class Compiler:
         numbers = ("compiled", "step_seconds", "startup_seconds", "compiled_step_seconds")
         return {name: getattr(self, name) for name in numbers}
 
-    def _tried(self, kit: Any, batch: Batch) -> Any:
-        """The train state compiled, after gradients that are thrown away; as it was where its compilation fails."""
-        model, started = torch.compile(kit.model), self._now()
+    def _try(self, kit: Any, batch: Batch) -> None:
+        """Compile, and throw the first gradients away; where that fails, the loss is again as it was."""
+        started = self._now()
+        kit.generator.compile_error()
         try:
-            kit.accelerator.backward(model(batch, rng=torch.Generator()))
+            kit.accelerator.backward(kit.model(batch, rng=torch.Generator()))
         except Exception as error:  # a compiler fails in many ways, and none of them is worth a training
             self.auto = False
+            kit.generator.uncompile_error()
             print(f"train.compile=auto: going on uncompiled ({type(error).__name__}: {str(error).strip()[:200]})", flush=True)
-            return kit
-        finally:
-            kit.optimizer.zero_grad()
-        self.compiled, self.startup_seconds = True, self._now() - started
-        return kit._replace(model=model)
+        else:
+            self.compiled, self.startup_seconds = True, self._now() - started
+        kit.optimizer.zero_grad()
 
     def _now(self) -> float:
         speed.synchronise(self.device)

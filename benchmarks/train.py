@@ -106,7 +106,7 @@ def train(
         batch = data.batch(seed, progress.step, schedule.batch)
         losses.append(kit.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
-        kit = compiler.after(kit, progress.step, batch)
+        compiler.after(kit, progress.step, batch)
         progress.seconds = time.perf_counter() - clock
         bar.update(schedule.batch)
         for share in [s for s in files.shares if done < s <= schedule.done(progress)]:
@@ -123,6 +123,7 @@ def train(
     speed.synchronise(device)
     progress.seconds = time.perf_counter() - clock
     bar.close()
+    generator.uncompile_error()
     kit.ema.copy_to(generator.parameters())
     return files.finish(generator.eval(), _summary(generator, progress, schedule, device) | {"compile": compiler.summary()})
 
@@ -147,7 +148,7 @@ class Kit(NamedTuple):
 
     generator: Generator
     accelerator: Accelerator
-    model: Any  # the generator in Accelerate's wrapping, compiled where wanted
+    model: Any  # the generator in Accelerate's wrapping
     optimizer: Any
     ema: EMAModel
     grad_clip: float
@@ -176,7 +177,9 @@ def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Ki
     optimizer = torch.optim.AdamW(generator.parameters(), lr=lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     ema = Average(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
-    return Kit(generator, accelerator, torch.compile(model) if cfg.compile is True else model, optimizer, ema, cfg.grad_clip)
+    if cfg.compile is True:
+        generator.compile_error()
+    return Kit(generator, accelerator, model, optimizer, ema, cfg.grad_clip)
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:

@@ -87,11 +87,15 @@ class AnyOrder(TokenGenerator):
         keys, values = self.memory(x, angles, causal=True, caches=[None] * len(self.remember))
         return self.scores(order, labels, keys, values, causal=True)
 
-    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """Mean cross-entropy per token in a random order of each picture, in nats."""
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Tokens, labels and a random order of each image, (B, H*W)."""
         order = from_host(lambda: torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1), batch.tokens.device)
-        scores = self.logits(batch.tokens, batch.labels, order).float()
-        return F.cross_entropy(scores.flatten(0, 1), batch.tokens.gather(1, order).flatten())
+        return batch.tokens, batch.labels, order
+
+    def error(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
+        """Mean cross-entropy per token in that order, in nats."""
+        scores = self.logits(tokens, labels, order).float()
+        return F.cross_entropy(scores.flatten(0, 1), tokens.gather(1, order).flatten())
 
     @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:

@@ -38,10 +38,12 @@ class Rotary(LlamaRotaryEmbedding):
     """Cosines and sines in autocast's type. transformers takes the embeddings', float32 under autocast, and would rotate in that."""
 
     def forward(self, x: Tensor, position_ids: LongTensor) -> tuple[Tensor, Tensor]:
-        kind = x.device.type
+        kind, dtype = x.device.type, x.dtype
         if kind != "meta" and torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        return super().forward(x, position_ids)
+            dtype = torch.get_autocast_dtype(kind)
+        angles = position_ids[:, :, None].float() * self.inv_freq
+        both = torch.cat([angles, angles], dim=-1)
+        return both.cos().to(dtype), both.sin().to(dtype)
 
 
 class Autoregressive(TokenGenerator):
@@ -103,9 +105,13 @@ class Autoregressive(TokenGenerator):
         out = self.transformer(inputs_embeds=embedded, attention_mask=seen, position_ids=places, use_cache=False)
         return self.head(out.last_hidden_state)
 
-    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """Mean cross-entropy per token, in nats. The continuous latents are not looked at."""
-        return F.cross_entropy(self.logits(batch.tokens, batch.labels).float().flatten(0, 1), batch.tokens.flatten())
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Tokens and labels. The continuous latents are not looked at."""
+        return batch.tokens, batch.labels
+
+    def error(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
+        """Mean cross-entropy per token, in nats."""
+        return F.cross_entropy(self.logits(tokens, labels).float().flatten(0, 1), tokens.flatten())
 
     def _decoder(self) -> list[Block]:
         """The transformer's layers as the blocks of `layers.py`, which make fewer, larger products: what counts for a token at a time."""

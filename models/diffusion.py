@@ -50,20 +50,26 @@ class Diffusion(Generator):
         alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, CHAIN, dtype=torch.float64), 0)
         self.register_buffer("alphas", alphas.float(), persistent=False)
 
-    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """Mean squared error of the objective's target. The latents' own tokens are not looked at."""
-        x = batch.latents.float()
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Latents, as much noise, times (B,) and labels. The latents' own tokens are not looked at."""
+        x, count = batch.latents.float(), len(batch.latents)
         noise = from_host(lambda: torch.randn(x.shape, generator=rng), x.device)
         if self.objective == "flow":
-            t = from_host(lambda: torch.sigmoid(torch.randn(len(x), generator=rng)), x.device)
-            mixed = torch.lerp(x, noise, t[:, None, None, None])
-            target, time = noise - x, t * CHAIN
+            time = from_host(lambda: torch.sigmoid(torch.randn(count, generator=rng)), x.device)
         else:
-            time = from_host(lambda: torch.randint(CHAIN, (len(x),), generator=rng), x.device)
+            time = from_host(lambda: torch.randint(CHAIN, (count,), generator=rng), x.device)
+        return x, noise, time, batch.labels
+
+    def error(self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor) -> Tensor:
+        """Mean squared error of the objective's target."""
+        if self.objective == "flow":
+            mixed = torch.lerp(x, noise, time[:, None, None, None])
+            target, time = noise - x, time * CHAIN
+        else:
             a = self.alphas[time][:, None, None, None]
             mixed = a.sqrt() * x + (1 - a).sqrt() * noise
             target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[self.objective]
-        return F.mse_loss(self.denoiser(mixed, time, batch.labels).float(), target)
+        return F.mse_loss(self.denoiser(mixed, time, labels).float(), target)
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         """Raises ValueError for a value out of range."""

@@ -32,7 +32,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-@torch.compiler.disable  # a compiled loss begins behind its random numbers, which no compiler can draw
 def from_host(draw: Callable[[], Tensor], device: torch.device) -> Tensor:
     """Random numbers on `device`, drawn on the CPU: the same on every kind of device.
 
@@ -71,7 +70,7 @@ def _like(usual: Any, name: str, value: Any) -> Any:
 class Generator(nn.Module):
     """One family: learns p(latents | label) and draws from it in a chosen number of steps.
 
-    Subclasses write `loss`, `sample`, `step_counts` and `nfe`. The null label, for guidance, is `num_classes`.
+    Subclasses write `inputs` and `error` (or `loss`), `sample`, `step_counts` and `nfe`. The null label, for guidance, is `num_classes`.
     """
 
     samplers: tuple[str, ...] = ("default",)  # the first is the family's own
@@ -139,8 +138,24 @@ class Generator(nn.Module):
         return self.loss(batch, rng=rng)
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """The loss of a batch whose labels are final; `rng` draws noise and timesteps on the CPU."""
+        """The loss of a batch whose labels are final: `error` of what `inputs` makes of it. A family may also write this itself."""
+        return self.error(*self.inputs(batch, rng=rng))
+
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """What the loss is computed from, on the batch's device; `rng` draws noise, timesteps and orders on the CPU."""
         raise NotImplementedError
+
+    def error(self, *inputs: Tensor) -> Tensor:
+        """The loss, scalar float32: a function of tensors and weights alone, so that it compiles as one graph."""
+        raise NotImplementedError
+
+    def compile_error(self) -> None:
+        """Compile `error`, network included. Sampling, of many shapes, uses the network as it is."""
+        self.error = torch.compile(type(self).error.__get__(self))
+
+    def uncompile_error(self) -> None:
+        """`error` as it was."""
+        self.__dict__.pop("error", None)
 
     def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
         """Whitened latents (B, C, H, W), float32, on the labels' device.

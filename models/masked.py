@@ -70,11 +70,15 @@ class Masked(TokenGenerator):
             x = block(x, turn, causal=False)
         return self.head(self.norm(x[:, 1:]))
 
-    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """Mean cross-entropy per masked token, in nats; a share arccos(u) * 2 / pi of each picture is masked, u uniform."""
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Tokens, labels and which tokens are masked: a share arccos(u) * 2 / pi of each image, u uniform."""
         masked = from_host(lambda: self._to_predict(len(batch.tokens), rng), batch.tokens.device)
-        scores = self.logits(batch.tokens.masked_fill(masked, self.codebook.size), batch.labels).float()
-        each = F.cross_entropy(scores.flatten(0, 1), batch.tokens.flatten(), reduction="none").view(masked.shape)
+        return batch.tokens, batch.labels, masked
+
+    def error(self, tokens: LongTensor, labels: LongTensor, masked: Tensor) -> Tensor:
+        """Mean cross-entropy per masked token, in nats."""
+        scores = self.logits(tokens.masked_fill(masked, self.codebook.size), labels).float()
+        each = F.cross_entropy(scores.flatten(0, 1), tokens.flatten(), reduction="none").view(masked.shape)
         return (each * masked).sum() / masked.sum()
 
     def _to_predict(self, count: int, rng: torch.Generator) -> Tensor:
