@@ -3,18 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# PRESET: smoke, cpu, gpu, imagenette, tradeoff, tradeoff_gpu, blocks, lr_sweep, tokenizer, seeds, dit_ladder; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
+# PRESET: one of conf/experiment; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
 PRESET ?=
 ARGS ?=
+# of `make reference`; see the head of benchmarks/reference/__main__.py
+MINUTES ?=
+ONLY ?=
+DATA ?=
+OUT ?=
+UNPACK ?=
+LIST ?=
+REHEARSE ?=
 WEIGHTS_DATA ?=
 UNSEEN_DATA ?=
 
+space := $(subst ,, )
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test agreement lint cost perf report score compare weights judge-study clean
+.PHONY: help setup bench test agreement lint cost perf reference commit-file report score compare weights judge-study clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  PRESET=smoke|cpu|gpu|imagenette|tradeoff|tradeoff_gpu|blocks|lr_sweep|tokenizer|seeds|dit_ladder  ARGS="steps=[4,8] data=imagefolder data.path=/pictures"'
+	@echo '  PRESET=$(subst $(space),|,$(basename $(notdir $(wildcard conf/experiment/*.yaml))))'
+	@echo '  ARGS="steps=[4,8] data=imagefolder data.path=/images"'
 
 setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
 
@@ -46,6 +56,13 @@ cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
 
 perf: $(READY) ## every stage against the machine's ceiling and what users run today: results/perf/perf.csv; PERF=quick is shorter
 	$(PY) -m benchmarks.perf $(if $(filter quick,$(PERF)),--quick) $(ARGS)
+
+reference: $(READY) ## make what is missing or out of date of results/reference: MINUTES=9 ONLY=gpu DATA=<images> OUT=<folder>; LIST=1, REHEARSE=1, UNPACK=<folder>
+	@$(PY) -m benchmarks.reference $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(ONLY),--only '$(ONLY)') $(if $(DATA),--data '$(DATA)') \
+		$(if $(OUT),--out '$(OUT)') $(if $(UNPACK),--unpack '$(UNPACK)') $(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
+
+commit-file: ## write .commit, so that records name the code where it is carried without its repository
+	@echo "$$(git rev-parse --short=12 HEAD)$$(test -z "$$(git status --porcelain)" || echo -dirty)" > .commit && cat .commit
 
 report: $(READY) ## rebuild tables and plots from the records in results/
 	$(PY) -m benchmarks.report

@@ -1,6 +1,7 @@
 """One JSON per measurement, with everything needed to repeat it; `COLUMNS` is the one place that says what a number means."""
 
 import math
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -102,7 +103,11 @@ TOLD_ELSEWHERE = {
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """The code's commit and whether it has been changed since; empty outside a repository."""
+    """The code's commit and whether it has been changed since; empty where neither can be known.
+
+    Where the code lies without its repository, the commit travels with it: as LATENTBENCH_COMMIT, or in a file `.commit` beside it
+    (`make commit-file`), the commit and, where it has been changed, `-dirty`.
+    """
 
     def git(*args: str) -> str | None:
         try:
@@ -112,7 +117,17 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     sha, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    if sha is None and (carried := os.environ.get("LATENTBENCH_COMMIT") or _carried_commit()):
+        return {"git_sha": carried.removesuffix("-dirty"), "git_dirty": carried.endswith("-dirty")}
     return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _carried_commit() -> str:
+    """What the file `.commit` says; empty where there is none."""
+    try:
+        return (ROOT / ".commit").read_text().strip()
+    except OSError:
+        return ""
 
 
 @lru_cache(maxsize=4)

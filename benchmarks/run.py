@@ -27,7 +27,8 @@ from metrics import flops, speed
 from models.generator import Generator
 
 VERSION = 6  # of the models, their training and drawing; raise it with any change to what comes out, rounding included
-REPORTS: dict[Path, str] = {}  # what this process has last reported of each results folder
+REPORTS: dict[Path, str | None] = {}  # what this process has last reported of each results folder; None: not since its last record
+REPORT_EVERY = 60  # seconds: a sweep's report grows as it runs, but drawing it must not hold up the next cell
 
 
 @dataclass
@@ -88,8 +89,16 @@ def run_cell(cfg: DictConfig) -> None:
         if missing and not diverged:
             train_and_measure(cell, missing)
     finally:  # a run whose time is up has a report too, of what is there
-        with speed.stage("report"):
-            REPORTS[cell.results] = report.build(cell.results)
+        REPORTS[cell.results] = None
+        summary = cell.results / "summary.md"
+        if not summary.exists() or time.time() - summary.stat().st_mtime > REPORT_EVERY:
+            rebuild(cell.results)
+
+
+def rebuild(folder: Path) -> None:
+    """The report of a folder, from all records there."""
+    with speed.stage("report"):
+        REPORTS[folder] = report.build(folder)
 
 
 def late(cfg: DictConfig) -> bool:
@@ -336,6 +345,8 @@ def main() -> None:
     records.git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     speed.keep_memory()
     job()
+    for folder in [folder for folder, text in REPORTS.items() if text is None]:
+        rebuild(folder)
     print("\n".join(text for _, text in sorted(REPORTS.items())), flush=True)
     speed.SPENT["the rest"] = time.perf_counter() - started - sum(speed.SPENT.values())
     print("seconds spent: " + ", ".join(f"{name} {spent:.1f}" for name, spent in speed.SPENT.items()), flush=True)

@@ -165,6 +165,10 @@ class Generator(nn.Module):
         """
         raise NotImplementedError
 
+    def evaluation(self, labels: LongTensor) -> Tensor | None:
+        """One network evaluation for these labels, to be counted, where every one of `sample` costs the same; None where not."""
+        return None
+
     def step_counts(self, requested: Iterable[int]) -> list[int]:
         """Those of a sweep's list that `sample` can honour, in the order given."""
         raise NotImplementedError

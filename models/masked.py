@@ -89,6 +89,11 @@ class Masked(TokenGenerator):
         return rank < least
 
     @torch.inference_mode()
+    def evaluation(self, labels: LongTensor) -> Tensor:
+        """One evaluation, of nothing: all cost the same."""
+        return self.logits(torch.zeros(len(labels), self.tokens, dtype=torch.long, device=labels.device), labels)
+
+    @torch.inference_mode()
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
         """Token ids (B, H*W): a step draws every masked token, then keeps its share, the surest under annealed noise."""
         rngs, count = spawn(rng, len(labels)), len(labels)

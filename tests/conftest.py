@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks import cost
+from benchmarks.cli import pick_device
 from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
@@ -98,3 +99,23 @@ def rng(seed: int = 0) -> torch.Generator:
 @pytest.fixture(params=FAMILIES)
 def model(request) -> Generator:
     return tiny(request.param)
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--on", choices=["cuda", "cpu"], default="cuda", help="device of the tests marked cuda; cpu runs their code without one"
+    )
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Tests marked cuda are skipped where there is none, unless asked for on a CPU."""
+    if config.getoption("--on") == "cuda" and not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Where the tests marked cuda run, with the exactness that a bench has there."""
+    return pick_device(request.config.getoption("--on"))

@@ -29,8 +29,9 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen:
         *overrides,
         f"cache_dir={folder}/cache",
         f"results_dir={folder}/results",
-        "device=cpu",
     ]
+    if not any(override.startswith("device=") for override in overrides):
+        command.append("device=cpu")
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )

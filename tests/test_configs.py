@@ -18,7 +18,7 @@ from models.generator import Generator
 from models.masked import Masked
 from models.pretrained import CLASSES
 
-GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment", "match"]
+GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment", "match", "rehearse"]
 
 
 @pytest.mark.parametrize("group, name", [(group, name) for group in GROUPS for name in cost.names(group)])
@@ -29,7 +29,7 @@ def test_every_yaml_composes(group, name):
         assert set(cfg.features) - {"weights", "path"} == {name}, "a list of features merges them, each under its own name"
     elif group == "match":
         assert cfg.match == name
-    elif group not in ("experiment", "train"):
+    elif group not in ("experiment", "train", "rehearse"):
         assert cfg[group].name == name
     if group == "experiment":
         assert cfg.name == name, "results/<name> is the preset's name"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import FAMILIES, TOKENS, rng, tiny
 from hydra import compose, initialize_config_dir
 
 from benchmarks import build, cost
@@ -182,3 +183,13 @@ def test_the_autoencoder_stays_within_its_bounds():
     meta = Autoencoder().to("meta")
     assert count_macs(lambda: meta.encode(torch.empty(1, 3, 64, 64, dtype=torch.uint8, device="meta"))) <= 0.4e9
     assert 0 < build.decoder_macs(Autoencoder(), (4, 16, 16)) <= 0.9e9
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "unet-unipc", "dit-v-heun"])
+def test_what_is_counted_once_and_multiplied_is_what_the_whole_call_counts(name):
+    model = build.on_meta(tiny(name))
+    labels = torch.zeros(1, dtype=torch.long, device="meta")
+    for steps in model.step_counts([1, 3, 8, 16, TOKENS])[:3]:
+        for guidance in (1.0, 3.0, 5.0):
+            whole = count_macs(lambda: model.sample(labels, steps=steps, guidance=guidance, rng=rng()))  # noqa: B023
+            assert build.sampling_macs(model, steps, guidance) == whole > 0

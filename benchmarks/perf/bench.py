@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,11 @@ class Bench:
     device: torch.device
     quick: bool
     ceiling: Callable[[], float]  # FLOP/s, measured now
+    rehearse: bool = False  # everything as small as it can be, to see that it runs
     rows: list[dict[str, Any]] = field(default_factory=list)
     ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
     ratios: dict[str, list[float]] = field(default_factory=dict)  # least and most of the turns, by what is compared
+    figures: dict[str, float] = field(default_factory=dict)  # what is no row: bandwidth, launches, shares of bounds
 
     def compare(self, stage: str, calls: dict[str, Callable[[], Any]], images: int, flops: float = 0, **named: Any) -> dict[str, float]:
         """Rows of calls measured in turns: `ours...`, and what they are compared with; returns median seconds. `images` and `flops` are of one call."""
@@ -43,7 +46,7 @@ class Bench:
         for name, median in medians.items():
             row = named | {"stage": stage, "images_per_second": images / median, "peak_memory_mb": peaks.get(name)}
             row["utilisation"] = flops / median / max(tops) if flops else None
-            ratios = {other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in calls if other != name}
+            ratios = {other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in medians if other != name}
             self._add(name, row, ratios, about)
         return medians
 
@@ -52,8 +55,11 @@ class Bench:
     ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
         """Seconds of a call, a figure a turn, and on CUDA its peak memory; the turns' ceilings. The order rotates; short calls are repeated, unless `quick`."""
         names, turns, warming, least = list(calls), *((3, 1, 0.0) if self.quick else (7, 2, LEAST))
-        seconds, peaks, tops = {name: [] for name in names}, {}, []
-        warm = {name: min(speed.timed(call, self.device)[1] for _ in range(warming)) for name, call in calls.items()}
+        peaks, tops = {}, []
+        tried = {name: self._warm(name, call, warming) for name, call in calls.items()}
+        warm = {name: least_seconds for name, least_seconds in tried.items() if least_seconds is not None}
+        names = list(warm)
+        seconds = {name: [] for name in names}
         for turn in range(turns):
             tops += [self.ceiling()] if with_ceiling else []
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -65,6 +71,15 @@ class Bench:
                 if self.device.type == "cuda":  # elsewhere it is the process's, which holds all of them
                     peaks[name] = max(peaks.get(name, 0), speed.peak_memory_mb(self.device))
         return seconds, peaks, tops
+
+    def _warm(self, name: str, call: Callable[[], Any], times: int) -> float | None:
+        """Least seconds of a few calls; None, and a line, for one that does not fit into a GPU's memory."""
+        try:
+            return min(speed.timed(call, self.device)[1] for _ in range(times))
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name}: does not fit into memory; left out", flush=True)
+            torch.cuda.empty_cache()
+            return None
 
     def _add(self, name: str, row: dict[str, Any], ratios: dict[str, list[float]], about: str) -> None:
         """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled, or float32, says so in its dtype."""
@@ -81,9 +96,9 @@ class Bench:
 
 
 def ceiling(device: torch.device) -> float:
-    """FLOP/s of the better of two square bf16 matrix products, each the better of two."""
+    """FLOP/s of the better of two square bf16 matrix products, each the better of two; larger ones where launches would weigh."""
     found = []
-    for size in (2048, 4096):
+    for size in (4096, 8192) if device.type == "cuda" else (2048, 4096):
         a = torch.randn(size, size, device=device).bfloat16()
         a @ a
         found.append(2 * size**3 / min(speed.timed(lambda a=a: a @ a, device)[1] for _ in range(2)))
@@ -107,7 +122,7 @@ def generator(name: str, size: str, side: int, device: torch.device) -> tuple[Ge
     """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
     cfg = config(f"model={name}", f"size={size}")
     book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
-    return build.generator(cfg.model, (4, side, side), CLASSES, book).to(device), cfg
+    return build.place(build.generator(cfg.model, (4, side, side), CLASSES, book), device), cfg
 
 
 def batches(data: LatentSet, size: int) -> Iterator[Batch]:
@@ -118,10 +133,22 @@ def batches(data: LatentSet, size: int) -> Iterator[Batch]:
 
 
 def drawing(model: Generator, labels: torch.Tensor, device: torch.device) -> Callable[[int], Any]:
-    """As `sample.draw` does; weights are cast within each call, not once for all batches."""
+    """A batch as `sample.draw` makes it, but for weights that are cast within each call and nothing that is kept between calls."""
 
     def draw(steps: int) -> None:
         with sample.cast_once(model, "bf16"), torch.autocast(device.type, torch.bfloat16):
             model.sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
 
     return draw
+
+
+@contextmanager
+def batch_by_batch(model: Generator, labels: torch.Tensor, device: torch.device) -> Iterator[Callable[[int], Any]]:
+    """One batch of many as `sample.draw` makes them: what it prepares once, casts, buffers and graphs, is prepared before."""
+
+    def draw(steps: int) -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            model.sample(labels, steps=steps, guidance=1.0, rng=torch.Generator())
+
+    with sample.cast_once(model, "bf16"), model.fixed_weights():
+        yield draw

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from benchmarks import build, space, train
 from benchmarks.latents import LatentSet
-from benchmarks.perf.bench import CLASSES, config, drawing, made_up
+from benchmarks.perf.bench import CLASSES, Bench, config, drawing, made_up
+from benchmarks.report import markdown
 from benchmarks.reports import plots
 from benchmarks.store import atomic_file, seeded
 from metrics import speed
@@ -120,6 +121,12 @@ def plot(table: pd.DataFrame, path: Path) -> Path:
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
         axis.legend(fontsize=7)
     return plots.save(figure, path)
+
+
+def measure(bench: Bench, repeats: int, out: Path) -> None:
+    """All points, written to `out` and printed as exponents."""
+    grown = write(points(bench.device, repeats), out)
+    print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
 
 
 def write(rows: Iterator[list[object]], folder: Path) -> pd.DataFrame:

@@ -1,21 +1,23 @@
 """The stages of an image's way: a training step, drawing, encoding, scoring, each against what a user would otherwise run."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks import build, sample, space, train
-from benchmarks.perf import baselines
-from benchmarks.perf.bench import CLASSES, Bench, batches, config, drawing, generator, made_up
+from benchmarks import build, space, train
+from benchmarks.perf import baselines, bounds
+from benchmarks.perf.bench import CLASSES, Bench, batch_by_batch, batches, config, generator, made_up
 from benchmarks.pictures import procedural
 from benchmarks.pictures.decoding import to_pixels
 from benchmarks.store import seeded
 from metrics import speed
 from metrics.frechet import frechet_distance
+from models.autoregressive import Autoregressive
 from models.generator import Batch
 
 
@@ -70,7 +72,6 @@ def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
     labels = torch.arange(batch, device=bench.device) % CLASSES
     shape = {k: cfg.model[k] for k in ("width", "depth", "heads", "mlp")}
     theirs = baselines.llama(mine.tokens, space.shipped_codebook_size(), **shape).to(bench.device)
-    draw = drawing(mine.eval(), labels, bench.device)
 
     def generate() -> None:
         with torch.autocast(bench.device.type, torch.bfloat16):
@@ -79,27 +80,48 @@ def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
     named = dict(family="ar", size=size, batch=batch, dtype="bf16")
     flops = 2 * build.sampling_macs(build.on_meta(mine), mine.tokens, 1.0) * batch
     stage = f"sample {mine.tokens} tokens"
-    bench.compare(stage, {"ours": lambda: draw(mine.tokens), "generate()": generate}, batch, flops, model="ar", **named)
+    with batch_by_batch(mine.eval(), labels, bench.device) as draw:
+        calls = {"ours": lambda: draw(mine.tokens), "generate()": generate}
+        seconds = bench.compare(stage, calls, batch, flops, model="ar", **named)
+        held_against_bounds(bench, mine, f"ar {size} {batch}", batch, seconds, lambda: draw(mine.tokens))
     anyhow, _ = generator("ar_any", size, side, bench.device)
-    draw_any, few = drawing(anyhow.eval(), labels, bench.device), min(32, mine.tokens // 2)
-    calls = {f"ours, {few} steps": lambda: draw_any(few), f"{mine.tokens} steps": lambda: draw_any(mine.tokens)}
-    bench.compare(stage, calls, batch, model="ar_any", **named)
+    few = min(32, mine.tokens // 2)
+    with batch_by_batch(anyhow.eval(), labels, bench.device) as draw_any:
+        calls = {f"ours, {few} steps": lambda: draw_any(few), f"{mine.tokens} steps": lambda: draw_any(mine.tokens)}
+        bench.compare(stage, calls, batch, model="ar_any", **named)
+
+
+def held_against_bounds(
+    bench: Bench, model: Autoregressive, about: str, batch: int, seconds: dict[str, float], call: Callable[[], Any]
+) -> None:
+    """What share of the memory's and of the launches' speed a raster model's decoding has, on CUDA; see `bounds.py`."""
+    if "ours" not in seconds:
+        return
+    if "generate()" in seconds:
+        bench.figures[f"{about} times generate()"] = seconds["generate()"] / seconds["ours"]
+    if bench.device.type != "cuda" and not bench.rehearse:  # a CPU has neither bound in this form
+        return
+    numbers = 2**20 if bench.rehearse else bounds.COPIED
+    bench.figures["bytes per second of a copy"] = speed_of_memory = bounds.bandwidth(bench.device, numbers)
+    bench.figures["seconds per launch"] = launch = bounds.launch_seconds(bench.device)
+    bench.figures[f"{about} kernels"] = count = bounds.kernels(call, bench.device)
+    bench.figures[f"{about} share of memory bound"] = bounds.decoding_bytes(model, batch) / speed_of_memory / seconds["ours"]
+    bench.figures[f"{about} share of launch bound"] = count * launch / seconds["ours"]
 
 
 def sampling_diffusion(bench: Bench, name: str, size: str, side: int, batch: int, steps: int = 8) -> None:
     """Diffusion sampling against the bare network calls it makes and, for DiT, diffusers' network in its pipelines' loop."""
     mine, cfg = generator(name, size, side, bench.device)
     labels = torch.arange(batch, device=bench.device) % CLASSES
-    draw = drawing(mine.eval(), labels, bench.device)
     x, t = torch.randn(batch, *mine.latent_shape, device=bench.device), torch.full((batch,), 500.0, device=bench.device)
 
     @torch.inference_mode()
     def bare() -> None:
-        with sample.cast_once(mine, "bf16"), torch.autocast(bench.device.type, torch.bfloat16):
+        with torch.autocast(bench.device.type, torch.bfloat16):  # its weights are cast, as ours
             for _ in range(steps):
                 mine.denoiser(x, t, labels)
 
-    calls = {"ours": lambda: draw(steps), "bare network calls": bare}
+    calls = {"bare network calls": bare}
     if name == "dit":
         shape = {k: cfg.model.denoiser[k] for k in ("width", "depth", "heads")}
         theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(bench.device).eval()
@@ -111,7 +133,9 @@ def sampling_diffusion(bench: Bench, name: str, size: str, side: int, batch: int
         calls["diffusers' loop and DiT"] = pipeline
     flops = 2 * build.sampling_macs(build.on_meta(mine), steps, 1.0) * batch
     named = dict(model=name, family=cfg.model.family, size=size, batch=batch, dtype="bf16")
-    bench.compare(f"sample {steps} steps", calls, batch, flops, **named)
+    with batch_by_batch(mine.eval(), labels, bench.device) as draw:
+        calls = {"ours": lambda: draw(steps)} | calls
+        bench.compare(f"sample {steps} steps", calls, batch, flops, **named)
 
 
 def encoding(bench: Bench, count: int) -> None:

@@ -1,0 +1,54 @@
+"""What a machine's memory and launches allow at best: the bounds that cached decoding is held against.
+
+A step of a raster model reads every weight once and, for each sample, the keys and values so far; it runs a few hundred kernels one after
+the other. The larger of both times is a floor: at batch 64 it is memory's, at batch 1 the launches'.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metrics import speed
+from models.autoregressive import Autoregressive
+
+COPIED = 2**28  # numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
+LAUNCHES = 2000
+
+
+def bandwidth(device: torch.device, numbers: int = COPIED) -> float:
+    """Bytes per second of a large copy on the device, read and written bytes counted."""
+    source = torch.empty(numbers, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * numbers / speed.median_seconds(lambda: target.copy_(source), device, repeats=5, warmup=2)
+
+
+def launch_seconds(device: torch.device) -> float:
+    """Seconds that the smallest kernel takes of a long row of them."""
+    x = torch.zeros(1, device=device)
+
+    def row() -> None:
+        for _ in range(LAUNCHES):
+            x.add_(1)
+
+    return speed.median_seconds(row, device, repeats=3) / LAUNCHES
+
+
+def kernels(call: Callable[[], Any], device: torch.device) -> int:
+    """Kernels that a call runs: CUDA's own count there, elsewhere the operators that would each be one."""
+    cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiled:
+        call()
+        speed.synchronise(device)
+    wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    return sum(event.device_type == wanted and not event.name.startswith("Memcpy HtoD") for event in profiled.events())
+
+
+def decoding_bytes(model: Autoregressive, batch: int, bytes_each: int = 2) -> int:
+    """Bytes that decoding `batch` samples reads at least: weights once a step, each key and value once for every later step."""
+    weights = sum(p.numel() for p in model.transformer.layers.parameters()) + model.head.weight.numel()
+    steps, config = model.tokens // model.block, model.transformer.config
+    seen = model.block * steps * (steps + 1) // 2  # keys looked at, summed over the steps
+    cache = 2 * config.num_hidden_layers * config.hidden_size * seen * batch
+    return bytes_each * (steps * weights + cache)

@@ -1,0 +1,93 @@
+"""An entry of the plan as the commands that make it: for real, or in miniature to see that they run."""
+
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.pictures import procedural
+from benchmarks.reference.plan import Entry
+from benchmarks.store import BadInput, atomic_folder, digest
+
+CONFIGURED = ("bench", "study", "reconstruct")  # these take Hydra overrides
+MODULES = {"bench": "benchmarks.run", "tests": "pytest", "perf": "benchmarks.perf", "cost": "benchmarks.cost"}
+MODULES |= {"study": "benchmarks.study", "reconstruct": "benchmarks.reconstruct"}
+STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go on from there
+# What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which comes last
+REHEARSAL = ["rehearse=mini", "num_samples=8", "data.reference_images=8", "steps=[2,16,64]", "guidance=[2]"]
+SPLITS = {"train": ("train", 14), "val": ("reference", 6)}  # of a rehearsal: the stream of drawings, and how many a class
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where commands read and write. `work` holds a folder an entry; what is kept for good goes to `published`."""
+
+    work: Path
+    cache: Path
+    published: Path
+    images: Path | None
+    rehearse: bool = False
+
+    def out(self, entry: Entry) -> Path:
+        return self.work / entry.name
+
+
+def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> list[str]:
+    """One run of an entry as an argument list; `stop_at` is when it should end by itself, seconds since the epoch."""
+    kind, *given = line.replace("{data}", str(places.images)).split()
+    call = [sys.executable, "-m", MODULES[kind], *given]
+    if kind in CONFIGURED:
+        results = places.work if kind == "bench" else places.out(entry)
+        call += [f"cache_dir={places.cache}", f"results_dir={results}"]
+        call += [f"name={entry.name}"] if kind == "bench" else []
+        call += [f"stop_at={stop_at:.0f}"] if kind == "bench" and stop_at else []
+        return call + (REHEARSAL if places.rehearse else [])
+    if kind == "tests":
+        report = f"--junit-xml={places.out(entry) / 'tests.xml'}"
+        return [*call, report, *(["--on=cpu", "-k", "test_cuda and not smoke"] if places.rehearse else [])]
+    call += ["--out", str(places.out(entry))]
+    call += ["--stop-at", f"{stop_at:.0f}"] if kind == "perf" and stop_at else []
+    return call + (["--rehearse"] if places.rehearse else [])
+
+
+def images(given: str, cache: Path) -> Path:
+    """The folder of images that DATA names; a tar is unpacked once, beside the caches. Raises BadInput for anything else."""
+    path = Path(given).expanduser().absolute()
+    if path.is_dir():
+        return path
+    if not path.is_file() or not tarfile.is_tarfile(path):
+        raise BadInput(f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one")
+    folder = cache.absolute() / "reference" / digest(str(path), path.stat().st_size, path.stat().st_mtime_ns) / path.name.split(".")[0]
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary, tarfile.open(path) as tar:
+            tar.extractall(temporary, filter="data")
+    inside = [part for part in folder.iterdir() if part.is_dir()]
+    alone = len(inside) == 1 and inside[0].name not in ("train", "val")  # the tar had a folder around it
+    return inside[0] if alone else folder
+
+
+def stand_in(folder: Path) -> Path:
+    """A small image folder to rehearse with: four classes of drawings."""
+    classes = ["n01443537", "n01629819", "n01641577", "n01644900"]
+    if (folder / "val").is_dir():
+        return folder
+    for split, (stream, each) in SPLITS.items():
+        drawn, labels = procedural.draw(len(procedural.CLASSES) * each, 64, seed=0, stream=stream)
+        for i, (pixels, label) in enumerate(zip(drawn, labels, strict=True)):
+            if label < len(classes):
+                _save(pixels, folder / split / classes[label] / f"{i}.png")
+    return folder
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+
+
+def stoppable(kinds: Sequence[str]) -> bool:
+    """Whether all of an entry's commands end by themselves when they should."""
+    return set(kinds) <= set(STOPPABLE)

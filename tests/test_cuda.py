@@ -1,0 +1,219 @@
+"""On a GPU: the contract of every family, nothing that waits, the numbers of a CPU, resuming, memory, a whole bench.
+
+`pytest tests/test_cuda.py --on=cpu` runs the same code without a GPU, so that none of its lines is new on the day there is one.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, FAMILIES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
+from test_bench import run as run_bench
+from test_train import CFG, _Killed, latent_set
+
+from benchmarks import build, records, sample, train
+from benchmarks.compiling import Compiler
+from metrics import speed
+from metrics.features import WEIGHTS, LocalFeatures, extract
+from models import decoding
+from models.generator import Batch
+
+pytestmark = pytest.mark.cuda
+CPU = torch.device("cpu")
+CACHED = ("ar", "ar-block4", "any")
+LOSSES = ("unet", "dit", "ar", "any", "masked")
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    return Batch(*(x.to(device) for x in batch))
+
+
+def placed(name: str, device: torch.device):
+    return build.place(tiny(name), device)
+
+
+@contextlib.contextmanager
+def waiting_is_an_error(device: torch.device) -> Iterator[None]:
+    """torch raises where the host waits for CUDA; elsewhere nothing is watched."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def training(name: str, device: torch.device, **changes):
+    cfg = SimpleNamespace(**vars(CFG) | {"precision": "bf16"} | changes)
+    model = placed(name, device).train()
+    return model, train.equip(model, cfg, 1e-3, device), latent_set().to(device)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_step_waits_for_nothing(name, device):
+    _, kit, data = training(name, device)
+    for step in range(3):
+        with waiting_is_an_error(device) if step else contextlib.nullcontext():
+            loss = kit.step(data.batch(0, step, 4), rng(step))
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("name", [*FAMILIES, "unet-unipc"])
+def test_sampling_waits_for_nothing(name, guidance, device):
+    model, labels = placed(name, device).eval(), torch.arange(4, device=device)
+    with sample.cast_once(model, "bf16"), model.fixed_weights():
+        for call in range(4):  # kernels are chosen in the first, graphs captured in the second
+            with waiting_is_an_error(device) if call > 1 else contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16):
+                out = model.sample(labels, steps=steps_of(model), guidance=guidance, rng=rng(call))
+    assert out.shape == (4, *SHAPE) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_losses_and_gradients_are_those_of_a_cpu(name, device):
+    """In float32, from the same random numbers, which are drawn on the host everywhere."""
+    values = []
+    for where in (CPU, device):
+        model = placed(name, where).train()
+        loss = model(on(where, random_batch()), rng=rng())
+        loss.backward()
+        values.append((loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])))
+    (loss, gradients), (other_loss, other_gradients) = values
+    assert other_loss == pytest.approx(loss, rel=1e-4)
+    assert (other_gradients - gradients).norm() < 1e-3 * gradients.norm()
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "unet-heun", "unet-flow-dpmpp", "unet-unipc", "dit-v"])
+def test_ode_samples_are_those_of_a_cpu(name, device):
+    ours = [placed(name, d).eval().sample(torch.arange(3, device=d), steps=4, guidance=2.0, rng=rng()).cpu() for d in (CPU, device)]
+    torch.testing.assert_close(ours[1], ours[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ar", "ar-block4", "any", "masked"])
+def test_tokens_are_those_of_a_cpu(name, device):
+    """All but a few: where two of the cumulated probabilities lie on either side of a number, one rounding decides, and what follows."""
+    steps = steps_of(tiny(name))
+    tokens = [placed(name, d).eval().draw(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng()).cpu() for d in (CPU, device)]
+    assert (tokens[0] == tokens[1]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("name", CACHED)
+def test_a_replayed_graph_gives_the_tokens_of_its_steps(name, guidance, device):
+    model, labels = placed(name, device).eval(), torch.arange(4, device=device)
+    model.use(guidance_schedule="linear")
+    for steps in model.step_counts([7, 16, TOKENS])[:2]:
+        expected = [model.draw(labels, steps=steps, guidance=guidance, rng=rng(seed)) for seed in (1, 2, 3)]
+        with model.fixed_weights():
+            for seed, wanted in zip((1, 2, 3), expected, strict=True):
+                assert torch.equal(model.draw(labels, steps=steps, guidance=guidance, rng=rng(seed)), wanted)
+            graphs = [graph for kept in model._kept.values() for graph in kept.steps.graphs.values() if graph is not None]
+        assert bool(graphs) == (device.type == "cuda"), "on CUDA steps are replayed"
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_graphs_see_other_weights(name, device):
+    """What one set of weights captured is gone with them."""
+    model, labels, drawn = placed(name, device).eval(), torch.arange(4, device=device), []
+    for scale in (1.0, -1.0):
+        with torch.no_grad():
+            model.head.weight.mul_(scale)
+        plain = model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+        with sample.cast_once(model, "fp32"), model.fixed_weights():
+            drawn = [model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng()) for _ in range(3)]
+        assert all(torch.equal(tokens, plain) for tokens in drawn)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sample_does_not_depend_on_its_batch(name, device):
+    model, labels = placed(name, device).eval(), torch.arange(6, device=device) % CLASSES
+    steps = steps_of(model)
+    whole = model.sample(labels, steps=steps, guidance=1.0, rng=rng())
+    numbers = rng()
+    parts = torch.cat([model.sample(part, steps=steps, guidance=1.0, rng=numbers) for part in labels.split(3)])
+    agree = (whole - parts).abs().flatten(1).amax(1) < 1e-3
+    assert agree.float().mean() > 0.8, "one rounding may decide a token, and what follows"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_loss_is_the_loss(name, device):
+    """Needs a C++ compiler; on a CPU only the graph is made."""
+    model, batch = placed(name, device).train(), on(device, random_batch())
+    with torch.autocast(device.type, torch.bfloat16):
+        expected = model(batch, rng=rng())
+        backend = "inductor" if device.type == "cuda" else "eager"
+        model.error = torch.compile(type(model).error.__get__(model), backend=backend, fullgraph=True)
+        loss = model(batch, rng=rng())
+        loss.backward()
+    torch.compiler.reset()
+    torch.testing.assert_close(loss, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, device):
+    options = dict(lr=1e-3, seed=0, forward_macs=1000, key="key", device=device)
+    whole, broken = placed("dit", device), placed("dit", device)
+    train.train(whole, latent_set().to(device), CFG, folder=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(broken, _Killed(**vars(latent_set())).to(device), CFG, folder=tmp_path / "broken", **options)
+    train.train(broken, latent_set().to(device), CFG, folder=tmp_path / "broken", **options)
+    for a, b in zip(whole.parameters(), broken.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, monkeypatch):
+    if device.type == "cpu":  # where generating code takes long
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, kit, data = training("dit", device)
+    compiler = Compiler(True, 10**9, device, tmp_path / "compile.json")
+    for step in range(40):
+        batch = data.batch(0, step, 4)
+        kit.step(batch, rng(step))
+        compiler.after(kit, step + 1, batch)
+    model.uncompile_error()
+    said = compiler.summary()
+    assert not said["compiled"] or (said["startup_seconds"] > 0 and said["compiled_step_seconds"] > 0)
+
+
+def test_laps_are_the_device_s_own_time(device):
+    x, laps = torch.randn(512, 512, device=device), speed.Laps(device)
+    for times in (1, 200):
+        for _ in range(times):
+            x @ x
+        laps.mark()
+    short, long = laps.seconds()
+    assert 0 < short < long
+
+
+def test_features_are_float32_and_those_of_a_cpu(device):
+    torch.manual_seed(0)
+    net, images = LocalFeatures(90).eval(), torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8).numpy()
+    assert WEIGHTS.exists()
+    expected = extract(net, images)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = extract(net, images, device=device)
+    assert found.dtype == torch.float32 and found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_cache_is_of_the_device(device):
+    steps = decoding.Steps(8, device, static=True, captured=False)
+    cache, new = decoding.Cache(8), torch.ones(1, 1, 1, 4, device=device)
+    keys, _ = cache.extend(new, new, steps.window(0, 1))
+    assert keys.device.type == device.type and keys.isfinite().all()
+
+
+def test_a_whole_smoke_bench(tmp_path, device):
+    """As a user runs it: every family measured, on this device, with its memory."""
+    code, _, err = run_bench(tmp_path, "experiment=smoke", "num_samples=40", "data.reference_images=40", f"device={device.type}")
+    assert code == 0, err
+    rows = pd.read_csv(tmp_path / "results" / "smoke" / "results.csv")
+    assert set(rows["model"]) == {"unet", "dit", "ar"} and (rows["status"] == "ok").all()
+    assert (rows["device"] == records.device_name(device)).all() or device.type == "cpu"
+    assert (rows[["fd", "seconds_per_image", "latency_seconds", "peak_memory_mb", "train_utilisation"]] > 0).all().all()
