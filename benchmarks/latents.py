@@ -11,7 +11,7 @@ from tqdm import tqdm
 from benchmarks.data import Dataset
 from benchmarks.space import LatentSpace
 from benchmarks.store import digest, read_tensors, seeded, write_tensors
-from models.generator import Batch, from_host, to_device
+from models.generator import Batch, to_device
 
 TENSORS = ("latents", "tokens", "labels", "mean", "std")
 
@@ -34,7 +34,7 @@ class LatentSet:
         """Training batch `step`: a pure function of (seed, step), each epoch a new order, each picture mirrored at a coin's toss."""
         device = self.labels.device
         at = to_device(batch_indices(len(self.labels), size, seed, step), device)
-        mirror = from_host(lambda: torch.randint(2, (size,), generator=seeded("mirror", seed, step)), device)
+        mirror = to_device(torch.randint(2, (size,), generator=seeded("mirror", seed, step)), device)
         return Batch(self.latents[mirror, at], self.tokens[mirror, at].long(), self.labels[at])
 
     def raw(self, latents: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
 from models.decoding import Cache, Window, put, take
-from models.generator import Batch, from_host, rand, spawn
+from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, CrossAttention, SelfAttention, grid_angles, heads_first, initialise, rotate, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
@@ -89,7 +89,7 @@ class AnyOrder(TokenGenerator):
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Tokens, labels and a random order of each image, (B, H*W)."""
-        order = from_host(lambda: torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1), batch.tokens.device)
+        order = to_device(torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1), batch.tokens.device)
         return batch.tokens, batch.labels, order
 
     def error(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
@@ -101,7 +101,7 @@ class AnyOrder(TokenGenerator):
     def draw(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> LongTensor:
         """Token ids (B, H*W): one random order an image; each step feeds what the last one sampled and samples the next few together."""
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
-        order = from_host(lambda: torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]), device)
+        order = to_device(torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]), device)
         uniform = rand((self.tokens,), rngs, device)
         decoding = self.kept(("any order", count, guidance, device), lambda: _Decoding(self, count, guidance, device))
         counts = schedule(self.choice["schedule"], self.tokens, steps)

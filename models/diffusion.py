@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import Batch, Generator, from_host, randn, spawn
+from models.generator import Batch, Generator, randn, spawn, to_device
 from models.schedulers import CHAIN, PREDICTION
 
 
@@ -53,11 +53,11 @@ class Diffusion(Generator):
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Latents, as much noise, times (B,) and labels. The latents' own tokens are not looked at."""
         x, count = batch.latents.float(), len(batch.latents)
-        noise = from_host(lambda: torch.randn(x.shape, generator=rng), x.device)
+        noise = to_device(torch.randn(x.shape, generator=rng), x.device)
         if self.objective == "flow":
-            time = from_host(lambda: torch.sigmoid(torch.randn(count, generator=rng)), x.device)
+            time = to_device(torch.sigmoid(torch.randn(count, generator=rng)), x.device)
         else:
-            time = from_host(lambda: torch.randint(CHAIN, (count,), generator=rng), x.device)
+            time = to_device(torch.randint(CHAIN, (count,), generator=rng), x.device)
         return x, noise, time, batch.labels
 
     def error(self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor) -> Tensor:

@@ -21,23 +21,19 @@ def drop_labels(labels: LongTensor, null_label: int, rate: float, *, rng: torch.
 
     Called once per training batch, by `Generator.forward`, and nowhere else.
     """
-    dropped = from_host(lambda: torch.rand(labels.shape, generator=rng) < rate, labels.device)
-    return torch.where(dropped, null_label, labels)
+    dropped = to_device(torch.rand(labels.shape, generator=rng) < rate, labels.device)
+    return labels.masked_fill(dropped, null_label)  # `where` would copy the number to the device, and wait
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`; the host does not wait for CUDA, but copies from pinned memory and goes on."""
+    """A tensor of the host on `device`; the host does not wait for CUDA, but copies from pinned memory and goes on.
+
+    All random numbers of training and sampling are drawn on the host and come this way, so that they are the same on every kind of
+    device. That costs no time while the host is ahead of the device, which is still busy with the last step.
+    """
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def from_host(draw: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """Random numbers on `device`, drawn on the CPU: the same on every kind of device.
-
-    On CUDA this costs no time while the host is ahead: the device is still busy with the last step.
-    """
-    return to_device(draw(), device)
 
 
 def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
@@ -48,12 +44,12 @@ def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
 
 def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
     """Standard normal noise (B, *shape), sample i drawn on the CPU from its own generator."""
-    return from_host(lambda: torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]), device)
+    return to_device(torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]), device)
 
 
 def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1), (B, *shape), likewise."""
-    return from_host(lambda: torch.stack([torch.rand(tuple(shape), generator=rng) for rng in rngs]), device)
+    return to_device(torch.stack([torch.rand(tuple(shape), generator=rng) for rng in rngs]), device)
 
 
 def _like(usual: Any, name: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
-from models.generator import Batch, from_host, rand, spawn
+from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, SelfAttention, grid_angles, initialise, turns
 from models.tokens import TokenGenerator, doubled, schedule
 
@@ -72,7 +72,7 @@ class Masked(TokenGenerator):
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Tokens, labels and which tokens are masked: a share arccos(u) * 2 / pi of each image, u uniform."""
-        masked = from_host(lambda: self._to_predict(len(batch.tokens), rng), batch.tokens.device)
+        masked = to_device(self._to_predict(len(batch.tokens), rng), batch.tokens.device)
         return batch.tokens, batch.labels, masked
 
     def error(self, tokens: LongTensor, labels: LongTensor, masked: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def run_until(call: list[str], deadline: float | None) -> int:
 
 def make(entry: Entry, places: Places, deadline: float | None) -> str:
     """`made`, `begun` or `failed`: all commands of an entry, one after the other."""
-    places.out(entry).mkdir(parents=True, exist_ok=True)
+    try:
+        places.out(entry).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{places.out(entry)}: cannot be written ({error.strerror}); make room there, or run from another folder") from None
     stop_at = None if deadline is None else deadline - MARGIN
     outcome = "made"
     for line in entry.runs:
@@ -202,6 +206,7 @@ def go(args: argparse.Namespace) -> int:
     deadline = None if allowed is None else started + 60 * allowed
     if args.rehearse:
         home = args.cache / "rehearsal"
+        shutil.rmtree(home, ignore_errors=True)  # what is there already would not be made again
         places = Places(home / "results", home, home / "reference", commands.stand_in(home.absolute() / "images"), rehearse=True)
         wanted = rehearsal(entries, args.only)
     else:

@@ -93,6 +93,9 @@ def _entry(given: Any, path: Path) -> Entry:
         raise BadInput(f"{path}: entry {name}: the name is a folder's, the device one of {', '.join(DEVICES)}")
     if not given["runs"] or any(not str(line).split() or str(line).split()[0] not in DEPENDS for line in given["runs"]):
         raise BadInput(f"{path}: entry {name}: each of runs begins with one of {', '.join(DEPENDS)}")
+    presets = [word.removeprefix("experiment=") for line in given["runs"] for word in line.split() if word.startswith("experiment=")]
+    if gone := [preset for preset in presets if not (records.ROOT / "conf" / "experiment" / f"{preset}.yaml").exists()]:
+        raise BadInput(f"{path}: entry {name}: experiment={gone[0]}: conf/experiment has no such preset; mend or remove the entry")
     return Entry(**given)
 
 
