@@ -207,7 +207,8 @@ def go(args: argparse.Namespace) -> int:
     if args.rehearse:
         home = args.cache / "rehearsal"
         shutil.rmtree(home, ignore_errors=True)  # what is there already would not be made again
-        places = Places(home / "results", home, home / "reference", commands.stand_in(home.absolute() / "images"), rehearse=True)
+        images = commands.images(args.data, home) if args.data else commands.stand_in(home.absolute() / "images")
+        places = Places(home / "results", home, home / "reference", images, rehearse=True)
         wanted = rehearsal(entries, args.only)
     else:
         images = commands.images(args.data, args.cache) if args.data else None
