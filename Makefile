@@ -62,7 +62,7 @@ reference: $(READY) ## make what is missing or out of date of results/reference:
 		$(if $(OUT),--out '$(OUT)') $(if $(UNPACK),--unpack '$(UNPACK)') $(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
 
 commit-file: ## write .commit, so that records name the code where it is carried without its repository
-	@echo "$$(git rev-parse --short=12 HEAD)$$(test -z "$$(git status --porcelain)" || echo -dirty)" > .commit && cat .commit
+	@echo "$$(git rev-parse --short=12 HEAD)$$(test -z "$$(git status --porcelain -- . ':!results')" || echo -dirty)" > .commit && cat .commit
 
 report: $(READY) ## rebuild tables and plots from the records in results/
 	$(PY) -m benchmarks.report

@@ -14,13 +14,16 @@ from benchmarks.store import BadInput, OutOfTime
 
 ERRORS: list[str] = []  # one line for each thing that ended badly
 UNFINISHED: list[str] = []  # one line for each thing that the next run has to go on with
+DIVERGED: list[str] = []  # one line for each training that diverged, which is a result
 TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sysexits.h
+ONLY_DIVERGED = 4  # exit code of a run of which nothing failed, but some training diverged
 
 
-def complain(line: str) -> None:
+def complain(line: str, *, diverged: bool = False) -> None:
     """One line on stderr, once, and a non-zero exit at the end."""
-    if line not in ERRORS:
-        ERRORS.append(line)
+    lines = DIVERGED if diverged else ERRORS
+    if line not in lines:
+        lines.append(line)
         print(f"latentbench: {line}", file=sys.stderr, flush=True)
 
 
@@ -87,5 +90,5 @@ def many(value: Any) -> list[Any]:
 
 
 def finish() -> None:
-    """Exit with 1 if anything ended badly, else with 75 if anything is left for the next run."""
-    sys.exit(1 if ERRORS else TO_BE_CONTINUED if UNFINISHED else 0)
+    """Exit with 1 if anything ended badly, 75 if anything is left for the next run, 4 if a training diverged."""
+    sys.exit(1 if ERRORS else TO_BE_CONTINUED if UNFINISHED else ONLY_DIVERGED if DIVERGED else 0)

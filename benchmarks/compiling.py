@@ -48,12 +48,20 @@ class Compiler:
     _first: int | None = None  # the step after which a timing began
     _started: float = 0.0
 
+    @classmethod
+    def of(cls, wanted: bool | str, steps: int | None, device: torch.device, file: Path | None) -> "Compiler":
+        """As `train.compile` wants it; `auto` is for CUDA, since on a CPU compiling has paid for some models only."""
+        return cls(wanted == "auto" and device.type == "cuda", steps, device, file, compiled=wanted is True)
+
     def after(self, kit: Any, step: int, batch: Batch) -> None:
         """Called after every step of a train state; from some step on its loss is compiled."""
         if not self.auto or self.steps is None:
             return
         if self.compiled and self.compiled_step_seconds is None:
             self._measure(step)
+            if self.compiled_step_seconds is not None and self.compiled_step_seconds >= self.step_seconds:
+                self.compiled = False
+                kit.generator.uncompile_error()
         elif self.step_seconds is None:
             self.step_seconds = self._timed(step)
             if self.step_seconds is not None and self.payback().pays(self.steps - step, self.step_seconds):

@@ -8,7 +8,6 @@ Then resolution.csv and gflops_vs_resolution.png: a whole image's GFLOPs, decode
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,9 @@ def row(name: str, family: str, size: str, model: Generator) -> list[object]:
     return [name, family, size, patch, shape, model.num_classes, flops.params(model) / 1e6, build.forward_macs(model) / 1e9]
 
 
-def configured(codebook_size: int) -> Iterator[list[object]]:
-    """Every model x size of conf/, smallest first."""
-    sizes = sorted(names("size"), key=lambda size: (ORDER.index(size) if size in ORDER else len(ORDER), size))
+def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Iterator[list[object]]:
+    """Every model x size of conf/, smallest first, or of the sizes that are wanted."""
+    sizes = sorted(wanted or names("size"), key=lambda size: (ORDER.index(size) if size in ORDER else len(ORDER), size))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for size in sizes:
             shape = (4, 8, 8) if size == "xs" else (4, 16, 16)
@@ -63,10 +62,10 @@ def configured(codebook_size: int) -> Iterator[list[object]]:
                 yield row(name, cfg.model.family, size, model.to("meta"))
 
 
-def resolutions(size: str, codebook_size: int) -> Iterator[list[object]]:
+def resolutions(size: str, codebook_size: int, sides: Sequence[int] = SIDES) -> Iterator[list[object]]:
     """What an image of every model costs at growing latents: in 16 steps where the model has a choice, else in its own number."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for side in SIDES:
+        for side in sides:
             for name in names("model"):
                 cfg = compose("config", overrides=[f"model={name}", f"size={size}"])
                 with torch.device("meta"):
@@ -138,8 +137,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out
     codebook_size = shipped_codebook_size()
-    counted = configured(codebook_size)
-    rows = list(islice(counted, len(names("model")))) if args.rehearse else [*counted, *paper()]
+    rows = [*configured(codebook_size, ["xs"])] if args.rehearse else [*configured(codebook_size), *paper()]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["patch"] = table["patch"].astype("Int64")
     with atomic_file(out / "cost.csv") as path:
@@ -147,8 +145,8 @@ def main() -> None:
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
     causal = ", ".join(discounted(size, codebook_size) for size in ORDER)
     print(f"\ncausal attention is counted in full; discounted to the pairs it needs, GMACs are: {causal}")
-    grown = resolutions("xs" if args.rehearse else "s", codebook_size)
-    growth = pd.DataFrame(islice(grown, len(names("model"))) if args.rehearse else grown, columns=GROWTH)
+    grown = resolutions("xs", codebook_size, SIDES[:2]) if args.rehearse else resolutions("s", codebook_size)
+    growth = pd.DataFrame(grown, columns=GROWTH)
     with atomic_file(out / "resolution.csv") as path:
         growth.to_csv(path, index=False)
     resolution_plot(growth, out / "gflops_vs_resolution.png")

@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import build, data, records, space
 from benchmarks.cli import check, finish, guarded, pick_device
 from benchmarks.recipes import autoencoding
-from benchmarks.store import atomic_file
+from benchmarks.store import atomic_file, write_json
 
 COLUMNS = 12  # pictures shown
 
@@ -47,6 +47,7 @@ def reconstruct(cfg: DictConfig) -> None:
         "decoder_gmacs": build.decoder_macs(model, shape) / 1e9,
     }
     print(f"{path}: originals, through the autoencoder, through the codebook")
+    write_json(path.with_suffix(".json"), {"images": len(held_out), **scores, **macs})
     print(json.dumps({"images": len(held_out), **scores, **macs}))
 
 

@@ -103,7 +103,7 @@ TOLD_ELSEWHERE = {
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """The code's commit and whether it has been changed since; empty where neither can be known.
+    """The code's commit and whether it has been changed since (results are not code); empty where neither can be known.
 
     Where the code lies without its repository, the commit travels with it: as LATENTBENCH_COMMIT, or in a file `.commit` beside it
     (`make commit-file`), the commit and, where it has been changed, `-dirty`.
@@ -116,7 +116,7 @@ def git_state() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    sha, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    sha, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--", ".", ":!results")
     if sha is None and (carried := os.environ.get("LATENTBENCH_COMMIT") or _carried_commit()):
         return {"git_sha": carried.removesuffix("-dirty"), "git_dirty": carried.endswith("-dirty")}
     return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}

@@ -82,9 +82,8 @@ def run_cell(cfg: DictConfig) -> None:
         flush=True,
     )
     if missing and diverged:
-        complain(
-            f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} diverged before: {failure.get('reason')}; remove {cell.failure} to try again"
-        )
+        before = f"{cfg.model.name} {cfg.size.name} seed {cfg.seed} diverged before: {failure.get('reason')}"
+        complain(f"{before}; remove {cell.failure} to try again", diverged=True)
     try:
         if missing and not diverged:
             train_and_measure(cell, missing)
@@ -281,7 +280,10 @@ def record_failure(cell: Cell, error: Exception, point: sample.Setting | None = 
     if point and judge:
         row |= {"steps": point.steps, "guidance": point.guidance, "features": judge.features.name, "train_fraction": point.share}
     records.write(cell.results, row, reason=reason, traceback=traceback.format_exc(), **details(cell, judge))
-    complain(f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {run_id})")
+    complain(
+        f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed} {status}: {reason} (traceback in the record {run_id})",
+        diverged=status == "diverged",
+    )
 
 
 def identity(cell: Cell) -> dict[str, Any]:

@@ -153,11 +153,11 @@ def _on_the_clock(
     latency = speed.median_seconds(alone, device, warmup=max(1, untimed))
     batch = min(setting.batch, setting.count)
     full = setting.count // batch
+    speed.reset_peak_memory(device)  # before graphs are captured: what they keep is no new memory when they run
     if full <= untimed:  # too few to leave any out
         for _ in range(untimed):
             sampled(labels[:batch], seeded("latency", setting.seed)).arrived()
         untimed = 0
-    speed.reset_peak_memory(device)
     rng, laps, images, under_way = seeded("sample", setting.seed), speed.Laps(device), [], []
     for part in labels.split(batch):
         under_way.append(sampled(part, rng))

@@ -12,6 +12,7 @@ from benchmarks import sample
 from benchmarks.latents import LatentSet
 from benchmarks.space import LatentSpace
 from benchmarks.store import read_json, write_json
+from metrics import speed
 from models.generator import Generator
 
 ON_A_CPU = 128  # larger ones gained nothing on two cores (results/reference/performance.md)
@@ -53,11 +54,19 @@ def _tried(generator: Generator, space: LatentSpace, data: LatentSet, device: to
     steps = TRIAL_STEPS if generator.step_counts([TRIAL_STEPS]) else max(generator.step_counts(range(1, tokens + 1)))
     for batch in CANDIDATES:
         setting = sample.Setting(steps=steps, guidance=1.0, count=batch, batch=batch, seed=0, precision=precision)
-        try:
-            seconds[batch] = sample.seconds_of_a_batch(generator.eval(), space, data, setting, device) / batch
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        found = _seconds(generator, space, data, setting, device)
+        if found is None:
+            speed.free_memory()
             break
+        seconds[batch] = found / batch
         if chosen(seconds) != batch:
             break
     return {str(batch): value for batch, value in seconds.items()}
+
+
+def _seconds(generator: Generator, space: LatentSpace, data: LatentSet, setting: sample.Setting, device: torch.device) -> float | None:
+    """Of one batch; None where it does not fit into memory."""
+    try:
+        return sample.seconds_of_a_batch(generator.eval(), space, data, setting, device)
+    except torch.cuda.OutOfMemoryError:
+        return None

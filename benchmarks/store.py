@@ -70,15 +70,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """As `atomic_file`, for a folder of several files; an older folder of that name is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, older = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # the older one goes only when the newer one is in its place
+            os.replace(path, older)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for rest in (temporary, older):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

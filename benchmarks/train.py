@@ -97,10 +97,10 @@ def train(
         return finished
     schedule, kit = plan(cfg, forward_macs), equip(generator, cfg, lr, device)
     progress = files.resume(generator, kit.ema, kit.optimizer, device)
-    auto = cfg.compile == "auto" and device.type == "cuda"  # on a CPU it has paid for some models only
-    compiler = Compiler(auto, schedule.steps, device, compile_file, compiled=cfg.compile is True)
+    compiler = Compiler.of(cfg.compile, schedule.steps, device, compile_file)
     bar = _bar(schedule, progress, folder.name)
-    clock, saved, losses = time.perf_counter() - progress.seconds, progress.seconds, []
+    saver = Saver(files, cfg.checkpoint_seconds, progress.seconds)
+    clock, losses = time.perf_counter() - progress.seconds, []
     while (done := schedule.done(progress)) < 1:
         rate = _set_rate(kit.optimizer, learning_rate(done, cfg, lr))
         batch = data.batch(seed, progress.step, schedule.batch)
@@ -111,15 +111,14 @@ def train(
         bar.update(schedule.batch)
         for share in [s for s in files.shares if done < s <= schedule.done(progress)]:
             files.keep(generator, kit.ema, share, schedule.spent(progress), progress)
-        if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1:
+        late = stop_at is not None and time.time() > stop_at and schedule.done(progress) < 1
+        if progress.step % LOG_EVERY == 0 or schedule.done(progress) >= 1 or late:
             _log(progress, schedule, losses, rate, bar)
             losses = []
-            late = stop_at is not None and time.time() > stop_at
-            if late or progress.seconds - saved > cfg.checkpoint_seconds:
-                files.save(generator, kit.ema, kit.optimizer, progress)
-                saved = progress.seconds
-            if late and schedule.done(progress) < 1:
-                raise OutOfTime(f"{folder.name} is trained to {schedule.done(progress):.0%}; its checkpoint is kept")
+        if late or saver.due(progress):
+            clock += saver.save(generator, kit, progress)
+        if late:
+            raise OutOfTime(f"{folder.name} is trained to {schedule.done(progress):.0%}")
     speed.synchronise(device)
     progress.seconds = time.perf_counter() - clock
     bar.close()
@@ -180,6 +179,28 @@ def equip(generator: Generator, cfg: Any, lr: float, device: torch.device) -> Ki
     if cfg.compile is True:
         generator.compile_error()
     return Kit(generator, accelerator, model, optimizer, ema, cfg.grad_clip)
+
+
+@dataclass
+class Saver:
+    """Saves checkpoints every so many seconds of training; where one takes over a second, a twentieth of the time at most."""
+
+    files: Checkpoints
+    every: float
+    last: float  # seconds of training at the last checkpoint
+    took: float = 0.0
+
+    def due(self, progress: Progress) -> bool:
+        """Only where the loss log is whole: a resumed training then has the log of one that was not interrupted."""
+        pause = max(self.every, 20 * self.took if self.took > 1 else 0)
+        return progress.step % LOG_EVERY == 0 and progress.seconds - self.last > pause
+
+    def save(self, generator: Generator, kit: Kit, progress: Progress) -> float:
+        """Returns the seconds it took, which are not training."""
+        started = time.perf_counter()
+        self.files.save(generator, kit.ema, kit.optimizer, progress)
+        self.last, self.took = progress.seconds, time.perf_counter() - started
+        return self.took
 
 
 def _set_rate(optimizer: Any, rate: float) -> float:

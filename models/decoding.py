@@ -119,11 +119,21 @@ class Steps:
         if not self.captured or shape not in self.graphs:
             self.graphs[shape] = None
             whole()
+        elif self.graph(shape, whole) is None:
+            whole()
         else:
-            if self.graphs[shape] is None:
-                self.graphs[shape] = capture(whole, self.pool)
             self.graphs[shape].replay()
         self.start += count
+
+    def graph(self, shape: tuple, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """The step's graph, captured where it is not yet; None, and from then on none at all, where that fails."""
+        if self.graphs[shape] is None:
+            try:
+                self.graphs[shape] = capture(step, self.pool)
+            except RuntimeError as error:
+                self.captured = False
+                print(f"decoding without CUDA graphs: {str(error).strip().splitlines()[0][:200]}", flush=True)
+        return self.graphs[shape]
 
 
 def capture(step: Callable[[], None], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:

@@ -26,12 +26,12 @@ def drop_labels(labels: LongTensor, null_label: int, rate: float, *, rng: torch.
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`; the host does not wait for CUDA, but copies from pinned memory and goes on.
+    """A tensor on `device`; one of the host is copied from pinned memory, and the host goes on without waiting for CUDA.
 
     All random numbers of training and sampling are drawn on the host and come this way, so that they are the same on every kind of
     device. That costs no time while the host is ahead of the device, which is still busy with the last step.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

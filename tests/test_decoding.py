@@ -142,3 +142,16 @@ def test_masked_keys_that_were_never_written_weigh_nothing():
     keys, values = cache.extend(new, new, steps.window(0, 1))
     assert keys.shape == (1, 1, 8, 4) and keys.isfinite().all() and values[:, :, 1:].abs().max() == 0
     assert steps.window(0, 1).seen.tolist() == [[True] + [False] * 7]
+
+
+def test_decoding_goes_on_without_graphs_where_one_cannot_be_captured(recording, monkeypatch, capsys):
+    def refuse(step, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(decoding, "capture", refuse)
+    model = tiny("ar").eval()
+    expected = tokens(model, TOKENS, 2.5)
+    model.static_decoding = True
+    with model.fixed_weights():
+        assert all(torch.equal(tokens(model, TOKENS, 2.5), expected) for _ in range(3))
+    assert "decoding without CUDA graphs: operation not permitted" in capsys.readouterr().out

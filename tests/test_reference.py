@@ -2,10 +2,12 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ ENTRIES = plan.load()
 # what the plan's command lines may set: all of it, and only it, a rehearsal sets again or leaves as it is
 GIVEN = {"experiment", "data", "data.path", "data.image_size", "model", "size", "seed", "sampler", "sampler.guidance_schedule"}
 GIVEN |= {"steps", "guidance", "num_samples", "data.reference_images", "train.budget", "train.batch", "sample_batch", "model.lr"}
-GIVEN |= {"model.denoiser.patch"}
+GIVEN |= {"model.denoiser.patch", "data.name", "train.snapshots", "train.checkpoint_seconds"}
 
 
 def entry(name: str, *runs: str, **changes) -> Entry:
@@ -53,7 +55,9 @@ def test_every_command_of_the_plan_composes(one):
             for o in parsed
         ]
         for chosen in itertools.product(*choices):
-            assert composed(*chosen).data.image_size in (32, 64)
+            assert composed(*chosen).data.source in ("procedural", "imagefolder")
+        small = composed(*(choice[0] for choice in choices), *commands.REHEARSAL)
+        assert (small.train.unit, small.train.budget, small.train.batch, small.num_samples) == ("steps", 2, 4, 8)
 
 
 def test_every_committed_folder_has_an_entry_and_every_entry_that_was_made_a_folder():
@@ -81,28 +85,31 @@ def test_an_entry_is_made_where_the_versions_are_today_s(tmp_path):
     assert entry("there", made=today).state(tmp_path) == "made"
     assert entry("there", made=older).state(tmp_path) == "out of date"
     assert entry("there", "study x=1", made=older).state(tmp_path) == "made", "no model is behind a study of the judge"
-    assert entry("there", made=None).state(tmp_path) == "begun" and entry("gone", made=today).state(tmp_path) == "missing"
+    assert entry("there", made=None).state(tmp_path) == "missing" and entry("gone", made=today).state(tmp_path) == "missing"
 
 
 def test_what_is_chosen_is_what_this_machine_can_make_and_is_missing(tmp_path):
     (tmp_path / "done").mkdir()
     entries = [
-        entry("gpu", device="cuda"),
+        entry("big", device="cuda"),
         entry("both"),
         entry("cpu", device="cpu"),
         entry("done", made=plan.versions()),
         entry("other", device="cpu", machine="No Such Machine"),
     ]
     names = lambda only: [one.name for one in plan.chosen(entries, only, CPU, tmp_path)]  # noqa: E731
-    assert names("") == ["both", "cpu"] and names("cpu") == ["cpu"] and names("gpu") == []
+    assert names("") == ["both", "cpu"] and names("cpu") == ["cpu"]
     assert names("done,both") == ["both", "done"], "what is named is made, in the plan's order"
-    for only, message in [("nothing", "the plan has no nothing"), ("gpu,both", None), ("cpu,gpu", "gpu is for cuda"), ("other", "No Such")]:
-        if message:
-            with pytest.raises(BadInput, match=message):
-                names(only)
-        else:
-            with pytest.raises(BadInput):
-                names(only)
+    for only, message in [
+        ("nothing", "the plan has no nothing"),
+        (",", "the plan has no ,"),
+        ("gpu", "no CUDA device found"),
+        ("gpu,both", "the plan has no gpu; give cpu or gpu, or some of"),
+        ("cpu,big", "big is for cuda"),
+        ("other", "other is for cpu, No Such Machine"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            names(only)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,7 @@ def test_what_is_chosen_is_what_this_machine_can_make_and_is_missing(tmp_path):
         ({"name": "../up"}, "the name is a folder's"),
         ({"minutes": "long"}, "minutes: 'long'"),
         ({"color": "red"}, "nothing else"),
+        ({"figures": ["a", "b", "c"]}, "at most 2 figures"),
         ({"runs": ["bench experiment=gone"]}, "experiment=gone: conf/experiment has no such preset"),
     ],
 )
@@ -160,21 +168,22 @@ def fake(monkeypatch, tmp_path) -> Places:
 def test_a_call_ends_before_its_minutes_are_up_and_says_what_is_left(fake, monkeypatch, capsys):
     monkeypatch.setattr(reference, "MARGIN", 0.5)
     monkeypatch.setattr(reference, "LEAST", 0.5)
-    monkeypatch.setattr(reference, "FINAL", 0.2)
+    monkeypatch.setattr(reference, "FINAL", 0.3)
     entries = [entry("quick", "bench pass"), entry("endless", "bench import time; time.sleep(60)"), entry("later", "bench pass")]
     kept, started = [], time.time()
-    outcome = reference.make_all(entries, fake, started + 4, lambda one, whole: kept.append((one.name, whole)))
-    assert time.time() - started < 5
+    outcome = reference.make_all(entries, fake, started + 4, lambda one, became, minutes: kept.append((one.name, became)))
+    assert time.time() - started < 4
     assert (outcome.made, outcome.begun, outcome.waiting) == (["quick"], ["endless"], ["later"])
-    assert kept == [("quick", True), ("endless", False)]
-    reference.report(outcome, entries)
+    assert kept == [("quick", "made"), ("endless", "begun")]
+    reference.report(outcome, entries, fake.work)
     assert "left: endless (begun), later: about 2 minutes" in capsys.readouterr().out
 
 
 def test_a_command_that_fails_or_is_to_be_continued_costs_no_other_entry(fake):
-    entries = [entry("broken", "bench raise SystemExit(3)"), entry("late", "bench raise SystemExit(75)"), entry("fine", "bench pass")]
-    outcome = reference.make_all(entries, fake, None, lambda one, whole: None)
-    assert (outcome.made, outcome.begun, outcome.failed) == (["fine"], ["late"], ["broken"])
+    lines = {"broken": "raise SystemExit(3)", "late": "raise SystemExit(75)", "diverged": "raise SystemExit(4)", "fine": "pass"}
+    entries = [entry(name, f"bench {line}") for name, line in lines.items()]
+    outcome = reference.make_all(entries, fake, None, lambda one, became, minutes: None)
+    assert (outcome.made, outcome.begun, outcome.failed) == (["diverged", "fine"], ["late"], ["broken"])
     assert reference.verdict(outcome, entries, entries, None) == 1
 
 
@@ -196,8 +205,8 @@ def test_what_cannot_be_interrupted_is_begun_only_where_it_fits():
 
 def test_a_results_folder_that_cannot_be_written_is_one_line(fake, tmp_path):
     (tmp_path / "work").write_text("a file in its way")
-    with pytest.raises(BadInput, match=r"work/x: cannot be written"):
-        reference.make_all([entry("x")], fake, None, lambda one, whole: None)
+    with pytest.raises(BadInput, match=r"work/x cannot be written"):
+        reference.make_all([entry("x")], fake, None, lambda one, became, minutes: None)
 
 
 def test_a_command_line_is_the_entry_s_with_places_and_the_time_to_stop(tmp_path):
@@ -219,13 +228,13 @@ def test_minutes_that_are_none_are_refused(given, message):
 
 
 def test_too_few_minutes_for_anything_and_missing_data_are_errors():
-    one, outcome = entry("whole", "cost", minutes=5), reference.Outcome([], [], [], ["whole"])
-    with pytest.raises(BadInput, match=r"MINUTES=0.5: too few to begin any of whole; the shortest takes 5.4"):
+    one, outcome = entry("whole", "cost", minutes=5), reference.Outcome(waiting=["whole"])
+    with pytest.raises(BadInput, match=r"MINUTES=0.5: too few to begin any of whole; the shortest takes 5.5"):
         reference.verdict(outcome, [one], [one], 0.5)
     needy = entry("needy", "bench data.path={data}")
     with pytest.raises(BadInput, match="DATA is missing: needy need it"):
-        reference.verdict(reference.Outcome(["a"], [], [], []), [one, needy], [one], None)
-    assert reference.verdict(reference.Outcome([], [], [], []), [], [], 9) == 0, "nothing is left to be made"
+        reference.verdict(reference.Outcome(made=["a"]), [one, needy], [one], None)
+    assert reference.verdict(reference.Outcome(), [], [], 9) == 0, "nothing is left to be made"
 
 
 def test_data_is_a_folder_or_a_tar_of_one(tmp_path):
@@ -241,7 +250,8 @@ def test_data_is_a_folder_or_a_tar_of_one(tmp_path):
         assert commands.images(str(tmp_path / name), tmp_path / "cache") == folder
     assert commands.images(str(tmp_path / "set"), tmp_path / "cache") == tmp_path / "set"
     (tmp_path / "text").write_text("no tar")
-    for wrong in ("text", "nowhere"):
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "flat.tar").read_bytes()[:1100])
+    for wrong in ("text", "nowhere", "cut.tar"):
         with pytest.raises(BadInput, match="DATA="):
             commands.images(str(tmp_path / wrong), tmp_path / "cache")
 
@@ -263,69 +273,118 @@ def plan_of(path: Path, *names: str, made: str = "null") -> list[Entry]:
     return plan.load(path)
 
 
+NOW = {"models": 6, "scoring": 7, "commit": "abc", "date": "2030-01-01", "device": "GPU"}
+
+
+def begun(work: Path, name: str, record: str) -> None:
+    (work / name / "records").mkdir(parents=True)
+    (work / name / "records" / f"{record}.json").write_text(record)
+
+
 def test_what_is_packed_comes_back_whole_and_is_marked(tmp_path):
-    source, target, path = tmp_path / "there", tmp_path / "here", tmp_path / "plan.yaml"
-    made(source, "one"), made(source, "two")
-    target.mkdir()
-    (target / "one").mkdir()
-    (target / "one" / "README.md").write_text("by hand")
-    (target / "one" / "old.csv").write_text("older")
-    now = {"models": 6, "scoring": 7, "commit": "abc", "date": "2030-01-01", "device": "GPU"}
-    packing.pack(source, {"one": now, "two": None}, tmp_path / "out")
-    lines = packing.unpack(tmp_path / "out", plan_of(path, "one", "two", "three"), target, path)
-    assert lines == ["one: made", "two: not finished"]
-    for name in ("one", "two"):
-        assert (target / name / "plots" / "a.png").read_bytes() == (source / name / "plots" / "a.png").read_bytes()
-    assert (target / "one" / "README.md").read_text() == "by hand" and not (target / "one" / "old.csv").exists()
-    assert [one.made for one in plan.load(path)] == [now, None, None]
-
-
-def test_what_is_not_finished_takes_no_finished_study_s_place(tmp_path):
-    source, target, path = tmp_path / "there", tmp_path / "here", tmp_path / "plan.yaml"
-    made(source, "one"), made(target, "one")
-    packing.pack(source, {"one": None}, tmp_path / "out")
-    before = (target / "one" / "plots" / "a.png").read_bytes()
-    lines = packing.unpack(tmp_path / "out", plan_of(path, "one", made="{models: 1}"), target, path)
-    assert lines == ["one: not finished there; what is here stays"]
-    assert (target / "one" / "plots" / "a.png").read_bytes() == before
+    """A finished study in place of an older one, the records of an unfinished one beside those that are here."""
+    there, here, path = tmp_path / "there", tmp_path / "here", tmp_path / "plan.yaml"
+    made(there / "ref", "one"), begun(there / "results", "two", "a"), begun(here / "results", "two", "b")
+    (here / "ref" / "one").mkdir(parents=True)
+    (here / "ref" / "one" / "README.md").write_text("by hand")
+    (here / "ref" / "one" / "old.csv").write_text("older")
+    made(here / "ref", "two")
+    packing.pack({"one": NOW, "two": None}, there / "ref", there / "results", tmp_path)
+    lines = packing.unpack(tmp_path, plan_of(path, "one", "two", "three"), here / "ref", here / "results", path)
+    assert lines == ["one: made", "two: begun"]
+    assert (here / "ref" / "one" / "plots" / "a.png").read_bytes() == (there / "ref" / "one" / "plots" / "a.png").read_bytes()
+    assert (here / "ref" / "one" / "README.md").read_text() == "by hand" and not (here / "ref" / "one" / "old.csv").exists()
+    assert (here / "ref" / "two" / "results.csv").read_text() == "two", "what is published stays"
+    assert {p.name for p in (here / "results" / "two" / "records").iterdir()} == {"a.json", "b.json"}
+    assert [one.made for one in plan.load(path)] == [NOW, None, None]
 
 
 def test_packs_are_at_most_eight_files_of_under_sixteen_megabytes(tmp_path, monkeypatch):
-    for i in range(5):
-        made(tmp_path / "ref", f"s{i}", 6_000_000)
-    paths = packing.pack(tmp_path / "ref", {f"s{i}": None for i in range(5)}, tmp_path / "out")
+    studies = {f"s{i}": NOW for i in range(5)}
+    for name in studies:
+        made(tmp_path / "ref", name, 6_000_000)
+    pack = lambda names: packing.pack(dict.fromkeys(names, NOW), tmp_path / "ref", tmp_path, tmp_path)  # noqa: E731
+    paths = pack(studies)
     assert [path.name for path in paths] == ["reference-1.tar", "reference-2.tar", "reference-3.tar"]
     assert all(path.stat().st_size < 16 * 2**20 for path in paths)
+    assert pack(["s1"]) == paths[:1] == sorted(tmp_path.glob("*.tar")), "tars of an earlier, larger pack are gone"
     monkeypatch.setattr(packing, "FILES", 2)
     with pytest.raises(BadInput, match="do not fit into 2 files"):
-        packing.pack(tmp_path / "ref", {f"s{i}": None for i in range(5)}, tmp_path / "out")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"OUT=.*cannot be written"):
-        packing.pack(tmp_path / "ref", {}, tmp_path / "file" / "out")
+        pack(studies)
+    assert packing.packed(tmp_path) == {"s1": NOW}, "and what was packed stays"
 
 
 def test_what_cannot_be_unpacked_is_one_line_and_writes_nothing_outside(tmp_path):
     path = tmp_path / "plan.yaml"
-    entries = plan_of(path, "one")
+    entries, here = plan_of(path, "one"), tmp_path / "here"
     made(tmp_path / "ref", "one"), made(tmp_path / "ref", "unknown")
-    with pytest.raises(BadInput, match=r"no reference-\*.tar there"):
-        packing.unpack(tmp_path / "nothing", entries, tmp_path / "here", path)
-    packing.pack(tmp_path / "ref", {"unknown": None}, tmp_path / "a")
-    with pytest.raises(BadInput, match="the plan has no unknown"):
-        packing.unpack(tmp_path / "a", entries, tmp_path / "here", path)
-    (whole,) = packing.pack(tmp_path / "ref", {"one": None}, tmp_path / "b")
+
+    def refused(source: str, message: str) -> None:
+        with pytest.raises(BadInput, match=message):
+            packing.unpack(tmp_path / source, entries, here, here, path)
+
+    def packed_as(source: str, studies: dict, **options) -> Path:
+        (tmp_path / source).mkdir()
+        return packing.pack(studies, tmp_path / "ref", tmp_path, tmp_path / source, **options)[0]
+
+    refused("nothing", r"no reference-\*.tar there")
+    packed_as("a", {"unknown": NOW})
+    refused("a", "the plan has no unknown")
+    packed_as("r", {"one": NOW}, rehearsed=True)
+    refused("r", "made by a rehearsal")
+    whole = packed_as("b", {"one": NOW})
     whole.write_bytes(whole.read_bytes()[:700])
-    with pytest.raises(BadInput, match=r"not a whole file|is not whole"):
-        packing.unpack(tmp_path / "b", entries, tmp_path / "here", path)
-    (tmp_path / "c").mkdir()
-    with tarfile.open(tmp_path / "c" / "reference-1.tar", "w") as tar:
-        (tmp_path / "index").write_text('{"one": null}')
-        (tmp_path / "evil").write_text("x")
-        tar.add(tmp_path / "index", arcname=packing.INDEX)
-        tar.add(tmp_path / "evil", arcname="one/../../evil2")
-    with pytest.raises(BadInput, match="is not whole there"):
-        packing.unpack(tmp_path / "c", entries, tmp_path / "here", path)
-    assert not (tmp_path / "evil2").exists() and not (tmp_path / "here" / "one").exists()
+    refused("b", "not a whole file|is not whole")
+    for index in ("[]", "{", '{"rehearsed": false, "studies": {"one": {}}}'):
+        source = tmp_path / f"c{len(index)}"
+        source.mkdir()
+        with tarfile.open(source / "reference-1.tar", "w") as tar:
+            (tmp_path / "index").write_text(index)
+            (tmp_path / "evil").write_text("x")
+            tar.add(tmp_path / "index", arcname=packing.INDEX)
+            tar.add(tmp_path / "evil", arcname="one/../../evil2")
+        refused(source.name, "not a whole file|is not whole")
+    assert not (tmp_path / "evil2").exists() and not (here / "one").exists()
+    assert plan.load(path)[0].made is None
+
+
+def keeper_of(tmp_path: Path, monkeypatch, *names: str, out: Path | None = None) -> tuple[reference.Keeper, list[Entry]]:
+    """A keeper of a plan of its own; what entries make is a table."""
+    entries = plan_of(tmp_path / "plan.yaml", *names)
+    monkeypatch.setattr(plan, "mark", partial(plan.mark, path=tmp_path / "plan.yaml"))
+    places = Places(tmp_path / "work", tmp_path / "cache", tmp_path / "published", None)
+    for name in names:
+        (places.work / name).mkdir(parents=True, exist_ok=True)
+        (places.work / name / "cost.csv").write_text(name)
+    return reference.Keeper(places, CPU, out), entries
+
+
+def test_what_is_made_is_published_marked_and_packed_beside_what_was_packed_before(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        keeper, entries = keeper_of(tmp_path, monkeypatch, "one", "two", out=tmp_path / "out")
+        keeper(next(entry for entry in entries if entry.name == name), "made", 1.5)
+        assert (tmp_path / "published" / name / "cost.csv").read_text() == name
+    assert list(packing.packed(tmp_path / "out")) == ["one", "two"], "a second call keeps the first one's"
+    assert plan.load(tmp_path / "plan.yaml")[1].made["minutes"] == 1.5
+
+
+def test_what_is_begun_or_failed_changes_nothing_that_is_published(tmp_path, monkeypatch):
+    keeper, (one,) = keeper_of(tmp_path, monkeypatch, "one", out=tmp_path / "out")
+    for became in ("begun", "failed"):
+        keeper(one, became, 2.0)
+    assert not (tmp_path / "published" / "one").exists() and plan.load(tmp_path / "plan.yaml")[0].made is None
+    assert packing.packed(tmp_path / "out") == {"one": None}
+    assert packing.state(tmp_path / "work", "one")["minutes"] == 4.0
+
+
+def test_a_call_goes_on_where_the_plan_was_laid_anew(tmp_path, monkeypatch):
+    """What was made is published and marked again without being made again, and what failed by this code comes last."""
+    keeper, (one, two, _) = keeper_of(tmp_path, monkeypatch, "one", "two", "three")
+    keeper(one, "made", 1.0), keeper(two, "failed", 1.0)
+    shutil.rmtree(tmp_path / "published")
+    keeper, entries = keeper_of(tmp_path, monkeypatch, "one", "two", "three")
+    assert [entry.name for entry in keeper.restore(entries)] == ["three", "two"]
+    assert (tmp_path / "published" / "one" / "cost.csv").exists() and plan.load(tmp_path / "plan.yaml")[0].made
 
 
 def test_the_commit_travels_with_the_tree(tmp_path, monkeypatch):
@@ -359,12 +418,14 @@ def test_the_gpu_s_entries_are_rehearsed_on_a_cpu(tmp_path):
     done = call("--rehearse", "--only", "gpu", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert f"made: {', '.join(wanted)}" in done.stdout and "left:" not in done.stdout
-    lines = packing.unpack(tmp_path / "out", plan_of(tmp_path / "plan.yaml", *wanted), tmp_path / "here", tmp_path / "plan.yaml")
-    assert lines == [f"{name}: made" for name in wanted]
+    assert list(packing.packed(tmp_path / "out")) == wanted
+    with pytest.raises(BadInput, match="made by a rehearsal"):
+        packing.unpack(tmp_path / "out", plan_of(tmp_path / "plan.yaml", *wanted), tmp_path, tmp_path, tmp_path / "plan.yaml")
+    published = tmp_path / "cache" / "rehearsal" / "reference"
     for name in wanted:
-        kept = {path.name for path in (tmp_path / "here" / name).rglob("*") if path.is_file()}
+        kept = {path.name for path in (published / name).rglob("*") if path.is_file()}
         assert {"perf.csv", "bars.csv"} <= kept if name == "perf-gpu" else {"results.csv", "summary.md", "records.json.gz"} <= kept
-    rows = (tmp_path / "here" / "gpu-tiny-imagenet-20" / "results.csv").read_text()
+    rows = (published / "gpu-tiny-imagenet-20" / "results.csv").read_text()
     assert all(f",{family}," in rows for family in ("unet", "dit", "ar"))
 
 

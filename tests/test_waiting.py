@@ -4,12 +4,17 @@ import contextlib
 
 import pytest
 import torch
-from conftest import FAMILIES, Batch, random_batch, rng, steps_of, tiny
+from conftest import ENTRIES, FAMILIES, Batch, random_batch, rng, steps_of, tiny
 from test_train import latent_set
 from waiting import NoWaiting, Waited
 
+from benchmarks import sample
+from benchmarks.space import LatentSpace
 from benchmarks.train import Average
 from models import schedulers
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.generator import to_device
 
 META = torch.device("meta")
 SAMPLERS = ("unet-unipc", "dit-v-heun", "dit-eps-dpmpp", "dit-v-euler", "dit-v-ddim", "dit-x0-ddpm")
@@ -41,6 +46,28 @@ def test_sampling_waits_for_nothing(name, guidance, static):
     with NoWaiting(), model.fixed_weights():
         out = model.sample(labels, steps=steps_of(model), guidance=guidance, rng=rng())
     assert out.device == META
+
+
+@pytest.mark.parametrize("name", ["dit", "ar"])
+def test_images_are_sampled_and_decoded_without_waiting(name, monkeypatch):
+    """Up to their way to the host."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # there is none for meta
+    model = tiny(name).to(META).eval()
+    space = LatentSpace(Autoencoder().to(META), Codebook(ENTRIES).to(META), "tiny", "")
+    setting = sample.Setting(steps=steps_of(model), guidance=2.0, count=4, batch=4, seed=0, precision="fp32")
+    with sample.sampler(model, space, latent_set(), setting, META) as sampled, NoWaiting():
+        arriving = sampled(torch.arange(4), rng())
+    assert arriving.images.shape == (4, 3, 32, 32) and arriving.images.device == META
+
+
+def test_only_what_lies_on_the_host_is_pinned(monkeypatch):
+    """CUDA refuses to pin what it already has: asked of a tensor that says it is there."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: asked.append(x.device.type) or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: x)
+    for where in ("meta", "cpu"):
+        to_device(torch.zeros(1, device=where), torch.device("cuda"))
+    assert asked == ["cpu"]
 
 
 @pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm"])

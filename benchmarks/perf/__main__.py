@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from benchmarks import records
-from benchmarks.cli import TO_BE_CONTINUED
+from benchmarks.cli import TO_BE_CONTINUED, pick_device
 from benchmarks.perf import bars, gains, growth, stages
 from benchmarks.perf.bench import COLUMNS, Bench, ceiling
 from benchmarks.report import markdown
@@ -69,24 +69,25 @@ def plan(args: argparse.Namespace, device: torch.device) -> dict[str, Stage]:
             stages.sampling_diffusion, name=name, size=args.size, side=short, batch=2 if args.rehearse else 32
         )
     wanted["encode"] = partial(stages.encoding, count=4 if args.rehearse else 500 if args.quick else 2000)
-    for n in (40,) if args.rehearse else (1000,) if args.quick else (1000, 5000):
+    for n in (40,) if args.rehearse else () if cuda else (1000,) if args.quick else (1000, 5000):  # on the host, whatever the device
         wanted[f"score {n}"] = partial(stages.scoring, n=n, d=16 if args.rehearse else 2048)
     if not args.rehearse and not cuda:  # on CUDA hardly any of the choices changes anything
         wanted["choices"] = partial(gains.measure, size=args.size, side=args.side, batch=batch)
-    if not args.rehearse:
-        wanted["growth"] = partial(growth.measure, repeats=2 if args.quick else 5, out=args.out)
+    repeats = 1 if args.rehearse else 2 if args.quick else 5
+    wanted["growth"] = partial(growth.measure, repeats=repeats, out=args.out)
+    if cuda or args.rehearse:
+        wanted["launches"] = partial(stages.launch_bounds, size=args.size, side=short, batch=2 if args.rehearse else 1)
     return wanted
 
 
 def main() -> None:
     args = arguments()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device("auto")
     speed.keep_memory()
     bench = Bench(device, args.quick or args.rehearse, partial(ceiling, device), rehearse=args.rehearse)
     wanted = plan(args, device)
     done = resume(bench, args.out, list(wanted))
     print(f"{records.device_name(device)}, torch {torch.__version__}: ceiling {bench.ceiling() / 1e9:.4g} GFLOP/s in bf16", flush=True)
-    failed = []
     for name, stage in wanted.items():
         if name in done:
             continue
@@ -97,16 +98,17 @@ def main() -> None:
             stage(bench)
         except Exception as error:  # of one stage: the others are still worth their minutes
             traceback.print_exc()
-            failed.append(f"{name}: {type(error).__name__}: {error}")
+            bench.failed.append(f"{name}: {type(error).__name__}: {str(error).strip()[:200]}")
         done.append(name)
-        table = write(bench, args.out, list(wanted), done)
-    report(bench, table if failed or done else pd.DataFrame(), args.out)
-    if failed:
-        sys.exit("\n".join(f"latentbench: perf {line.splitlines()[0]}" for line in failed))
+        write(bench, args.out, list(wanted), done)
+    report(bench, args.out)
+    if bench.failed:
+        sys.exit("\n".join(f"latentbench: perf: {line.splitlines()[0]}" for line in bench.failed))
 
 
-def report(bench: Bench, table: pd.DataFrame, out: Path) -> None:
+def report(bench: Bench, out: Path) -> None:
     """Everything as Markdown."""
+    table = pd.DataFrame(bench.rows).reindex(columns=COLUMNS)
     print("\n".join(markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())))
     if bench.device.type == "cuda":
         held = pd.read_csv(out / "bars.csv")
@@ -115,19 +117,24 @@ def report(bench: Bench, table: pd.DataFrame, out: Path) -> None:
 
 
 def resume(bench: Bench, out: Path, wanted: list[str]) -> list[str]:
-    """The stages that an earlier call of the same code on this machine measured, whose figures `bench` then holds."""
+    """The stages that an earlier call of the same code on this machine measured, whose figures `bench` then holds.
+
+    A stage of which something failed is measured again in a call of its own: when all others are done.
+    """
     known = read_json(out / "perf.json")
     same = records.provenance(bench.device) | {"wanted": wanted}
-    if not isinstance(known, dict) or any(known.get(name) != value for name, value in same.items()) or known["done"] == wanted:
+    if not isinstance(known, dict) or any(known.get(name) != value for name, value in same.items()):
         return []
-    bench.rows = pd.read_csv(out / "perf.csv").astype(object).where(lambda x: x.notna(), None).to_dict("records")
+    if known["done"] == wanted and known["failed"]:
+        return []
+    bench.rows, bench.failed = known["rows"], known["failed"]
     bench.ceilings, bench.ratios, bench.figures = known["ceilings_flops"], known["ratios"], known["figures"]
     print(f"going on after {', '.join(known['done'])}", flush=True)
     return list(known["done"])
 
 
-def write(bench: Bench, out: Path, wanted: list[str], done: list[str]) -> pd.DataFrame:
-    """perf.csv, perf.json and bars.csv of what has been measured so far; returns the table."""
+def write(bench: Bench, out: Path, wanted: list[str], done: list[str]) -> None:
+    """perf.csv, perf.json and bars.csv of what has been measured so far."""
     table = pd.DataFrame(bench.rows).reindex(columns=COLUMNS)
     with atomic_file(out / "perf.csv") as path:
         table.to_csv(path, index=False)
@@ -136,8 +143,8 @@ def write(bench: Bench, out: Path, wanted: list[str], done: list[str]) -> pd.Dat
             bars.table(bench, table).to_csv(path, index=False)
     measured = {"ceilings_flops": bench.ceilings, "ratios": bench.ratios, "figures": bench.figures}
     about = records.provenance(bench.device) | {"versions": records.versions()}
-    write_json(out / "perf.json", about | measured | {"wanted": wanted, "done": done})
-    return table
+    state = {"wanted": wanted, "done": done, "failed": bench.failed, "rows": records.clean(bench.rows)}
+    write_json(out / "perf.json", about | measured | state)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Bench:
     device: torch.device
     quick: bool
     ceiling: Callable[[], float]  # FLOP/s, measured now
+    failed: list[str] = field(default_factory=list)  # calls that could not be measured, and why
     rehearse: bool = False  # everything as small as it can be, to see that it runs
     rows: list[dict[str, Any]] = field(default_factory=list)
     ceilings: dict[str, list[float]] = field(default_factory=dict)  # least and most FLOP/s by stage
@@ -39,7 +40,7 @@ class Bench:
         speed.free_memory()
         about = " ".join(str(named[key]) for key in ("model", "size", "batch") if named.get(key))
         seconds, peaks, tops = self._in_turns(calls, bool(flops))
-        if flops:
+        if flops and tops:
             self.ceilings[f"{stage} {about}"] = [min(tops), max(tops)]
             print(f"{stage} {about}: ceiling {min(tops) / 1e9:.4g} to {max(tops) / 1e9:.4g} GFLOP/s", flush=True)
         medians = {name: statistics.median(found) for name, found in seconds.items()}
@@ -53,14 +54,18 @@ class Bench:
     def _in_turns(
         self, calls: dict[str, Callable[[], Any]], with_ceiling: bool
     ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
-        """Seconds of a call, a figure a turn, and on CUDA its peak memory; the turns' ceilings. The order rotates; short calls are repeated, unless `quick`."""
+        """Seconds of a call, a figure a turn; on CUDA its peak memory beside all that is compared; the turns' ceilings.
+
+        The order rotates; short calls are repeated, unless `quick`; calls of over a second have three turns.
+        """
         names, turns, warming, least = list(calls), *((3, 1, 0.0) if self.quick else (7, 2, LEAST))
         peaks, tops = {}, []
         tried = {name: self._warm(name, call, warming) for name, call in calls.items()}
         warm = {name: least_seconds for name, least_seconds in tried.items() if least_seconds is not None}
         names = list(warm)
         seconds = {name: [] for name in names}
-        for turn in range(turns):
+        turns = min(turns, 3) if self.device.type == "cuda" and sum(warm.values()) > 1 else turns
+        for turn in range(turns if warm else 0):
             tops += [self.ceiling()] if with_ceiling else []
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 times = max(1, math.ceil(least / warm[name]))
@@ -73,13 +78,15 @@ class Bench:
         return seconds, peaks, tops
 
     def _warm(self, name: str, call: Callable[[], Any], times: int) -> float | None:
-        """Least seconds of a few calls; None, and a line, for one that does not fit into a GPU's memory."""
+        """Least seconds of a few calls; None, and a line, for one that fails, for want of memory or a compiler say: others still count."""
         try:
             return min(speed.timed(call, self.device)[1] for _ in range(times))
-        except torch.cuda.OutOfMemoryError:
-            print(f"{name}: does not fit into memory; left out", flush=True)
-            torch.cuda.empty_cache()
-            return None
+        except Exception as error:
+            reason = f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        print(f"left out: {reason}", flush=True)
+        self.failed.append(reason)
+        speed.free_memory()
+        return None
 
     def _add(self, name: str, row: dict[str, Any], ratios: dict[str, list[float]], about: str) -> None:
         """The rows of a call: of ours one for each baseline, of a baseline one. What is compiled, or float32, says so in its dtype."""

@@ -11,6 +11,7 @@ import torch
 
 from metrics import speed
 from models.autoregressive import Autoregressive
+from models.decoding import capture
 
 COPIED = 2**28  # numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
 LAUNCHES = 2000
@@ -24,25 +25,34 @@ def bandwidth(device: torch.device, numbers: int = COPIED) -> float:
 
 
 def launch_seconds(device: torch.device) -> float:
-    """Seconds that the smallest kernel takes of a long row of them."""
+    """Seconds that the smallest kernel takes of a long row of them: on CUDA as one graph, which is how decoding launches its own."""
     x = torch.zeros(1, device=device)
 
     def row() -> None:
         for _ in range(LAUNCHES):
             x.add_(1)
 
-    return speed.median_seconds(row, device, repeats=3) / LAUNCHES
+    call = row
+    if device.type == "cuda":
+        row()
+        call = capture(row, torch.cuda.graph_pool_handle()).replay
+    return speed.median_seconds(call, device, repeats=5) / LAUNCHES
 
 
 def kernels(call: Callable[[], Any], device: torch.device) -> int:
-    """Kernels that a call runs: CUDA's own count there, elsewhere the operators that would each be one."""
-    cuda = device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as profiled:
+    """Kernels that a call launches one by one: CUDA's own count there, elsewhere the operators that would each be one.
+
+    Raises RuntimeError where the profiler saw none.
+    """
+    cuda, activities = device.type == "cuda", [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiled:
         call()
         speed.synchronise(device)
     wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    return sum(event.device_type == wanted and not event.name.startswith("Memcpy HtoD") for event in profiled.events())
+    count = sum(event.device_type == wanted and not event.name.startswith("Mem") for event in profiled.events())
+    if not count:
+        raise RuntimeError("the profiler saw no kernel")
+    return count
 
 
 def decoding_bytes(model: Autoregressive, batch: int, bytes_each: int = 2) -> int:

@@ -56,17 +56,17 @@ def saved_mb(call: Callable[[], Any]) -> float:
     return sum(sizes.values()) / 2**20
 
 
-def points(device: torch.device, repeats: int) -> Iterator[list[object]]:
-    """Rows of COLUMNS."""
+def points(device: torch.device, repeats: int, most: int | None = None) -> Iterator[list[object]]:
+    """Rows of COLUMNS; of each axis the first `most` values."""
     book = space.load_codebook(space.SHIPPED / "codebook.safetensors")
     for name in MODELS:
         for grows, (values, _) in AXES.items():
-            for value in values:
+            for value in values[:most]:
                 cfg = config(f"model={name}", "size=xs")
                 if grows == "width":
                     widened(cfg, value)
                 side = round(value**0.5) if grows == "tokens" else 8
-                model = build.generator(cfg.model, (4, side, side), CLASSES, book).to(device)
+                model = build.place(build.generator(cfg.model, (4, side, side), CLASSES, book), device)
                 measure = _sampling if grows == "samples" else _training
                 batch = {"tokens": 4, "width": 16}.get(grows, value)
                 yield [name, grows, value, *measure(model, cfg, made_up((4, side, side), book.size, device, 64), batch, device, repeats)]
@@ -125,7 +125,7 @@ def plot(table: pd.DataFrame, path: Path) -> Path:
 
 def measure(bench: Bench, repeats: int, out: Path) -> None:
     """All points, written to `out` and printed as exponents."""
-    grown = write(points(bench.device, repeats), out)
+    grown = write(points(bench.device, repeats, 2 if bench.rehearse else None), out)
     print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
 
 

@@ -1,59 +1,65 @@
-"""Make what is missing or out of date of results/reference, most valuable first, and stop before the minutes are up.
+"""Make what is missing or out of date of results/reference, most valuable first, and stop before
+the minutes are up.
 
-    python -m benchmarks.reference --list                                    what there is, and its state
-    python -m benchmarks.reference --minutes 9 --only gpu --data /images     go on making it for nine minutes
-    python -m benchmarks.reference --rehearse --only cuda                    every command in miniature, on any machine
-    python -m benchmarks.reference --out /kept                               and pack what was made for another machine
-    python -m benchmarks.reference --unpack /kept                            there, put it where it belongs
+    python -m benchmarks.reference --list                                  what there is, and its state
+    python -m benchmarks.reference --minutes 9 --only gpu --data /images   go on making it
+    python -m benchmarks.reference --rehearse --only gpu                   in miniature, on any machine
+    python -m benchmarks.reference --out /kept                             pack it for another machine
+    python -m benchmarks.reference --unpack /kept                          there, put it in its place
 
-A training that does not fit leaves its checkpoint, and the next call goes on with it. Exit code 0: all that could be made in the time is
-made; 1: a command failed; 2: nothing could be begun, or data is missing.
+A training that does not fit leaves its checkpoint, and the next call goes on with it. What failed
+is tried again after all else. Exit code 0: all that could be made in the time is made; 1: a command
+failed; 2: nothing could be begun, or data is missing.
 """
 
-import argparse
-import contextlib
-import os
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
+STARTED = time.time()  # the minutes begin here: what is imported below takes some of them
 
-from benchmarks import records
-from benchmarks.cli import TO_BE_CONTINUED
-from benchmarks.reference import commands, packing, plan
-from benchmarks.reference.commands import Places
-from benchmarks.reference.plan import Entry
-from benchmarks.report import markdown
-from benchmarks.store import BadInput
+import argparse  # noqa: E402
+import contextlib  # noqa: E402
+import os  # noqa: E402
+import shlex  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-MARGIN = 25  # seconds before the end, for the report and for packing
+import torch  # noqa: E402
+from filelock import FileLock, Timeout  # noqa: E402
+
+from benchmarks import records  # noqa: E402
+from benchmarks.cli import ONLY_DIVERGED, TO_BE_CONTINUED  # noqa: E402
+from benchmarks.reference import commands, packing, plan  # noqa: E402
+from benchmarks.reference.commands import Places  # noqa: E402
+from benchmarks.reference.plan import Entry  # noqa: E402
+from benchmarks.report import markdown  # noqa: E402
+from benchmarks.store import BadInput, write_json  # noqa: E402
+
+MARGIN = 30  # seconds before the end, for the report and for packing
 LEAST = 20  # seconds in which it is worth beginning anything that can be interrupted
-FINAL = 3  # seconds before the end at which a command that has not stopped is stopped
+FINAL = 8  # seconds before the end at which a command that has not stopped is stopped
 
 
 @dataclass
 class Outcome:
-    """What became of the entries of a call."""
+    """What became of the entries of a call, by name."""
 
-    made: list[str]
-    begun: list[str]
-    failed: list[str]
-    waiting: list[str]  # not begun: no time left
+    made: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # no time was left
 
 
 def run_until(call: list[str], deadline: float | None) -> int:
-    """The exit code of a command in a process group of its own, which is ended at the deadline (a whole artefact or none is left)."""
+    """The exit code of a command in a process group of its own, which ends with it, or at the deadline."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(call, cwd=records.ROOT, env=environment, process_group=0)
     try:
-        return process.wait(None if deadline is None else max(1.0, deadline - time.time()))
+        return process.wait(None if deadline is None else max(0.1, deadline - time.time()))
     except subprocess.TimeoutExpired:
         print("out of time: the command is stopped; what it had written stays", flush=True)
         return TO_BE_CONTINUED
@@ -65,20 +71,18 @@ def run_until(call: list[str], deadline: float | None) -> int:
 
 def make(entry: Entry, places: Places, deadline: float | None) -> str:
     """`made`, `begun` or `failed`: all commands of an entry, one after the other."""
-    try:
-        places.out(entry).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{places.out(entry)}: cannot be written ({error.strerror}); make room there, or run from another folder") from None
     stop_at = None if deadline is None else deadline - MARGIN
     outcome = "made"
     for line in entry.runs:
+        if stop_at is not None and time.time() > stop_at:
+            return "begun"
         call = commands.command(entry, line, places, stop_at)
         print(f"\n== {entry.name}: {shlex.join(call)}", flush=True)
         code = run_until(call, None if deadline is None else deadline - FINAL)
         if code == TO_BE_CONTINUED:
             return "begun"
-        if code:
-            print(f"latentbench: {entry.name}: exit code {code}; the next call tries again", file=sys.stderr, flush=True)
+        if code not in (0, ONLY_DIVERGED):  # a training that diverged is a result
+            print(f"latentbench: {entry.name}: exit code {code}; it is tried again after all else", file=sys.stderr, flush=True)
             outcome = "failed"
     return outcome
 
@@ -91,78 +95,121 @@ def fits(entry: Entry, deadline: float | None) -> bool:
     return left > (LEAST if commands.stoppable(entry.kinds) else 60 * entry.minutes)
 
 
-def make_all(entries: list[Entry], places: Places, deadline: float | None, keep: Callable[[Entry, bool], None]) -> Outcome:
-    """Every entry that fits, in order; `keep` is told of each whether it is whole."""
-    outcome = Outcome([], [], [], [])
+def make_all(entries: list[Entry], places: Places, deadline: float | None, keep: Callable[[Entry, str, float], None]) -> Outcome:
+    """Every entry that fits, in order; `keep` is told what became of each, and in how many minutes."""
+    outcome = Outcome()
     for entry in entries:
         if not fits(entry, deadline):
             outcome.waiting.append(entry.name)
             continue
+        packing.check_writable(places.out(entry), "results")
+        began = time.time()
         became = make(entry, places, deadline)
-        getattr(outcome, became).append(entry.name)
         try:
-            keep(entry, became == "made")
-        except BadInput as error:  # of one entry; the others are still worth making
+            keep(entry, became, (time.time() - began) / 60)
+        except (BadInput, OSError) as error:  # of one entry; the others are still worth making
             print(f"latentbench: {entry.name}: {error}", file=sys.stderr, flush=True)
-            if entry.name in outcome.made:
-                outcome.made.remove(entry.name)
-                outcome.failed.append(entry.name)
+            became = "failed"
+        getattr(outcome, became).append(entry.name)
     return outcome
 
 
 class Keeper:
-    """Publishes each entry as soon as its commands end, marks it in the plan, and packs all of this call's."""
+    """Publishes each study as soon as it is whole, marks it in the plan, and packs all that was made.
+
+    What is known of a study lies beside its results too (`results/<name>/made.json`): the plan is
+    part of the code, and where that is laid anew before every call its marks are gone.
+    """
 
     def __init__(self, places: Places, device: torch.device, out: Path | None):
         self.places, self.device, self.out = places, device, out
-        self.made: dict[str, dict | None] = {}
+        if not places.rehearse:
+            packing.check_writable(places.published, "results/reference")
+        self.made: packing.Made = {}
         if out is not None:
-            packing.pack(places.published, {}, out)  # before any work: can it be written?
+            packing.check_writable(out, "OUT")
+            self.made = packing.packed(out)
 
-    def __call__(self, entry: Entry, whole: bool) -> None:
-        """A study that is not whole takes the place of none that is."""
-        if not whole and entry.made is not None and (self.places.published / entry.name).is_dir():
-            return
-        if not whole and not packing.anything(entry, self.places.out(entry)):
-            return
-        packing.put_in_place(entry, self.places.out(entry), self.places.published)
-        self.made[entry.name] = plan.made_now(self.device) if whole else None
-        if whole and not self.places.rehearse:
-            plan.mark(entry.name, self.made[entry.name])
+    def __call__(self, entry: Entry, became: str, minutes: float) -> None:
+        """A study that is not whole changes nothing that is published."""
+        known = packing.state(self.places.work, entry.name)
+        known["minutes"] = round(known.get("minutes", 0) + minutes, 1)
+        made = plan.made_now(self.device) | {"minutes": known["minutes"]}
+        if became == "made":
+            packing.put_in_place(entry, self.places.out(entry), self.places.published)
+            known = {"made": made}
+        elif became == "failed":
+            known["failed_by"] = made["commit"]
+        write_json(self.places.out(entry) / packing.INDEX, known)
+        self.pack(entry, made if became == "made" else None)
+
+    def pack(self, entry: Entry, made: dict | None) -> None:
+        """Into `out`, with all that was packed before; and into the plan what is made."""
+        self.made[entry.name] = made
         if self.out is not None:
-            print("packed: " + ", ".join(map(str, packing.pack(self.places.published, self.made, self.out))), flush=True)
+            kept = {name: state for name, state in self.made.items() if self.is_here(name, state)}
+            paths = packing.pack(kept, self.places.published, self.places.work, self.out, rehearsed=self.places.rehearse)
+            print("packed: " + ", ".join(map(str, paths)), flush=True)
+        if made is not None and not self.places.rehearse:
+            plan.mark(entry.name, made)
+
+    def is_here(self, name: str, made: dict | None) -> bool:
+        folder = self.places.work if made is None else self.places.published
+        return (folder / name).is_dir()
+
+    def restore(self, entries: list[Entry]) -> list[Entry]:
+        """The entries that are still to be made, those that failed by this very code last.
+
+        What an earlier call made, and the plan has forgotten, is published, packed and marked again.
+        """
+        waiting, failed = [], []
+        for entry in entries:
+            known = packing.state(self.places.work, entry.name)
+            if entry.is_todays(known.get("made")):
+                packing.put_in_place(entry, self.places.out(entry), self.places.published)
+                self.pack(entry, known["made"])
+            elif known.get("failed_by") == plan.made_now(self.device)["commit"]:
+                failed.append(entry)
+            else:
+                waiting.append(entry)
+        return waiting + failed
 
 
-def show(entries: list[Entry], device: torch.device, folder: Path) -> None:
+def show(entries: list[Entry], device: torch.device, published: Path, work: Path) -> None:
     """The plan with its state, as a table."""
     rows = []
     for entry in entries:
-        state = entry.state(folder)
+        known, state = packing.state(work, entry.name), entry.state(published)
+        state += f", begun ({known['minutes']} minutes)" if "minutes" in known else ""
+        state += ", failed" if "failed_by" in known else ""
         state += "" if entry.suits(device) else ", not for this machine"
         rows.append([entry.priority, entry.name, entry.device, state, entry.minutes, entry.data, entry.answers])
     print("\n".join(markdown(["", "study", "device", "state", "minutes", "data", "answers"], rows)))
 
 
-def report(outcome: Outcome, entries: list[Entry]) -> None:
+def report(outcome: Outcome, entries: list[Entry], work: Path) -> None:
     """What is made, what is left, and how long that will take."""
     left = [entry for entry in entries if entry.name not in outcome.made]
     print(f"\nmade: {', '.join(outcome.made) or 'nothing'}")
     if left:
-        said = dict.fromkeys(outcome.begun, " (begun)") | dict.fromkeys(outcome.failed, " (failed)")
-        names = ", ".join(entry.name + said.get(entry.name, "") for entry in left)
-        print(f"left: {names}: about {sum(entry.minutes for entry in left):g} minutes from their beginning")
+        marks = dict.fromkeys(outcome.begun, " (begun)") | dict.fromkeys(outcome.failed, " (failed)")
+        names = ", ".join(entry.name + marks.get(entry.name, "") for entry in left)
+        spent = {entry.name: packing.state(work, entry.name).get("minutes", 0) for entry in left}
+        minutes = sum(max(1, entry.minutes - spent[entry.name]) for entry in left)
+        print(f"left: {names}: about {minutes:.0f} minutes")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmarks.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="benchmarks.reference", description=__doc__, formatter_class=layout)
     parser.add_argument("--minutes", help="stop by itself before these are up; default: when all is made")
     parser.add_argument("--only", default="", help="cpu, gpu, or names of the plan, separated by commas")
     parser.add_argument("--data", default="", help="image folder or tar for the entries that need one")
     parser.add_argument("--list", action="store_true", help="print the plan with its state")
     parser.add_argument("--rehearse", action="store_true", help="every command in miniature")
-    parser.add_argument("--out", type=Path, help="pack what is made into this folder: eight files of under 16 MB at most")
+    parser.add_argument("--out", type=Path, help="pack what is made here: at most eight files of under 16 MB")
     parser.add_argument("--unpack", type=Path, help="put what --out packed where it belongs")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    parser.add_argument("--cache", type=Path, default=records.ROOT / ".cache")
     return parser.parse_args()
 
 
@@ -184,39 +231,46 @@ def rehearsal(entries: list[Entry], only: str) -> list[Entry]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends with it
     args = arguments()
+    lock = FileLock(records.ROOT / "results" / ".reference.lock", timeout=0)
     try:
-        sys.exit(go(args))
+        with contextlib.nullcontext() if args.list or args.rehearse else lock:
+            sys.exit(go(args))
+    except Timeout:
+        print("latentbench: another `make reference` runs in this folder; wait for it", file=sys.stderr)
     except BadInput as error:
         print(f"latentbench: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(2)
 
 
 def go(args: argparse.Namespace) -> int:
     """The exit code of a call; see the head of this file."""
-    started, allowed = time.time(), minutes(args.minutes)
-    entries, device = plan.load(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reference = plan.PLAN.parent
+    allowed, device = minutes(args.minutes), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    entries, published, work = plan.load(), plan.PLAN.parent, records.ROOT / "results"
+    cache, out = args.cache.absolute(), args.out and args.out.absolute()
     if args.list:
-        show(entries, device, reference)
+        show(entries, device, published, work)
         return 0
     if args.unpack:
-        print("\n".join(packing.unpack(args.unpack, entries, reference, plan.PLAN)))
+        print("\n".join(packing.unpack(args.unpack, entries, published, work, plan.PLAN)))
         return 0
-    deadline = None if allowed is None else started + 60 * allowed
     if args.rehearse:
-        home = args.cache / "rehearsal"
-        shutil.rmtree(home, ignore_errors=True)  # what is there already would not be made again
-        images = commands.images(args.data, home) if args.data else commands.stand_in(home.absolute() / "images")
-        places = Places(home / "results", home, home / "reference", images, rehearse=True)
-        wanted = rehearsal(entries, args.only)
+        cache = cache / "rehearsal"
+        shutil.rmtree(cache, ignore_errors=True)  # what is there already would not be made again
+        wanted, published, work = rehearsal(entries, args.only), cache / "reference", cache / "results"
+        images = commands.images(args.data, cache) if args.data else commands.stand_in(cache / "images")
     else:
-        images = commands.images(args.data, args.cache) if args.data else None
-        places = Places(Path("results"), args.cache, reference, images)
-        wanted = plan.chosen(entries, args.only, device, reference)
-    able = [entry for entry in wanted if places.images or not entry.needs_images]
-    outcome = make_all(able, places, deadline, Keeper(places, device, args.out))
-    report(outcome, wanted)
+        wanted = plan.chosen(entries, args.only, device, published)
+        images = commands.images(args.data, cache) if args.data else None
+    places = Places(work, cache, published, images, args.rehearse)
+    able = [entry for entry in wanted if images or not entry.needs_images]
+    keeper = Keeper(places, device, out)
+    deadline = None if allowed is None else STARTED + 60 * allowed
+    todo = able if args.only and plan.KINDS.get(args.only) is None else keeper.restore(able)
+    outcome = make_all(todo, places, deadline, keeper)
+    outcome.made += [entry.name for entry in able if entry not in todo]
+    report(outcome, wanted, work)
     return verdict(outcome, wanted, able, allowed)
 
 

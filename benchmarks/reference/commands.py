@@ -1,5 +1,6 @@
 """An entry of the plan as the commands that make it: for real, or in miniature to see that they run."""
 
+import re
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ MODULES |= {"study": "benchmarks.study", "reconstruct": "benchmarks.reconstruct"
 STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go on from there
 # What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which comes last
 REHEARSAL = ["rehearse=mini", "num_samples=8", "data.reference_images=8", "steps=[2,16,64]", "guidance=[2]"]
+REHEARSAL += ["train.budget=2", "train.batch=4", "train.snapshots=[]", "sample_batch=8"]
 SPLITS = {"train": ("train", 14), "val": ("reference", 6)}  # of a rehearsal: the stream of drawings, and how many a class
 
 
@@ -38,7 +40,8 @@ class Places:
 
 def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> list[str]:
     """One run of an entry as an argument list; `stop_at` is when it should end by itself, seconds since the epoch."""
-    kind, *given = line.replace("{data}", str(places.images)).split()
+    kind, *given = line.split()
+    given = [word.replace("{data}", quoted(places.images)) for word in given]
     call = [sys.executable, "-m", MODULES[kind], *given]
     if kind in CONFIGURED:
         results = places.work if kind == "bench" else places.out(entry)
@@ -54,17 +57,26 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
     return call + (["--rehearse"] if places.rehearse else [])
 
 
+def quoted(path: Path | None) -> str:
+    """A path as a value of a Hydra override, whatever characters it has."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./@%+-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def images(given: str, cache: Path) -> Path:
     """The folder of images that DATA names; a tar is unpacked once, beside the caches. Raises BadInput for anything else."""
     path = Path(given).expanduser().absolute()
     if path.is_dir():
         return path
-    if not path.is_file() or not tarfile.is_tarfile(path):
+    if not path.is_file():
         raise BadInput(f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one")
     folder = cache.absolute() / "reference" / digest(str(path), path.stat().st_size, path.stat().st_mtime_ns) / path.name.split(".")[0]
     if not folder.is_dir():
-        with atomic_folder(folder) as temporary, tarfile.open(path) as tar:
-            tar.extractall(temporary, filter="data")
+        try:
+            with atomic_folder(folder) as temporary, tarfile.open(path) as tar:
+                tar.extractall(temporary, filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise BadInput(f"DATA={given}: not a whole tar of an image folder ({type(error).__name__})") from None
     inside = [part for part in folder.iterdir() if part.is_dir()]
     alone = len(inside) == 1 and inside[0].name not in ("train", "val")  # the tar had a folder around it
     return inside[0] if alone else folder
@@ -73,8 +85,6 @@ def images(given: str, cache: Path) -> Path:
 def stand_in(folder: Path) -> Path:
     """A small image folder to rehearse with: four classes of drawings."""
     classes = ["n01443537", "n01629819", "n01641577", "n01644900"]
-    if (folder / "val").is_dir():
-        return folder
     for split, (stream, each) in SPLITS.items():
         drawn, labels = procedural.draw(len(procedural.CLASSES) * each, 64, seed=0, stream=stream)
         for i, (pixels, label) in enumerate(zip(drawn, labels, strict=True)):

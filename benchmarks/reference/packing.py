@@ -1,9 +1,11 @@
-"""Made studies as a few small files that can be carried from a machine without a network, and back into the tree."""
+"""Made studies as a few small files that can be carried from a machine without a network, and back
+into the tree."""
 
 import io
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +13,44 @@ from benchmarks import archive
 from benchmarks.publish import publish
 from benchmarks.reference.plan import Entry, mark
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
-from benchmarks.store import BadInput, atomic_file, atomic_folder
+from benchmarks.store import BadInput, atomic_file, atomic_folder, read_json
 
 FILES, BYTES = 8, 15_500_000  # so much of what a machine made may travel back
 INDEX = "made.json"
 KEPT = ("*.csv", "*.json", "*.md", "*.xml", "*.png")  # of what is not a bench
+BEGUN = "begun"  # where the records of a study that is not finished lie in a pack
+INNER = {"study": "judge", "reconstruct": "reconstruct"}  # the folder that a command makes by itself
+DAMAGE = (tarfile.TarError, OSError, EOFError, KeyError, ValueError, AttributeError, TypeError)
+
+Made = dict[str, dict[str, Any] | None]  # by study, what the plan is to say; None: not finished
 
 
 def put_in_place(entry: Entry, out: Path, folder: Path) -> Path:
-    """What the commands of an entry wrote to `out`, in its published form, as `folder/<name>`. Raises BadInput where there is nothing."""
+    """What the commands of an entry wrote to `out`, published as `folder/<name>`.
+
+    Raises BadInput where there is nothing, or nothing that can be published.
+    """
     target = folder / entry.name
     if "bench" in entry.kinds:
-        drawn = {path.stem for path in (out / "plots").glob("*.png")}
-        publish(out, target, [name for name in entry.figures if name in drawn], entry.grid)
-        keep = out.glob("*.xml")
-    else:
-        inner = out / {"study": "judge", "reconstruct": "reconstruct"}.get(entry.kinds[0], "")
-        with atomic_folder(target) as temporary:
-            _copy(inner, temporary)
-            if (target / "README.md").exists():
-                shutil.copyfile(target / "README.md", temporary / "README.md")
-        keep = iter(())
-    for path in keep:
-        shutil.copyfile(path, target / path.name)
+        plots = {path.stem for path in (out / "plots").glob("*.png")}
+        publish(out, target, [name for name in entry.figures if name in plots])
+        for path in out.glob("*.xml"):
+            shutil.copyfile(path, target / path.name)
+        return target
+    with atomic_folder(target) as temporary:
+        _copy(out / INNER.get(entry.kinds[0], ""), temporary)
+        if (target / "README.md").exists():
+            shutil.copyfile(target / "README.md", temporary / "README.md")
     return target
-
-
-def anything(entry: Entry, out: Path) -> bool:
-    """Whether the commands of an entry have written anything that `put_in_place` could take."""
-    return (out / "results.csv").exists() if "bench" in entry.kinds else any(True for pattern in KEPT for _ in out.rglob(pattern))
 
 
 def _copy(source: Path, target: Path) -> None:
     """Tables and texts as they are, figures small."""
-    found = sorted(path for pattern in KEPT for path in source.rglob(pattern))
-    if not found:
+    paths = sorted(path for pattern in KEPT for path in source.rglob(pattern))
+    paths = [path for path in paths if path.name != INDEX]
+    if not paths:
         raise BadInput(f"{source}: nothing was written there; run it alone to see why")
-    for path in found:
+    for path in paths:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".png":
@@ -56,82 +59,135 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(path, place)
 
 
-def pack(folder: Path, made: dict[str, dict[str, Any] | None], out: Path) -> list[Path]:
-    """`folder/<name>` of all that was made, into at most eight tars of `out`, each of under 16 MB; returns them.
-
-    `made` says what the plan is to say of each; None of one that is not finished. Raises BadInput where it does not fit, or `out`
-    cannot be written.
-    """
+def check_writable(folder: Path, key: str) -> None:
+    """Raises BadInput, naming the key, for a folder that cannot be written."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / ".writable") as probe:
+            probe.write_text("")
+        (folder / ".writable").unlink()
     except OSError as error:
-        raise BadInput(f"OUT={out}: cannot be written ({error.strerror}); give a folder that can") from None
+        raise BadInput(f"{key}: {folder} cannot be written ({error.strerror}); give a folder that can") from None
+
+
+def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = False) -> list[Path]:
+    """All studies of `made` as at most eight tars in `out`, each of under 16 MB; returns them.
+
+    Of a finished one `folder/<name>`; of one that is not, the records in `work/<name>`, with which
+    another machine can go on. Tars that `out` had before are replaced. Raises BadInput where it
+    does not fit, and leaves the tars as they were.
+    """
+    contents = {name: dict(_contents(name, state, folder, work)) for name, state in made.items()}
+    sizes = {name: sum(p.stat().st_size for p in files.values()) for name, files in contents.items()}
     bundles: list[list[str]] = [[]]
-    sizes = {name: sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()) for name in made}
-    for name in made:
-        if bundles[-1] and sum(sizes[other] for other in bundles[-1]) + sizes[name] > BYTES:
+    for name, size in sizes.items():
+        if bundles[-1] and sum(sizes[other] for other in bundles[-1]) + size > BYTES:
             bundles.append([])
         bundles[-1].append(name)
     if len(bundles) > FILES or max(sizes.values(), default=0) > BYTES:
-        raise BadInput(f"OUT={out}: {sum(sizes.values()) / 1e6:.0f} MB do not fit into {FILES} files of 16 MB; make fewer with ONLY=")
-    return [_tar(folder, {name: made[name] for name in names}, out / f"reference-{i}.tar") for i, names in enumerate(bundles, 1)]
+        total = sum(sizes.values()) / 1e6
+        raise BadInput(f"OUT={out}: {total:.0f} MB do not fit into {FILES} files of 16 MB; make fewer with ONLY=")
+    paths = []
+    for number, names in enumerate(bundles, 1):
+        index = {"rehearsed": rehearsed, "studies": {name: made[name] for name in names}}
+        files = {place: path for name in names for place, path in contents[name].items()}
+        paths.append(_tar(index, files, out / f"reference-{number}.tar"))
+    for path in set(out.glob("reference-*.tar")) - set(paths):
+        path.unlink()
+    return paths
 
 
-def _tar(folder: Path, made: dict[str, dict[str, Any] | None], path: Path) -> Path:
-    index = json.dumps(made).encode()
+def _contents(name: str, state: dict | None, folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
+    """Where each file of a study lies in a pack, and where it lies here."""
+    if state is not None:
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file():
+                yield f"{name}/{path.relative_to(folder / name)}", path
+        return
+    for path in sorted((work / name / "records").glob("*.json")):
+        yield f"{BEGUN}/{name}/records/{path.name}", path
+    for path in sorted((work / name).glob("*.[jcx]*")):  # perf's json and csv, the tests' xml
+        yield f"{BEGUN}/{name}/{path.name}", path
+
+
+def _tar(index: dict[str, Any], files: dict[str, Path], path: Path) -> Path:
+    text = json.dumps(index).encode()
     with atomic_file(path) as temporary, tarfile.open(temporary, "w") as tar:
         info = tarfile.TarInfo(INDEX)
-        info.size = len(index)
-        tar.addfile(info, io.BytesIO(index))
-        for name in made:
-            tar.add(folder / name, arcname=name)
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+        for place, source in files.items():
+            tar.add(source, arcname=place)
     return path
 
 
-def unpack(source: Path, entries: list[Entry], folder: Path, plan: Path) -> list[str]:
-    """Put what `pack` wrote where it belongs, and its lines `made` into the plan; returns lines that say what came.
+def packed(out: Path) -> Made:
+    """What the tars in `out` hold already, finished or not; nothing where there are none."""
+    made: Made = {}
+    for path in sorted(out.glob("reference-*.tar")):
+        made |= _index(path)["studies"]
+    return made
 
-    What is not finished takes no finished study's place. Raises BadInput for files that are not whole, and for a study that the plan
-    does not have; what was put in place before stays.
+
+def unpack(source: Path, entries: list[Entry], folder: Path, work: Path, plan: Path) -> list[str]:
+    """Put what `pack` wrote where it belongs, and its lines `made` into the plan.
+
+    Of an unfinished study the records go to `work/<name>`, and nothing that is published changes.
+    Returns lines that say what came. Raises BadInput for files that are not whole, for a
+    rehearsal's, and for a study that the plan does not have, before anything is put in place.
     """
     tars = sorted(source.glob("reference-*.tar")) if source.is_dir() else []
     if not tars:
         raise BadInput(f"UNPACK={source}: no reference-*.tar there; give the folder that `make reference OUT=` wrote")
-    known, lines = {entry.name: entry for entry in entries}, []
-    for path in tars:
-        for name, made in _index(path).items():
-            if name not in known:
-                raise BadInput(f"UNPACK={path}: the plan has no {name}; use the plan of the code that made it")
-            if made is None and known[name].made is not None:
-                lines.append(f"{name}: not finished there; what is here stays")
-                continue
-            _place(path, name, folder)
-            if made is not None:
+    indexes, known = {path: _index(path) for path in tars}, {entry.name for entry in entries}
+    for path, index in indexes.items():
+        if index["rehearsed"]:
+            raise BadInput(f"UNPACK={path}: made by a rehearsal, so its numbers mean nothing")
+        if unknown := sorted(set(index["studies"]) - known):
+            raise BadInput(f"UNPACK={path}: the plan has no {unknown[0]}; use the plan of the code that made it")
+    lines = []
+    for path, index in indexes.items():
+        for name, made in index["studies"].items():
+            if made is None:
+                _extract(path, f"{BEGUN}/{name}", work / name)
+            else:
+                _replace(path, name, folder)
                 mark(name, made, plan)
-            lines.append(f"{name}: {'made' if made else 'not finished'}")
+            lines.append(f"{name}: {'begun' if made is None else 'made'}")
     return lines
 
 
-def _index(path: Path) -> dict[str, dict[str, Any] | None]:
+def _index(path: Path) -> dict[str, Any]:
     try:
         with tarfile.open(path) as tar:
-            return json.loads(tar.extractfile(INDEX).read())
-    except (tarfile.TarError, OSError, KeyError, ValueError, EOFError, AttributeError) as error:
-        raise BadInput(f"UNPACK={path}: not a whole file of `make reference OUT=` ({type(error).__name__}); fetch it again") from None
+            index = json.loads(tar.extractfile(INDEX).read())
+        return {"rehearsed": bool(index["rehearsed"]), "studies": dict(index["studies"])}
+    except DAMAGE as error:
+        raise BadInput(f"{path}: not a whole file of `make reference OUT=` ({type(error).__name__}); fetch it again") from None
 
 
-def _place(path: Path, name: str, folder: Path) -> None:
-    """One study out of a tar, in the place of an older one; nothing outside its own folder is written."""
+def _extract(path: Path, inside: str, target: Path) -> None:
+    """The files below `inside` of a tar, over those in `target`; nothing is written elsewhere."""
     try:
-        with tarfile.open(path) as tar, atomic_folder(folder / name) as temporary:
-            inside = [member for member in tar.getmembers() if member.name.split("/")[0] == name]
-            tar.extractall(temporary, members=inside, filter="data")
-            for part in list((temporary / name).iterdir()):
-                part.rename(temporary / part.name)
-            (temporary / name).rmdir()
-            if (folder / name / "README.md").exists() and not (temporary / "README.md").exists():
-                shutil.copyfile(folder / name / "README.md", temporary / "README.md")
-            if (temporary / archive.PACKED).exists():
-                archive.read(temporary)  # it must be whole
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(f"UNPACK={path}: {name} is not whole there ({type(error).__name__}); fetch it again") from None
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                if member.isfile() and member.name.startswith(f"{inside}/"):
+                    member.name = member.name.removeprefix(f"{inside}/")
+                    tar.extract(member, target, filter="data")
+    except DAMAGE as error:
+        raise BadInput(f"{path}: {inside} is not whole there ({type(error).__name__}); fetch it again") from None
+
+
+def _replace(path: Path, name: str, folder: Path) -> None:
+    """A finished study out of a tar, in the place of an older one, whose README.md stays."""
+    with atomic_folder(folder / name) as temporary:
+        _extract(path, name, temporary)
+        if (folder / name / "README.md").exists() and not (temporary / "README.md").exists():
+            shutil.copyfile(folder / name / "README.md", temporary / "README.md")
+        if (temporary / archive.PACKED).exists():
+            archive.read(temporary)  # it must be whole
+
+
+def state(work: Path, name: str) -> dict[str, Any]:
+    """What is known of a study on this machine: `made`, `failed_by` (a commit), `minutes` so far."""
+    known = read_json(work / name / INDEX)
+    return known if isinstance(known, dict) else {}

@@ -9,12 +9,13 @@ import torch
 import yaml
 
 from benchmarks import records, run, score
+from benchmarks.publish import MOST_FIGURES
 from benchmarks.store import BadInput, atomic_file
 
 PLAN = records.ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
 NEEDED = {"name": str, "answers": str, "device": str, "data": str, "minutes": int | float, "priority": int, "runs": list}
-OPTIONAL = {"machine": str, "made": dict | None, "figures": list, "grid": str}
+OPTIONAL = {"machine": str, "made": dict | None, "figures": list}
 KINDS = {"": "", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # what ONLY may be, but for names
 # which of today's versions a command's results depend on
 DEPENDS = {
@@ -41,7 +42,6 @@ class Entry:
     machine: str = ""
     made: dict[str, Any] | None = None
     figures: list[str] = field(default_factory=list)
-    grid: str | None = None
 
     @property
     def needs_images(self) -> bool:
@@ -57,12 +57,16 @@ class Entry:
         name = records.device_name(device)
         return self.device in (device.type, "either") and name.startswith(self.machine)
 
-    def state(self, folder: Path) -> str:
-        """`made`, `out of date`, `begun` or `missing`; `folder` is results/reference."""
-        if self.made is None or not (folder / self.name).is_dir():
-            return "begun" if (folder / self.name).is_dir() else "missing"
+    def is_todays(self, made: dict[str, Any] | None) -> bool:
+        """Whether what `made` says was made by today's versions of all that the entry depends on."""
         wanted = {name for kind in self.kinds for name in DEPENDS[kind]}
-        return "made" if all(self.made.get(name) == versions()[name] for name in wanted) else "out of date"
+        return made is not None and all(made.get(name) == versions()[name] for name in wanted)
+
+    def state(self, folder: Path) -> str:
+        """`made`, `out of date` or `missing`; `folder` is results/reference."""
+        if self.made is None or not (folder / self.name).is_dir():
+            return "missing"
+        return "made" if self.is_todays(self.made) else "out of date"
 
 
 def versions() -> dict[str, int]:
@@ -93,6 +97,8 @@ def _entry(given: Any, path: Path) -> Entry:
         raise BadInput(f"{path}: entry {name}: the name is a folder's, the device one of {', '.join(DEVICES)}")
     if not given["runs"] or any(not str(line).split() or str(line).split()[0] not in DEPENDS for line in given["runs"]):
         raise BadInput(f"{path}: entry {name}: each of runs begins with one of {', '.join(DEPENDS)}")
+    if len(given.get("figures", [])) > MOST_FIGURES:
+        raise BadInput(f"{path}: entry {name}: at most {MOST_FIGURES} figures are kept")
     presets = [word.removeprefix("experiment=") for line in given["runs"] for word in line.split() if word.startswith("experiment=")]
     if gone := [preset for preset in presets if not (records.ROOT / "conf" / "experiment" / f"{preset}.yaml").exists()]:
         raise BadInput(f"{path}: entry {name}: experiment={gone[0]}: conf/experiment has no such preset; mend or remove the entry")
@@ -101,20 +107,22 @@ def _entry(given: Any, path: Path) -> Entry:
 
 def made_now(device: torch.device) -> dict[str, Any]:
     """What the line `made` says of something made now, here."""
-    name = "none" if device.type == "meta" else records.device_name(device).split(" (")[0]
     git = records.git_state()
     commit = f"{git['git_sha']}{'-dirty' if git['git_dirty'] else ''}"
-    return versions() | {"commit": commit, "date": records.now()[:10], "device": name}
+    return versions() | {"commit": commit, "date": records.now()[:10], "device": records.device_name(device)}
 
 
 def mark(name: str, made: dict[str, Any], path: Path = PLAN) -> None:
-    """Write an entry's line `made`; all else in the file, comments too, stays as it is."""
-    lines, here = path.read_text().splitlines(), False
+    """Write an entry's line `made`; all else in the file, comments too, stays as it is. Raises BadInput where it has no such line."""
+    lines, here, marked = path.read_text().splitlines(), False, 0
     for i, line in enumerate(lines):
         if line.startswith("- name:"):
             here = line.split(":", 1)[1].strip() == name
         elif here and line.startswith("  made:"):
+            marked += 1
             lines[i] = "  made: " + yaml.safe_dump(made, default_flow_style=True, sort_keys=False, width=1000).strip()
+    if marked != 1:
+        raise BadInput(f"{path}: entry {name} needs one line `made:`, in one line; it has {marked}")
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
@@ -126,6 +134,8 @@ def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) 
     entry that is named and does not suit this machine.
     """
     kind = KINDS.get(only)
+    if kind == "cuda" and device.type != "cuda":
+        raise BadInput(f"ONLY={only}: no CUDA device found; REHEARSE=1 runs these in miniature on any machine")
     if kind is not None:
         mine = [entry for entry in entries if entry.suits(device) and entry.state(folder) != "made"]
         return [entry for entry in mine if kind in ("", entry.device)]
@@ -140,6 +150,6 @@ def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) 
 def named(entries: list[Entry], only: str) -> list[Entry]:
     """The entries of these names, separated by commas, in the plan's order. Raises BadInput for a name that the plan does not have."""
     wanted, known = [name for name in re.split(r"[,\s]+", only) if name], [entry.name for entry in entries]
-    if unknown := [name for name in wanted if name not in known]:
-        raise BadInput(f"ONLY={only}: the plan has no {unknown[0]}; there are cpu, gpu, {', '.join(known)}")
+    if unknown := [name for name in wanted or [only] if name not in known]:
+        raise BadInput(f"ONLY={only}: the plan has no {unknown[0]}; give cpu or gpu, or some of {', '.join(known)}")
     return [entry for entry in entries if entry.name in wanted]
