@@ -1,7 +1,9 @@
-"""When the training step is compiled: where what is left of the budget pays back what compiling costs at its start.
+"""When the training step is compiled: where what is left of the budget pays back what compiling
+costs at its start.
 
-`train.compile=auto` begins with the step as it is, times some, and decides once. What compiling then took and gave is
-measured and kept for the next training of the same network on the same machine, whose decision rests on it.
+`train.compile=auto` begins with the step as it is, times some, and decides once. What compiling
+then took and gave is measured and kept for the next training of the same network on the same
+machine, whose decision rests on it.
 """
 
 import time
@@ -35,7 +37,9 @@ GUESS = Payback(60.0, 0.2)  # until this machine has measured: on a CPU compilin
 
 @dataclass
 class Compiler:
-    """Watches a training's steps and says when to go on compiled. `steps` is None for a budget in minutes: never."""
+    """Watches a training's steps and says when to go on compiled. `steps` is None for a budget in
+    minutes: never.
+    """
 
     auto: bool
     steps: int | None
@@ -50,7 +54,9 @@ class Compiler:
 
     @classmethod
     def of(cls, wanted: bool | str, steps: int | None, device: torch.device, file: Path | None) -> "Compiler":
-        """As `train.compile` wants it; `auto` is for CUDA, since on a CPU compiling has paid for some models only."""
+        """As `train.compile` wants it; `auto` is for CUDA, since on a CPU compiling has paid for
+        some models only.
+        """
         return cls(wanted == "auto" and device.type == "cuda", steps, device, file, compiled=wanted is True)
 
     def after(self, kit: Any, step: int, batch: Batch) -> None:
@@ -78,7 +84,9 @@ class Compiler:
         return {name: getattr(self, name) for name in numbers}
 
     def _try(self, kit: Any, batch: Batch) -> None:
-        """Compile, and throw the first gradients away; where that fails, the loss is again as it was."""
+        """Compile, and throw the first gradients away; where that fails, the loss is again as it
+        was.
+        """
         started = self._now()
         kit.generator.compile_error()
         try:

@@ -1,7 +1,8 @@
-"""How many images to sample at once: what this device is fastest at, found once for each network and kept.
+"""How many images to sample at once: what this device is fastest at, found once for each network
+and kept.
 
-Image i depends on (seed, i) alone, so that the batch decides about seconds and memory, and about rounding, but not about what is
-sampled.
+Image i depends on (seed, i) alone, so that the batch decides about seconds and memory, and about
+rounding, but not about what is sampled.
 """
 
 from pathlib import Path

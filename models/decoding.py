@@ -1,9 +1,11 @@
-"""Decoding token by token in buffers that stay where they are, so that CUDA can replay a step as one graph.
+"""Decoding token by token in buffers that stay where they are, so that CUDA can replay a step as
+one graph.
 
-A step of a cached model is a few hundred small kernels; launching them one by one takes longer than running them. On CUDA each
-shape of step is therefore captured once (`torch.cuda.graph`) and replayed. A graph is only its kernels and their addresses:
-where a step reads and writes must come from a tensor on the device, and a cache cannot grow. Elsewhere the very same step runs
-uncaptured, and the host says where it is by slices.
+A step of a cached model is a few hundred small kernels; launching them one by one takes longer than
+running them. On CUDA each shape of step is therefore captured once (`torch.cuda.graph`) and
+replayed. A graph is only its kernels and their addresses: where a step reads and writes must come
+from a tensor on the device, and a cache cannot grow. Elsewhere the very same step runs uncaptured,
+and the host says where it is by slices.
 """
 
 from collections.abc import Callable
@@ -66,8 +68,9 @@ class Cache:
 class Steps:
     """How far a decoding of `tokens` tokens is, and the graphs of its steps.
 
-    `static`: places are tensors on the device, and lengths are rounded up, as capturing needs; `captured`: steps are graphs
-    from their second run on (CUDA only). The first run of a shape is the warm-up that a capture asks for.
+    `static`: places are tensors on the device, and lengths are rounded up, as capturing needs;
+    `captured`: steps are graphs from their second run on (CUDA only). The first run of a shape is
+    the warm-up that a capture asks for.
     """
 
     def __init__(self, tokens: int, device: torch.device, *, static: bool, captured: bool):
@@ -84,13 +87,17 @@ class Steps:
         self.at.zero_()
 
     def places(self, first: int, count: int) -> Places:
-        """`count` places, the first of them `first` behind the tokens decoded so far (before them where negative)."""
+        """`count` places, the first of them `first` behind the tokens decoded so far (before them
+        where negative).
+        """
         if self.static:
             return self.at + (self.ahead[:count] + first)
         return slice(self.start + first, self.start + first + count)
 
     def window(self, first: int, count: int) -> Window:
-        """Of a cache whose `count` new keys go to `places(first, count)`; all before them are filled."""
+        """Of a cache whose `count` new keys go to `places(first, count)`; all before them are
+        filled.
+        """
         places, end = self.places(first, count), self.start + first + count
         if not self.static:
             return Window(places, end, None)
@@ -126,7 +133,9 @@ class Steps:
         self.start += count
 
     def graph(self, shape: tuple, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """The step's graph, captured where it is not yet; None, and from then on none at all, where that fails."""
+        """The step's graph, captured where it is not yet; None, and from then on none at all, where
+        that fails.
+        """
         if self.graphs[shape] is None:
             try:
                 self.graphs[shape] = capture(step, self.pool)
@@ -137,7 +146,8 @@ class Steps:
 
 
 def capture(step: Callable[[], None], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
-    """The kernels of a step as a graph; nothing is run. Graphs of one pool share memory, so they may not run side by side.
+    """The kernels of a step as a graph; nothing is run. Graphs of one pool share memory, so they
+    may not run side by side.
 
     Autocast keeps no cast of a weight meanwhile: it would be gone at the replay.
     """

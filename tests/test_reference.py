@@ -20,6 +20,7 @@ from benchmarks import records
 from benchmarks.reference import __main__ as reference
 from benchmarks.reference import commands, packing, plan
 from benchmarks.reference.commands import Places
+from benchmarks.reference.keeping import Keeper
 from benchmarks.reference.plan import Entry
 from benchmarks.store import BadInput
 
@@ -348,7 +349,7 @@ def test_what_cannot_be_unpacked_is_one_line_and_writes_nothing_outside(tmp_path
     assert plan.load(path)[0].made is None
 
 
-def keeper_of(tmp_path: Path, monkeypatch, *names: str, out: Path | None = None) -> tuple[reference.Keeper, list[Entry]]:
+def keeper_of(tmp_path: Path, monkeypatch, *names: str, out: Path | None = None) -> tuple[Keeper, list[Entry]]:
     """A keeper of a plan of its own; what entries make is a table."""
     entries = plan_of(tmp_path / "plan.yaml", *names)
     monkeypatch.setattr(plan, "mark", partial(plan.mark, path=tmp_path / "plan.yaml"))
@@ -356,7 +357,7 @@ def keeper_of(tmp_path: Path, monkeypatch, *names: str, out: Path | None = None)
     for name in names:
         (places.work / name).mkdir(parents=True, exist_ok=True)
         (places.work / name / "cost.csv").write_text(name)
-    return reference.Keeper(places, CPU, out), entries
+    return Keeper(places, CPU, out), entries
 
 
 def test_what_is_made_is_published_marked_and_packed_beside_what_was_packed_before(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""What the suite promises of its speed on one H100 or H200, held against what `make perf` measured: bars.csv."""
+"""What the suite promises of its speed on one H100 or H200, held against what `make perf` measured:
+bars.csv.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +11,9 @@ from benchmarks.perf.bench import Bench
 
 
 class Bar(NamedTuple):
-    """`measured` takes the table of `make perf` and what was measured beside it; None where it was not measured."""
+    """`measured` takes the table of `make perf` and what was measured beside it; None where it was
+    not measured.
+    """
 
     what: str
     least: float
@@ -18,7 +22,9 @@ class Bar(NamedTuple):
 
 
 def share(model: str, size: str) -> Callable[[pd.DataFrame, dict[str, float]], float | None]:
-    """The best share of the ceiling, compiled or not, that training this model at this size reached."""
+    """The best share of the ceiling, compiled or not, that training this model at this size
+    reached.
+    """
 
     def best(table: pd.DataFrame, _: dict[str, float]) -> float | None:
         training = table["stage"].astype(str).str.startswith("train ")

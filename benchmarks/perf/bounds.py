@@ -1,7 +1,9 @@
-"""What a machine's memory and launches allow at best: the bounds that cached decoding is held against.
+"""What a machine's memory and launches allow at best: the bounds that cached decoding is held
+against.
 
-A step of a raster model reads every weight once and, for each sample, the keys and values so far; it runs a few hundred kernels one after
-the other. The larger of both times is a floor: at batch 64 it is memory's, at batch 1 the launches'.
+A step of a raster model reads every weight once and, for each sample, the keys and values so far;
+it runs a few hundred kernels one after the other. The larger of both times is a floor: at batch 64
+it is memory's, at batch 1 the launches'.
 """
 
 from collections.abc import Callable
@@ -25,7 +27,9 @@ def bandwidth(device: torch.device, numbers: int = COPIED) -> float:
 
 
 def launch_seconds(device: torch.device) -> float:
-    """Seconds that the smallest kernel takes of a long row of them: on CUDA as one graph, which is how decoding launches its own."""
+    """Seconds that the smallest kernel takes of a long row of them: on CUDA as one graph, which is
+    how decoding launches its own.
+    """
     x = torch.zeros(1, device=device)
 
     def row() -> None:
@@ -40,7 +44,8 @@ def launch_seconds(device: torch.device) -> float:
 
 
 def kernels(call: Callable[[], Any], device: torch.device) -> int:
-    """Kernels that a call launches one by one: CUDA's own count there, elsewhere the operators that would each be one.
+    """Kernels that a call launches one by one: CUDA's own count there, elsewhere the operators that
+    would each be one.
 
     Raises RuntimeError where the profiler saw none.
     """
@@ -56,7 +61,9 @@ def kernels(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def decoding_bytes(model: Autoregressive, batch: int, bytes_each: int = 2) -> int:
-    """Bytes that decoding `batch` samples reads at least: weights once a step, each key and value once for every later step."""
+    """Bytes that decoding `batch` samples reads at least: weights once a step, each key and value
+    once for every later step.
+    """
     weights = sum(p.numel() for p in model.transformer.layers.parameters()) + model.head.weight.numel()
     steps, config = model.tokens // model.block, model.transformer.config
     seen = model.block * steps * (steps + 1) // 2  # keys looked at, summed over the steps

@@ -35,9 +35,10 @@ from benchmarks import records  # noqa: E402
 from benchmarks.cli import ONLY_DIVERGED, TO_BE_CONTINUED  # noqa: E402
 from benchmarks.reference import commands, packing, plan  # noqa: E402
 from benchmarks.reference.commands import Places  # noqa: E402
+from benchmarks.reference.keeping import Keeper  # noqa: E402
 from benchmarks.reference.plan import Entry  # noqa: E402
 from benchmarks.report import markdown  # noqa: E402
-from benchmarks.store import BadInput, write_json  # noqa: E402
+from benchmarks.store import BadInput  # noqa: E402
 
 MARGIN = 30  # seconds before the end, for the report and for packing
 LEAST = 20  # seconds in which it is worth beginning anything that can be interrupted
@@ -55,7 +56,9 @@ class Outcome:
 
 
 def run_until(call: list[str], deadline: float | None) -> int:
-    """The exit code of a command in a process group of its own, which ends with it, or at the deadline."""
+    """The exit code of a command in a process group of its own, which ends with it, or at the
+    deadline.
+    """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(call, cwd=records.ROOT, env=environment, process_group=0)
     try:
@@ -82,20 +85,31 @@ def make(entry: Entry, places: Places, deadline: float | None) -> str:
         if code == TO_BE_CONTINUED:
             return "begun"
         if code not in (0, ONLY_DIVERGED):  # a training that diverged is a result
-            print(f"latentbench: {entry.name}: exit code {code}; it is tried again after all else", file=sys.stderr, flush=True)
+            print(
+                f"latentbench: {entry.name}: exit code {code}; it is tried again after all else",
+                file=sys.stderr,
+                flush=True,
+            )
             outcome = "failed"
     return outcome
 
 
 def fits(entry: Entry, deadline: float | None) -> bool:
-    """Whether an entry can be begun: in the time that is left it ends, or can be left and gone on with."""
+    """Whether an entry can be begun: in the time that is left it ends, or can be left and gone on
+    with.
+    """
     if deadline is None:
         return True
     left = deadline - MARGIN - time.time()
     return left > (LEAST if commands.stoppable(entry.kinds) else 60 * entry.minutes)
 
 
-def make_all(entries: list[Entry], places: Places, deadline: float | None, keep: Callable[[Entry, str, float], None]) -> Outcome:
+def make_all(
+    entries: list[Entry],
+    places: Places,
+    deadline: float | None,
+    keep: Callable[[Entry, str, float], None],
+) -> Outcome:
     """Every entry that fits, in order; `keep` is told what became of each, and in how many minutes."""
     outcome = Outcome()
     for entry in entries:
@@ -114,67 +128,6 @@ def make_all(entries: list[Entry], places: Places, deadline: float | None, keep:
     return outcome
 
 
-class Keeper:
-    """Publishes each study as soon as it is whole, marks it in the plan, and packs all that was made.
-
-    What is known of a study lies beside its results too (`results/<name>/made.json`): the plan is
-    part of the code, and where that is laid anew before every call its marks are gone.
-    """
-
-    def __init__(self, places: Places, device: torch.device, out: Path | None):
-        self.places, self.device, self.out = places, device, out
-        if not places.rehearse:
-            packing.check_writable(places.published, "results/reference")
-        self.made: packing.Made = {}
-        if out is not None:
-            packing.check_writable(out, "OUT")
-            self.made = packing.packed(out)
-
-    def __call__(self, entry: Entry, became: str, minutes: float) -> None:
-        """A study that is not whole changes nothing that is published."""
-        known = packing.state(self.places.work, entry.name)
-        known["minutes"] = round(known.get("minutes", 0) + minutes, 1)
-        made = plan.made_now(self.device) | {"minutes": known["minutes"]}
-        if became == "made":
-            packing.put_in_place(entry, self.places.out(entry), self.places.published)
-            known = {"made": made}
-        elif became == "failed":
-            known["failed_by"] = made["commit"]
-        write_json(self.places.out(entry) / packing.INDEX, known)
-        self.pack(entry, made if became == "made" else None)
-
-    def pack(self, entry: Entry, made: dict | None) -> None:
-        """Into `out`, with all that was packed before; and into the plan what is made."""
-        self.made[entry.name] = made
-        if self.out is not None:
-            kept = {name: state for name, state in self.made.items() if self.is_here(name, state)}
-            paths = packing.pack(kept, self.places.published, self.places.work, self.out, rehearsed=self.places.rehearse)
-            print("packed: " + ", ".join(map(str, paths)), flush=True)
-        if made is not None and not self.places.rehearse:
-            plan.mark(entry.name, made)
-
-    def is_here(self, name: str, made: dict | None) -> bool:
-        folder = self.places.work if made is None else self.places.published
-        return (folder / name).is_dir()
-
-    def restore(self, entries: list[Entry]) -> list[Entry]:
-        """The entries that are still to be made, those that failed by this very code last.
-
-        What an earlier call made, and the plan has forgotten, is published, packed and marked again.
-        """
-        waiting, failed = [], []
-        for entry in entries:
-            known = packing.state(self.places.work, entry.name)
-            if entry.is_todays(known.get("made")):
-                packing.put_in_place(entry, self.places.out(entry), self.places.published)
-                self.pack(entry, known["made"])
-            elif known.get("failed_by") == plan.made_now(self.device)["commit"]:
-                failed.append(entry)
-            else:
-                waiting.append(entry)
-        return waiting + failed
-
-
 def show(entries: list[Entry], device: torch.device, published: Path, work: Path) -> None:
     """The plan with its state, as a table."""
     rows = []
@@ -183,7 +136,17 @@ def show(entries: list[Entry], device: torch.device, published: Path, work: Path
         state += f", begun ({known['minutes']} minutes)" if "minutes" in known else ""
         state += ", failed" if "failed_by" in known else ""
         state += "" if entry.suits(device) else ", not for this machine"
-        rows.append([entry.priority, entry.name, entry.device, state, entry.minutes, entry.data, entry.answers])
+        rows.append(
+            [
+                entry.priority,
+                entry.name,
+                entry.device,
+                state,
+                entry.minutes,
+                entry.data,
+                entry.answers,
+            ]
+        )
     print("\n".join(markdown(["", "study", "device", "state", "minutes", "data", "answers"], rows)))
 
 
@@ -192,7 +155,9 @@ def report(outcome: Outcome, entries: list[Entry], work: Path) -> None:
     left = [entry for entry in entries if entry.name not in outcome.made]
     print(f"\nmade: {', '.join(outcome.made) or 'nothing'}")
     if left:
-        marks = dict.fromkeys(outcome.begun, " (begun)") | dict.fromkeys(outcome.failed, " (failed)")
+        marks = dict.fromkeys(outcome.begun, " (begun)") | dict.fromkeys(
+            outcome.failed, " (failed)"
+        )
         names = ", ".join(entry.name + marks.get(entry.name, "") for entry in left)
         spent = {entry.name: packing.state(work, entry.name).get("minutes", 0) for entry in left}
         minutes = sum(max(1, entry.minutes - spent[entry.name]) for entry in left)
@@ -201,13 +166,23 @@ def report(outcome: Outcome, entries: list[Entry], work: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="benchmarks.reference", description=__doc__, formatter_class=layout)
-    parser.add_argument("--minutes", help="stop by itself before these are up; default: when all is made")
-    parser.add_argument("--only", default="", help="cpu, gpu, or names of the plan, separated by commas")
-    parser.add_argument("--data", default="", help="image folder or tar for the entries that need one")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.reference", description=__doc__, formatter_class=layout
+    )
+    parser.add_argument(
+        "--minutes", help="stop by itself before these are up; default: when all is made"
+    )
+    parser.add_argument(
+        "--only", default="", help="cpu, gpu, or names of the plan, separated by commas"
+    )
+    parser.add_argument(
+        "--data", default="", help="image folder or tar for the entries that need one"
+    )
     parser.add_argument("--list", action="store_true", help="print the plan with its state")
     parser.add_argument("--rehearse", action="store_true", help="every command in miniature")
-    parser.add_argument("--out", type=Path, help="pack what is made here: at most eight files of under 16 MB")
+    parser.add_argument(
+        "--out", type=Path, help="pack what is made here: at most eight files of under 16 MB"
+    )
     parser.add_argument("--unpack", type=Path, help="put what --out packed where it belongs")
     parser.add_argument("--cache", type=Path, default=records.ROOT / ".cache")
     return parser.parse_args()
@@ -227,18 +202,27 @@ def minutes(given: str | None) -> float | None:
 def rehearsal(entries: list[Entry], only: str) -> list[Entry]:
     """What to rehearse: all, those of a kind of device, or those named, whatever this machine is."""
     kind = plan.KINDS.get(only)
-    return plan.named(entries, only) if kind is None else [entry for entry in entries if kind in ("", entry.device)]
+    return (
+        plan.named(entries, only)
+        if kind is None
+        else [entry for entry in entries if kind in ("", entry.device)]
+    )
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends with it
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that what it has started ends with it
     args = arguments()
     lock = FileLock(records.ROOT / "results" / ".reference.lock", timeout=0)
     try:
         with contextlib.nullcontext() if args.list or args.rehearse else lock:
             sys.exit(go(args))
     except Timeout:
-        print("latentbench: another `make reference` runs in this folder; wait for it", file=sys.stderr)
+        print(
+            "latentbench: another `make reference` runs in this folder; wait for it",
+            file=sys.stderr,
+        )
     except BadInput as error:
         print(f"latentbench: {error}", file=sys.stderr)
     sys.exit(2)
@@ -246,7 +230,10 @@ def main() -> None:
 
 def go(args: argparse.Namespace) -> int:
     """The exit code of a call; see the head of this file."""
-    allowed, device = minutes(args.minutes), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed, device = (
+        minutes(args.minutes),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
     entries, published, work = plan.load(), plan.PLAN.parent, records.ROOT / "results"
     cache, out = args.cache.absolute(), args.out and args.out.absolute()
     if args.list:
@@ -258,8 +245,14 @@ def go(args: argparse.Namespace) -> int:
     if args.rehearse:
         cache = cache / "rehearsal"
         shutil.rmtree(cache, ignore_errors=True)  # what is there already would not be made again
-        wanted, published, work = rehearsal(entries, args.only), cache / "reference", cache / "results"
-        images = commands.images(args.data, cache) if args.data else commands.stand_in(cache / "images")
+        wanted, published, work = (
+            rehearsal(entries, args.only),
+            cache / "reference",
+            cache / "results",
+        )
+        images = (
+            commands.images(args.data, cache) if args.data else commands.stand_in(cache / "images")
+        )
     else:
         wanted = plan.chosen(entries, args.only, device, published)
         images = commands.images(args.data, cache) if args.data else None
@@ -279,10 +272,17 @@ def verdict(outcome: Outcome, wanted: list[Entry], able: list[Entry], allowed: f
     if outcome.failed:
         return 1
     if without := [entry.name for entry in wanted if entry not in able]:
-        raise BadInput(f"DATA is missing: {', '.join(without)} need it; give DATA=<folder with train/<class>/*, or a tar of one>")
+        raise BadInput(
+            f"DATA is missing: {', '.join(without)} need it; give DATA=<folder with train/<class>/*, or a tar of one>"
+        )
     if able and not outcome.made and not outcome.begun:
-        shortest = min(MARGIN / 60 + (LEAST / 60 if commands.stoppable(entry.kinds) else entry.minutes) for entry in able)
-        raise BadInput(f"MINUTES={allowed:g}: too few to begin any of {', '.join(outcome.waiting)}; the shortest takes {shortest:.1f}")
+        shortest = min(
+            MARGIN / 60 + (LEAST / 60 if commands.stoppable(entry.kinds) else entry.minutes)
+            for entry in able
+        )
+        raise BadInput(
+            f"MINUTES={allowed:g}: too few to begin any of {', '.join(outcome.waiting)}; the shortest takes {shortest:.1f}"
+        )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""An entry of the plan as the commands that make it: for real, or in miniature to see that they run."""
+"""An entry of the plan as the commands that make it: for real, or in miniature to see that they
+run.
+"""
 
 import re
 import sys
@@ -15,18 +17,35 @@ from benchmarks.reference.plan import Entry
 from benchmarks.store import BadInput, atomic_folder, digest
 
 CONFIGURED = ("bench", "study", "reconstruct")  # these take Hydra overrides
-MODULES = {"bench": "benchmarks.run", "tests": "pytest", "perf": "benchmarks.perf", "cost": "benchmarks.cost"}
+MODULES = {
+    "bench": "benchmarks.run",
+    "tests": "pytest",
+    "perf": "benchmarks.perf",
+    "cost": "benchmarks.cost",
+}
 MODULES |= {"study": "benchmarks.study", "reconstruct": "benchmarks.reconstruct"}
 STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go on from there
-# What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which comes last
-REHEARSAL = ["rehearse=mini", "num_samples=8", "data.reference_images=8", "steps=[2,16,64]", "guidance=[2]"]
+# What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which
+# comes last
+REHEARSAL = [
+    "rehearse=mini",
+    "num_samples=8",
+    "data.reference_images=8",
+    "steps=[2,16,64]",
+    "guidance=[2]",
+]
 REHEARSAL += ["train.budget=2", "train.batch=4", "train.snapshots=[]", "sample_batch=8"]
-SPLITS = {"train": ("train", 14), "val": ("reference", 6)}  # of a rehearsal: the stream of drawings, and how many a class
+SPLITS = {
+    "train": ("train", 14),
+    "val": ("reference", 6),
+}  # of a rehearsal: the stream of drawings, and how many a class
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where commands read and write. `work` holds a folder an entry; what is kept for good goes to `published`."""
+    """Where commands read and write. `work` holds a folder an entry; what is kept for good goes to
+    `published`.
+    """
 
     work: Path
     cache: Path
@@ -39,7 +58,9 @@ class Places:
 
 
 def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> list[str]:
-    """One run of an entry as an argument list; `stop_at` is when it should end by itself, seconds since the epoch."""
+    """One run of an entry as an argument list; `stop_at` is when it should end by itself, seconds
+    since the epoch.
+    """
     kind, *given = line.split()
     given = [word.replace("{data}", quoted(places.images)) for word in given]
     call = [sys.executable, "-m", MODULES[kind], *given]
@@ -51,7 +72,11 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
         return call + (REHEARSAL if places.rehearse else [])
     if kind == "tests":
         report = f"--junit-xml={places.out(entry) / 'tests.xml'}"
-        return [*call, report, *(["--on=cpu", "-k", "test_cuda and not smoke"] if places.rehearse else [])]
+        return [
+            *call,
+            report,
+            *(["--on=cpu", "-k", "test_cuda and not smoke"] if places.rehearse else []),
+        ]
     call += ["--out", str(places.out(entry))]
     call += ["--stop-at", f"{stop_at:.0f}"] if kind == "perf" and stop_at else []
     return call + (["--rehearse"] if places.rehearse else [])
@@ -60,25 +85,43 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
 def quoted(path: Path | None) -> str:
     """A path as a value of a Hydra override, whatever characters it has."""
     text = str(path)
-    return text if re.fullmatch(r"[\w./@%+-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return (
+        text
+        if re.fullmatch(r"[\w./@%+-]+", text)
+        else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    )
 
 
 def images(given: str, cache: Path) -> Path:
-    """The folder of images that DATA names; a tar is unpacked once, beside the caches. Raises BadInput for anything else."""
+    """The folder of images that DATA names; a tar is unpacked once, beside the caches. Raises
+    BadInput for anything else.
+    """
     path = Path(given).expanduser().absolute()
     if path.is_dir():
         return path
     if not path.is_file():
-        raise BadInput(f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one")
-    folder = cache.absolute() / "reference" / digest(str(path), path.stat().st_size, path.stat().st_mtime_ns) / path.name.split(".")[0]
+        raise BadInput(
+            f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one"
+        )
+    folder = (
+        cache.absolute()
+        / "reference"
+        / digest(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        / path.name.split(".")[0]
+    )
     if not folder.is_dir():
         try:
             with atomic_folder(folder) as temporary, tarfile.open(path) as tar:
                 tar.extractall(temporary, filter="data")
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise BadInput(f"DATA={given}: not a whole tar of an image folder ({type(error).__name__})") from None
+            raise BadInput(
+                f"DATA={given}: not a whole tar of an image folder ({type(error).__name__})"
+            ) from None
     inside = [part for part in folder.iterdir() if part.is_dir()]
-    alone = len(inside) == 1 and inside[0].name not in ("train", "val")  # the tar had a folder around it
+    alone = len(inside) == 1 and inside[0].name not in (
+        "train",
+        "val",
+    )  # the tar had a folder around it
     return inside[0] if alone else folder
 
 

@@ -19,7 +19,10 @@ FILES, BYTES = 8, 15_500_000  # so much of what a machine made may travel back
 INDEX = "made.json"
 KEPT = ("*.csv", "*.json", "*.md", "*.xml", "*.png")  # of what is not a bench
 BEGUN = "begun"  # where the records of a study that is not finished lie in a pack
-INNER = {"study": "judge", "reconstruct": "reconstruct"}  # the folder that a command makes by itself
+INNER = {
+    "study": "judge",
+    "reconstruct": "reconstruct",
+}  # the folder that a command makes by itself
 DAMAGE = (tarfile.TarError, OSError, EOFError, KeyError, ValueError, AttributeError, TypeError)
 
 Made = dict[str, dict[str, Any] | None]  # by study, what the plan is to say; None: not finished
@@ -66,7 +69,9 @@ def check_writable(folder: Path, key: str) -> None:
             probe.write_text("")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise BadInput(f"{key}: {folder} cannot be written ({error.strerror}); give a folder that can") from None
+        raise BadInput(
+            f"{key}: {folder} cannot be written ({error.strerror}); give a folder that can"
+        ) from None
 
 
 def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = False) -> list[Path]:
@@ -77,7 +82,9 @@ def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = F
     does not fit, and leaves the tars as they were.
     """
     contents = {name: dict(_contents(name, state, folder, work)) for name, state in made.items()}
-    sizes = {name: sum(p.stat().st_size for p in files.values()) for name, files in contents.items()}
+    sizes = {
+        name: sum(p.stat().st_size for p in files.values()) for name, files in contents.items()
+    }
     bundles: list[list[str]] = [[]]
     for name, size in sizes.items():
         if bundles[-1] and sum(sizes[other] for other in bundles[-1]) + size > BYTES:
@@ -85,7 +92,9 @@ def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = F
         bundles[-1].append(name)
     if len(bundles) > FILES or max(sizes.values(), default=0) > BYTES:
         total = sum(sizes.values()) / 1e6
-        raise BadInput(f"OUT={out}: {total:.0f} MB do not fit into {FILES} files of 16 MB; make fewer with ONLY=")
+        raise BadInput(
+            f"OUT={out}: {total:.0f} MB do not fit into {FILES} files of 16 MB; make fewer with ONLY="
+        )
     paths = []
     for number, names in enumerate(bundles, 1):
         index = {"rehearsed": rehearsed, "studies": {name: made[name] for name in names}}
@@ -96,7 +105,9 @@ def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = F
     return paths
 
 
-def _contents(name: str, state: dict | None, folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
+def _contents(
+    name: str, state: dict | None, folder: Path, work: Path
+) -> Iterator[tuple[str, Path]]:
     """Where each file of a study lies in a pack, and where it lies here."""
     if state is not None:
         for path in sorted((folder / name).rglob("*")):
@@ -137,13 +148,17 @@ def unpack(source: Path, entries: list[Entry], folder: Path, work: Path, plan: P
     """
     tars = sorted(source.glob("reference-*.tar")) if source.is_dir() else []
     if not tars:
-        raise BadInput(f"UNPACK={source}: no reference-*.tar there; give the folder that `make reference OUT=` wrote")
+        raise BadInput(
+            f"UNPACK={source}: no reference-*.tar there; give the folder that `make reference OUT=` wrote"
+        )
     indexes, known = {path: _index(path) for path in tars}, {entry.name for entry in entries}
     for path, index in indexes.items():
         if index["rehearsed"]:
             raise BadInput(f"UNPACK={path}: made by a rehearsal, so its numbers mean nothing")
         if unknown := sorted(set(index["studies"]) - known):
-            raise BadInput(f"UNPACK={path}: the plan has no {unknown[0]}; use the plan of the code that made it")
+            raise BadInput(
+                f"UNPACK={path}: the plan has no {unknown[0]}; use the plan of the code that made it"
+            )
     lines = []
     for path, index in indexes.items():
         for name, made in index["studies"].items():
@@ -162,7 +177,9 @@ def _index(path: Path) -> dict[str, Any]:
             index = json.loads(tar.extractfile(INDEX).read())
         return {"rehearsed": bool(index["rehearsed"]), "studies": dict(index["studies"])}
     except DAMAGE as error:
-        raise BadInput(f"{path}: not a whole file of `make reference OUT=` ({type(error).__name__}); fetch it again") from None
+        raise BadInput(
+            f"{path}: not a whole file of `make reference OUT=` ({type(error).__name__}); fetch it again"
+        ) from None
 
 
 def _extract(path: Path, inside: str, target: Path) -> None:
@@ -174,7 +191,9 @@ def _extract(path: Path, inside: str, target: Path) -> None:
                     member.name = member.name.removeprefix(f"{inside}/")
                     tar.extract(member, target, filter="data")
     except DAMAGE as error:
-        raise BadInput(f"{path}: {inside} is not whole there ({type(error).__name__}); fetch it again") from None
+        raise BadInput(
+            f"{path}: {inside} is not whole there ({type(error).__name__}); fetch it again"
+        ) from None
 
 
 def _replace(path: Path, name: str, folder: Path) -> None:
