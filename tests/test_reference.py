@@ -58,7 +58,7 @@ def test_every_command_of_the_plan_composes(one):
         for chosen in itertools.product(*choices):
             assert composed(*chosen).data.source in ("procedural", "imagefolder")
         small = composed(*(choice[0] for choice in choices), *commands.REHEARSAL)
-        assert (small.train.unit, small.train.budget, small.train.batch, small.num_samples) == ("steps", 2, 4, 8)
+        assert (small.train.unit, small.train.budget, small.train.batch, small.num_samples) == ("steps", 2, 4, 10)
 
 
 def test_every_committed_folder_has_an_entry_and_every_entry_that_was_made_a_folder():

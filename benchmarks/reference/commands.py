@@ -29,16 +29,15 @@ STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go
 # comes last
 REHEARSAL = [
     "rehearse=mini",
-    "num_samples=8",
-    "data.reference_images=8",
+    "num_samples=10",
+    "data.reference_images=10",
     "steps=[2,16,64]",
     "guidance=[2]",
 ]
 REHEARSAL += ["train.budget=2", "train.batch=4", "train.snapshots=[]", "sample_batch=8"]
-SPLITS = {
-    "train": ("train", 14),
-    "val": ("reference", 6),
-}  # of a rehearsal: the stream of drawings, and how many a class
+REHEARSED_STUDY = ["num_samples=200", "data.reference_images=200", "data.images_per_class=20"]
+# of a rehearsal's images: the stream of drawings, and how many a class
+SPLITS = {"train": ("train", 64), "val": ("reference", 20)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
         call += [f"cache_dir={places.cache}", f"results_dir={results}"]
         call += [f"name={entry.name}"] if kind == "bench" else []
         call += [f"stop_at={stop_at:.0f}"] if kind == "bench" and stop_at else []
-        return call + (REHEARSAL if places.rehearse else [])
+        shrunk = REHEARSAL + (REHEARSED_STUDY if kind == "study" else [])
+        return call + (shrunk if places.rehearse else [])
     if kind == "tests":
         report = f"--junit-xml={places.out(entry) / 'tests.xml'}"
         return [
@@ -126,13 +126,11 @@ def images(given: str, cache: Path) -> Path:
 
 
 def stand_in(folder: Path) -> Path:
-    """A small image folder to rehearse with: four classes of drawings."""
-    classes = ["n01443537", "n01629819", "n01641577", "n01644900"]
+    """A small image folder to rehearse with: ten classes of drawings, named as ImageNet's are."""
     for split, (stream, each) in SPLITS.items():
         drawn, labels = procedural.draw(len(procedural.CLASSES) * each, 64, seed=0, stream=stream)
         for i, (pixels, label) in enumerate(zip(drawn, labels, strict=True)):
-            if label < len(classes):
-                _save(pixels, folder / split / classes[label] / f"{i}.png")
+            _save(pixels, folder / split / f"n{label:08d}" / f"{i}.png")
     return folder
 
 
