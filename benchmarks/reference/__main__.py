@@ -18,6 +18,7 @@ STARTED = time.time()  # the minutes begin here: what is imported below takes so
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
+import math  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
@@ -86,7 +87,7 @@ def make(entry: Entry, places: Places, deadline: float | None) -> str:
             return "begun"
         if code not in (0, ONLY_DIVERGED):  # a training that diverged is a result
             print(
-                f"latentbench: {entry.name}: exit code {code}; it is tried again after all else",
+                f"latentbench: {entry.name}: exit code {code}; a later call tries it again, after all else",
                 file=sys.stderr,
                 flush=True,
             )
@@ -129,39 +130,37 @@ def make_all(
 
 
 def show(entries: list[Entry], device: torch.device, published: Path, work: Path) -> None:
-    """The plan with its state, as a table."""
+    """The plan with its state, as a table, and what this machine would have to make."""
     rows = []
     for entry in entries:
-        known, state = packing.state(work, entry.name), entry.state(published)
-        state += f", begun ({known['minutes']} minutes)" if "minutes" in known else ""
-        state += ", failed" if "failed_by" in known else ""
-        state += "" if entry.suits(device) else ", not for this machine"
+        known, state = packing.state(work, entry.name), [entry.state(published)]
+        state += [f"{known['minutes']} minutes begun here"] if "minutes" in known else []
+        state += ["failed here"] if "failed_by" in known else []
+        state += [] if entry.suits(device) else ["not for this machine"]
         rows.append(
-            [
-                entry.priority,
-                entry.name,
-                entry.device,
-                state,
-                entry.minutes,
-                entry.data,
-                entry.answers,
-            ]
+            [entry.name, entry.device, "; ".join(state), entry.minutes, entry.data, entry.answers]
         )
-    print("\n".join(markdown(["", "study", "device", "state", "minutes", "data", "answers"], rows)))
+    print("\n".join(markdown(["study", "device", "state", "minutes", "data", "answers"], rows)))
+    todo = [entry for entry in entries if entry.suits(device) and entry.state(published) != "made"]
+    total = sum(entry.minutes for entry in todo)
+    names = ", ".join(entry.name for entry in todo) or "nothing"
+    print(
+        f"\nto be made on this machine: {names}: about {total:g} minutes on the plan's own machine"
+    )
 
 
-def report(outcome: Outcome, entries: list[Entry], work: Path) -> None:
-    """What is made, what is left, and how long that will take."""
-    left = [entry for entry in entries if entry.name not in outcome.made]
+def report(outcome: Outcome, entries: list[Entry], places: Places) -> None:
+    """What is made and where it lies, what is left, and how long that will take."""
     print(f"\nmade: {', '.join(outcome.made) or 'nothing'}")
-    if left:
-        marks = dict.fromkeys(outcome.begun, " (begun)") | dict.fromkeys(
-            outcome.failed, " (failed)"
+    if outcome.made:
+        print(f"published in {places.published}/<study>, worked on in {places.work}/<study>")
+    if left := [entry for entry in entries if entry.name not in outcome.made]:
+        marks = dict.fromkeys(outcome.begun, "begun") | dict.fromkeys(outcome.failed, "failed")
+        names = ", ".join(
+            f"{e.name} ({marks[e.name]})" if e.name in marks else e.name for e in left
         )
-        names = ", ".join(entry.name + marks.get(entry.name, "") for entry in left)
-        spent = {entry.name: packing.state(work, entry.name).get("minutes", 0) for entry in left}
-        minutes = sum(max(1, entry.minutes - spent[entry.name]) for entry in left)
-        print(f"left: {names}: about {minutes:.0f} minutes")
+        minutes = sum(entry.minutes for entry in left)
+        print(f"left: {names}: about {minutes:g} minutes, what is begun counted from its beginning")
 
 
 def arguments() -> argparse.Namespace:
@@ -237,7 +236,7 @@ def go(args: argparse.Namespace) -> int:
     entries, published, work = plan.load(), plan.PLAN.parent, records.ROOT / "results"
     cache, out = args.cache.absolute(), args.out and args.out.absolute()
     if args.list:
-        show(entries, device, published, work)
+        show(rehearsal(entries, args.only), device, published, work)
         return 0
     if args.unpack:
         print("\n".join(packing.unpack(args.unpack, entries, published, work, plan.PLAN)))
@@ -263,7 +262,7 @@ def go(args: argparse.Namespace) -> int:
     todo = able if args.only and plan.KINDS.get(args.only) is None else keeper.restore(able)
     outcome = make_all(todo, places, deadline, keeper)
     outcome.made += [entry.name for entry in able if entry not in todo]
-    report(outcome, wanted, work)
+    report(outcome, wanted, places)
     return verdict(outcome, wanted, able, allowed)
 
 
@@ -271,17 +270,18 @@ def verdict(outcome: Outcome, wanted: list[Entry], able: list[Entry], allowed: f
     """The exit code. Raises BadInput where nothing could be begun, or data is missing."""
     if outcome.failed:
         return 1
+    if able and not outcome.made and not outcome.begun:
+        # start-up, the margin at the end, and what the shortest of them needs between
+        edges = (time.time() - STARTED + MARGIN) / 60
+        least = [LEAST / 60 if commands.stoppable(e.kinds) else e.minutes for e in able]
+        raise BadInput(
+            f"MINUTES={allowed:g}: too few to begin any of {', '.join(outcome.waiting)}; "
+            f"give {math.ceil(10 * (edges + min(least)) + 1) / 10:g} or more"
+        )
     if without := [entry.name for entry in wanted if entry not in able]:
         raise BadInput(
-            f"DATA is missing: {', '.join(without)} need it; give DATA=<folder with train/<class>/*, or a tar of one>"
-        )
-    if able and not outcome.made and not outcome.begun:
-        shortest = min(
-            MARGIN / 60 + (LEAST / 60 if commands.stoppable(entry.kinds) else entry.minutes)
-            for entry in able
-        )
-        raise BadInput(
-            f"MINUTES={allowed:g}: too few to begin any of {', '.join(outcome.waiting)}; the shortest takes {shortest:.1f}"
+            f"DATA is missing for {', '.join(without)}; "
+            "give DATA=<folder with train/<class>/* and val/<class>/*, or a tar of one>"
         )
     return 0
 

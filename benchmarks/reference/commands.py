@@ -98,7 +98,7 @@ def images(given: str, cache: Path) -> Path:
     """
     path = Path(given).expanduser().absolute()
     if path.is_dir():
-        return path
+        return _checked(path, given)
     if not path.is_file():
         raise BadInput(
             f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one"
@@ -118,11 +118,17 @@ def images(given: str, cache: Path) -> Path:
                 f"DATA={given}: not a whole tar of an image folder ({type(error).__name__})"
             ) from None
     inside = [part for part in folder.iterdir() if part.is_dir()]
-    alone = len(inside) == 1 and inside[0].name not in (
-        "train",
-        "val",
-    )  # the tar had a folder around it
-    return inside[0] if alone else folder
+    alone = len(inside) == 1 and inside[0].name not in ("train", "val")  # a folder around it
+    return _checked(inside[0] if alone else folder, given)
+
+
+def _checked(folder: Path, given: str) -> Path:
+    """The folder, if it has classes. Raises BadInput for one without folders."""
+    if not any(part.is_dir() for part in folder.iterdir()):
+        raise BadInput(
+            f"DATA={given}: no folders in it; train/<class>/* and val/<class>/* are needed"
+        )
+    return folder
 
 
 def stand_in(folder: Path) -> Path:

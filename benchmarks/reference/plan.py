@@ -204,6 +204,6 @@ def named(entries: list[Entry], only: str) -> list[Entry]:
     )
     if unknown := [name for name in wanted or [only] if name not in known]:
         raise BadInput(
-            f"ONLY={only}: the plan has no {unknown[0]}; give cpu or gpu, or some of {', '.join(known)}"
+            f"ONLY={only}: the plan has no {unknown[0]}; give cpu, or gpu, or names: {', '.join(known)}"
         )
     return [entry for entry in entries if entry.name in wanted]
