@@ -100,6 +100,14 @@ def sampling_macs(meta: Generator, steps: int, guidance: float) -> int:
     return counted[key]
 
 
+def image_cost(meta: Generator, autoencoder: torch.nn.Module, steps: int, guidance: float) -> dict[str, float]:
+    """The columns of what one image costs, counted: GMACs and, twice as many, GFLOPs."""
+    generator = sampling_macs(meta, steps, guidance) / 1e9
+    decoder = decoder_macs(autoencoder, meta.latent_shape) / 1e9
+    whole = generator + decoder
+    return {"gmacs_generator": generator, "gmacs_decoder": decoder, "gmacs_per_image": whole, "gflops_per_image": 2 * whole}
+
+
 def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> int:
     """MACs of decoding one picture's latents."""
     meta = copy.deepcopy(autoencoder).to("meta")

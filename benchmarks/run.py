@@ -218,7 +218,7 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         drawn = sample.cached_draw(path, path.stem, cell.generator, cell.space, cell.encoded, point, cell.device)
     labels = sample.labels_for(point.count, cell.generator.num_classes)
     with speed.stage("counting"):
-        counted = cost(cell, point)
+        counted = build.image_cost(cell.meta, cell.space.autoencoder, point.steps, point.guidance)
     with speed.stage("scoring"):
         scores = judge.score(drawn.images.numpy(), labels)
     row = identity(cell) | judge.ceilings | scores.row
@@ -239,8 +239,8 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         **drawn.made,
     }
     keep_pictures(cell, run_id, drawn.images.numpy(), labels.numpy(), scores.pairs)
-    made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "sampling_seed": point.seed}
-    made_by["compile"] = trained.get("compile")
+    made_by = {"train_log": trained["log"], "trained_by": trained["trained_by"], "compile": trained.get("compile")}
+    made_by["sampling_seed"] = point.seed
     for name in ("kid_per_class", "fd_per_class"):
         scores.diagnostics[name] = {cell.dataset.classes[k]: found for k, found in scores.diagnostics[name].items()}
     judged = {"selection": scores.selection, "diagnostics": scores.diagnostics}
@@ -250,14 +250,6 @@ def measure(cell: Cell, point: sample.Setting, judge: score.Judge, trained: dict
         f"  {point.steps} steps, guidance {point.guidance:g}{drawing}: {plots.distance_name(judge.features.name)} {row['fd']:.2f}",
         flush=True,
     )
-
-
-def cost(cell: Cell, point: sample.Setting) -> dict[str, float]:
-    """The columns of what one picture of this setting costs, counted."""
-    generator = build.sampling_macs(cell.meta, point.steps, point.guidance) / 1e9
-    decoder = build.decoder_macs(cell.space.autoencoder, cell.generator.latent_shape) / 1e9
-    whole = generator + decoder
-    return {"gmacs_generator": generator, "gmacs_decoder": decoder, "gmacs_per_image": whole, "gflops_per_image": 2 * whole}
 
 
 def keep_pictures(cell: Cell, run_id: str, images: np.ndarray, labels: np.ndarray, pairs: list[tuple[int, int]]) -> None:
