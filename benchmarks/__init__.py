@@ -1,1 +1,3 @@
-"""The harness: data -> latents -> weights -> samples -> scores -> records -> report. Start reading at `run.py`."""
+"""The harness: data -> latents -> weights -> samples -> scores -> records -> report. Start reading
+at `run.py`.
+"""

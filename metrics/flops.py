@@ -1,8 +1,9 @@
 """Counting multiply-accumulates, by running the real code on the meta device.
 
-`torch.utils.flop_counter` counts 2 FLOPs per multiply-accumulate (MAC) of every matrix product, convolution and attention;
-norms, activations and embeddings are not counted, as in the papers, whose "Gflops" are MACs. On the CPU it would count
-scaled_dot_product_attention as zero, hence meta. Causal attention is counted in full.
+`torch.utils.flop_counter` counts 2 FLOPs per multiply-accumulate (MAC) of every matrix product,
+convolution and attention; norms, activations and embeddings are not counted, as in the papers,
+whose "Gflops" are MACs. On the CPU it would count scaled_dot_product_attention as zero, hence meta.
+Causal attention is counted in full.
 """
 
 from collections.abc import Callable

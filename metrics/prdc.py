@@ -1,4 +1,6 @@
-"""Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et al. 2020, arXiv 2002.09797)."""
+"""Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et
+al. 2020, arXiv 2002.09797).
+"""
 
 from typing import NamedTuple
 
@@ -10,7 +12,9 @@ MOST = 10_000
 
 
 class Manifold(NamedTuple):
-    """Two samples of one distribution read precision and recall of 0.8 to 0.9, density about 1, coverage near 1."""
+    """Two samples of one distribution read precision and recall of 0.8 to 0.9, density about 1,
+    coverage near 1.
+    """
 
     precision: float
     recall: float
@@ -24,7 +28,8 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> Manifold:
-    """Of features (N, d) and (M, d), the first min(N, M) of each, at most 10,000: with unequal numbers coverage depends on them.
+    """Of features (N, d) and (M, d), the first min(N, M) of each, at most 10,000: with unequal
+    numbers coverage depends on them.
 
     Raises ValueError for k + 1 rows or fewer, or differing d.
     """

@@ -21,13 +21,24 @@ class Probe(NamedTuple):
         return (scores.argmax(1) == labels).float().mean().item()
 
 
-def fit_probe(features: Tensor, labels: LongTensor, num_classes: int, *, decay: float = 1e-3, iterations: int = 100) -> Probe:
-    """Multinomial logistic regression by L-BFGS with weight decay, on features (N, d) and labels (N,)."""
+def fit_probe(
+    features: Tensor,
+    labels: LongTensor,
+    num_classes: int,
+    *,
+    decay: float = 1e-3,
+    iterations: int = 100,
+) -> Probe:
+    """Multinomial logistic regression by L-BFGS with weight decay, on features (N, d) and labels
+    (N,).
+    """
     std, mean = torch.std_mean(features, dim=0)
     x = (features - mean) / std.clamp(min=1e-6)
     weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=iterations, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -6,8 +6,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,36 +15,31 @@ from typing import Any
 
 import torch
 
-SPENT: dict[str, float] = {}  # wall seconds of this process by stage
-
-
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Adds the wall seconds of what runs inside to `SPENT[name]`, whether or not it succeeds. Stages are not nested."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        SPENT[name] = SPENT.get(name, 0.0) + time.perf_counter() - started
-
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory, of large arrays too, instead of giving each step's back to the kernel (elsewhere: nothing happens).
+    """Let glibc keep freed memory, of large arrays too, instead of giving each step's back to the
+    kernel (elsewhere: nothing happens).
 
-    Drawing 128 guided pictures from `masked` at size xs in 8 steps took 7.7 ms a picture on two cores with the second and third setting (the latter at 2 GiB then),
-    14.5 ms without (medians of two runs in turns), for 26 to 31% more memory at the peak; other models and training gain little.
+    Drawing 128 guided pictures from `masked` at size xs in 8 steps took 7.7 ms a picture on two
+    cores with the second and third setting (the latter at 2 GiB then), 14.5 ms without (medians of
+    two runs in turns), for 26 to 31% more memory at the peak; other models and training gain
+    little.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-2, 2**28)  # M_TOP_PAD: ask for much at once
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large array, which would be zeroed again each time
+        libc.mallopt(
+            -4, 0
+        )  # M_MMAP_MAX: no mapping of its own for a large array, which would be zeroed again each time
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
     except (OSError, AttributeError):
         pass
 
 
 def free_memory() -> None:
-    """Between the cells of a sweep, which share a process: give back what the last one held, compiled code too."""
+    """Between the cells of a sweep, which share a process: give back what the last one held,
+    compiled code too.
+    """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     gc.collect()
@@ -70,7 +65,9 @@ def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
 
 
 class Laps:
-    """Seconds between marks. On CUDA a mark is an event among the device's work, so that nobody waits for it."""
+    """Seconds between marks. On CUDA a mark is an event among the device's work, so that nobody
+    waits for it.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -94,7 +91,9 @@ class Laps:
         return [b - a for a, b in pairwise(self.marks)]
 
 
-def median_seconds(call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1) -> float:
+def median_seconds(
+    call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1
+) -> float:
     """Median wall seconds of `repeats` calls after `warmup` unmeasured ones."""
     for _ in range(warmup):
         call()
@@ -103,8 +102,12 @@ def median_seconds(call: Callable[[], Any], device: torch.device, *, repeats: in
 
 @lru_cache(maxsize=4)
 def ceiling_flops(device: torch.device) -> float:
-    """FLOP/s of the best of five square bf16 matrix products: what 100% utilisation means on this machine."""
-    size = 8192 if device.type == "cuda" else 2048  # on a large GPU a small product is mostly launch time
+    """FLOP/s of the best of five square bf16 matrix products: what 100% utilisation means on this
+    machine.
+    """
+    size = (
+        8192 if device.type == "cuda" else 2048
+    )  # on a large GPU a small product is mostly launch time
     a = torch.randn(size, size, device=device).bfloat16()
     a @ a
     return 2 * size**3 / min(timed(lambda: a @ a, device)[1] for _ in range(5))
@@ -122,7 +125,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Device memory on CUDA, resident memory of the process on the CPU, in MiB, since the last reset."""
+    """Device memory on CUDA, resident memory of the process on the CPU, in MiB, since the last
+    reset.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

@@ -26,7 +26,9 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(relu(x)))), the identity at first: no normalisation is needed (as in Fixup, arXiv 1901.09321)."""
+    """x + conv(relu(conv(relu(x)))), the identity at first: no normalisation is needed (as in
+    Fixup, arXiv 1901.09321).
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -41,9 +43,10 @@ class Residual(nn.Module):
 class Autoencoder(nn.Module):
     """Convolutional autoencoder, `factor` = 4 pixels a latent, `channels` = 4.
 
-    Pixels are folded two by two into channels first and unfolded last (as ESPCN, arXiv 1609.05158); two thirds of the work is at half
-    resolution, the rest on the latents' grid. Trials of this and other networks: results/reference/latents/README.md.
-    Works on any size divisible by 4. Trained by `make weights`; frozen ever after.
+    Pixels are folded two by two into channels first and unfolded last (as ESPCN, arXiv 1609.05158);
+    two thirds of the work is at half resolution, the rest on the latents' grid. Trials of this and
+    other networks: results/reference/latents/README.md. Works on any size divisible by 4. Trained
+    by `make weights`; frozen ever after.
     """
 
     factor = 4
@@ -73,7 +76,11 @@ class Autoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> raw latents (B, 4, H/4, W/4), float32."""
-        return self.encoder(to_float(images).to(memory_format=torch.channels_last)).float().contiguous()
+        return (
+            self.encoder(to_float(images).to(memory_format=torch.channels_last))
+            .float()
+            .contiguous()
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents (B, 4, h, w) -> uint8 (B, 3, 4h, 4w)."""

@@ -141,7 +141,10 @@ class Steps:
                 self.graphs[shape] = capture(step, self.pool)
             except RuntimeError as error:
                 self.captured = False
-                print(f"decoding without CUDA graphs: {str(error).strip().splitlines()[0][:200]}", flush=True)
+                print(
+                    f"decoding without CUDA graphs: {str(error).strip().splitlines()[0][:200]}",
+                    flush=True,
+                )
         return self.graphs[shape]
 
 

@@ -1,8 +1,10 @@
-"""The two diffusion families: one training objective and one sampling loop around a denoiser (U-Net or DiT).
+"""The two diffusion families: one training objective and one sampling loop around a denoiser (U-Net
+or DiT).
 
-Time runs from data (0) to noise (1). Flow matching (arXiv 2210.02747, 2209.03003): x_t = (1 - t) x + t e, target e - x, t
-logit-normal (arXiv 2403.03206). The others share a variance-preserving chain of 1000 steps (arXiv 2006.11239), with target
-e (eps), x (x0) or sqrt(a) e - sqrt(1 - a) x (v, arXiv 2202.00512).
+Time runs from data (0) to noise (1). Flow matching (arXiv 2210.02747, 2209.03003): x_t = (1 - t) x
++ t e, target e - x, t logit-normal (arXiv 2403.03206). The others share a variance-preserving chain
+of 1000 steps (arXiv 2006.11239), with target e (eps), x (x0) or sqrt(a) e - sqrt(1 - a) x (v, arXiv
+2202.00512).
 """
 
 import inspect
@@ -14,19 +16,20 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import Batch, Generator, randn, spawn, to_device
+from models.generator import Batch, GenerativeModel, randn, spawn, to_device
 from models.schedulers import CHAIN, PREDICTION
 
 
-class Diffusion(Generator):
+class Diffusion(GenerativeModel):
     """A diffusion model over whitened latents.
 
-    `denoiser(latent_shape, num_classes)` builds a network that maps (x, t in [0, 1000], labels) to a tensor like x.
-    `objective` is flow, eps, v or x0; `models/schedulers.py` says which samplers each can be drawn with. `choice` holds
-    `guidance_interval`, the times (1 noise, 0 data) between which guidance acts (arXiv 2404.07724), and for flow `shift` (of its times).
+    `denoiser(latent_shape, num_classes)` builds a network that maps (x, t in [0, 1000], labels) to
+    a tensor like x. `objective` is flow, eps, v or x0; `models/schedulers.py` says which samplers
+    each can be drawn with. `choice` holds `guidance_interval`, the times (1 noise, 0 data) between
+    which guidance acts (arXiv 2404.07724), and for flow `shift` (of its times).
     """
 
-    options = {"guidance_interval": (0.0, 1.0)}
+    sampler_defaults = {"guidance_interval": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -44,8 +47,8 @@ class Diffusion(Generator):
         self.objective = objective
         self.samplers = schedulers.samplers(objective)
         if objective == "flow":
-            self.options = self.options | {"shift": 1.0}
-        self.use()
+            self.sampler_defaults = self.sampler_defaults | {"shift": 1.0}
+        self.set_sampler()
         self.denoiser = denoiser(self.latent_shape, num_classes)
         alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, CHAIN, dtype=torch.float64), 0)
         self.register_buffer("alphas", alphas.float(), persistent=False)
@@ -68,14 +71,20 @@ class Diffusion(Generator):
         else:
             a = self.alphas[time][:, None, None, None]
             mixed = a.sqrt() * x + (1 - a).sqrt() * noise
-            target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[self.objective]
+            target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[
+                self.objective
+            ]
         return F.mse_loss(self.denoiser(mixed, time, labels).float(), target)
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         """Raises ValueError for a value out of range."""
-        low, high = options["guidance_interval"] if len(options["guidance_interval"]) == 2 else (1, 0)
+        low, high = (
+            options["guidance_interval"] if len(options["guidance_interval"]) == 2 else (1, 0)
+        )
         if not 0 <= low < high <= 1:
-            raise ValueError(f"sampler.guidance_interval={list(options['guidance_interval'])}: two numbers, 0 <= low < high <= 1")
+            raise ValueError(
+                f"sampler.guidance_interval={list(options['guidance_interval'])}: two numbers, 0 <= low < high <= 1"
+            )
         if options.get("shift", 1.0) <= 0:
             raise ValueError(f"sampler.shift={options['shift']}: above 0")
         if sampler == "heun" and options.get("shift", 1.0) != 1:
@@ -85,11 +94,15 @@ class Diffusion(Generator):
 
     def _scheduler(self, steps: int) -> Any:
         """The diffusers scheduler of this objective and sampler, its timesteps set."""
-        return schedulers.scheduler(self.objective, self.sampler, steps, self.choice.get("shift", 1.0))
+        return schedulers.scheduler(
+            self.objective, self.sampler, steps, self.sampler_options.get("shift", 1.0)
+        )
 
     def _scale(self, t: float, guidance: float) -> float:
-        """The guidance that acts at time t in [0, 1000]: all of it inside the interval, none outside."""
-        low, high = self.choice["guidance_interval"]
+        """The guidance that acts at time t in [0, 1000]: all of it inside the interval, none
+        outside.
+        """
+        low, high = self.sampler_options["guidance_interval"]
         return guidance if low <= t / CHAIN <= high else 1.0
 
     def _predict(self, x: Tensor, t: float, labels: LongTensor, guidance: float) -> Tensor:
@@ -97,7 +110,9 @@ class Diffusion(Generator):
         if guidance == 1:
             return self.denoiser(x, x.new_full((len(x),), t), labels).float()
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        conditional, unconditional = self.denoiser(torch.cat([x, x]), x.new_full((2 * len(x),), t), both).float().chunk(2)
+        conditional, unconditional = (
+            self.denoiser(torch.cat([x, x]), x.new_full((2 * len(x),), t), both).float().chunk(2)
+        )
         return torch.lerp(unconditional, conditional, guidance)
 
     @torch.inference_mode()
@@ -107,26 +122,53 @@ class Diffusion(Generator):
         return self._predict(x, 0.0, labels, 1.0)
 
     @torch.inference_mode()
-    def sample(self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator) -> Tensor:
+    def sample(
+        self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
+    ) -> Tensor:
         self.nfe(steps, guidance)  # refuses what cannot be honoured
         rngs = spawn(rng, len(labels))
         scheduler = self._scheduler(steps)
-        x = randn(self.latent_shape, rngs, labels.device) * float(getattr(scheduler, "init_noise_sigma", 1))
-        noise = {"generator": rngs} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        x = randn(self.latent_shape, rngs, labels.device) * float(
+            getattr(scheduler, "init_noise_sigma", 1)
+        )
+        noise = (
+            {"generator": rngs}
+            if "generator" in inspect.signature(scheduler.step).parameters
+            else {}
+        )
         for step, t in zip(scheduler.timesteps, schedulers.times(scheduler), strict=True):
-            scaled = scheduler.scale_model_input(x, step) if hasattr(scheduler, "scale_model_input") else x
+            scaled = (
+                scheduler.scale_model_input(x, step)
+                if hasattr(scheduler, "scale_model_input")
+                else x
+            )
             prediction = self._predict(scaled, t, labels, self._scale(t, guidance))
             with schedulers.WithoutWaiting():
                 x = scheduler.step(prediction, step, x, **noise).prev_sample
         return x
 
-    def step_counts(self, requested: Iterable[int]) -> list[int]:
-        """1 to 1000, but for the few of which diffusers makes one more in eps, v and x0 (61 is the first); for DDIM divisors of 1000."""
-        return [n for n in requested if 1 <= n <= CHAIN and schedulers.honours(self.objective, self.sampler, n)]
+    def supported_steps(self, requested: Iterable[int]) -> list[int]:
+        """1 to 1000, but for the few of which diffusers makes one more in eps, v and x0 (61 is the
+        first); for DDIM divisors of 1000.
+        """
+        return [
+            n
+            for n in requested
+            if 1 <= n <= CHAIN and schedulers.honours(self.objective, self.sampler, n)
+        ]
 
     def nfe(self, steps: int, guidance: float) -> int:
-        """The scheduler's own evaluations (2n - 1 for Heun, n for the others), twice where guidance acts."""
-        if not self.step_counts([steps]):
-            some = " that divide 1000" if self.sampler == "ddim" else f"; of {steps} its grid would be one longer" * (1 <= steps <= CHAIN)
+        """The scheduler's own evaluations (2n - 1 for Heun, n for the others), twice where guidance
+        acts.
+        """
+        if not self.supported_steps([steps]):
+            some = (
+                " that divide 1000"
+                if self.sampler == "ddim"
+                else f"; of {steps} its grid would be one longer" * (1 <= steps <= CHAIN)
+            )
             raise ValueError(f"steps={steps}: {self.sampler} takes 1 to {CHAIN} steps{some}")
-        return sum(1 if self._scale(t, guidance) == 1 else 2 for t in schedulers.times(self._scheduler(steps)))
+        return sum(
+            1 if self._scale(t, guidance) == 1 else 2
+            for t in schedulers.times(self._scheduler(steps))
+        )

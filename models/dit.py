@@ -1,7 +1,9 @@
-"""The Diffusion Transformer of Peebles & Xie, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748).
+"""The Diffusion Transformer of Peebles & Xie, "Scalable Diffusion Models with Transformers" (arXiv
+2212.09748).
 
-Faithful to the paper's released form: patches, fixed 2-D sine positions, one timestep and one label embedding shared by
-all blocks, adaLN-Zero conditioning, zero-initialised output. One exception, in bf16 on a CPU only: `GELU`.
+Faithful to the paper's released form: patches, fixed 2-D sine positions, one timestep and one label
+embedding shared by all blocks, adaLN-Zero conditioning, zero-initialised output. One exception, in
+bf16 on a CPU only: `GELU`.
 """
 
 import math
@@ -17,11 +19,17 @@ PAPER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl":
 
 
 def sine_positions(width: int, height: int, columns: int) -> Tensor:
-    """Fixed 2-D sine-cosine embedding (height * columns, width): the first half encodes x, the second y."""
+    """Fixed 2-D sine-cosine embedding (height * columns, width): the first half encodes x, the
+    second y.
+    """
     if width % 4:
         raise ValueError(f"width {width}: sine positions need a multiple of 4")
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(columns, dtype=torch.float64),
+        indexing="ij",
+    )
     halves = [torch.outer(axis.flatten(), omega) for axis in (x, y)]
     return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
 
@@ -32,13 +40,18 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class GELU(nn.Module):
-    """The released code's tanh form; in bf16 on a CPU, where torch's tanh is 3 to 6 times slower, the GELU that it approximates.
+    """The released code's tanh form; in bf16 on a CPU, where torch's tanh is 3 to 6 times slower,
+    the GELU that it approximates.
 
-    They differ by 5e-4 at most, at |x| = 2.7; below -2, where either is under 0.05, that is many of bf16's steps.
+    They differ by 5e-4 at most, at |x| = 2.7; below -2, where either is under 0.05, that is many of
+    bf16's steps.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh")
+        return F.gelu(
+            x,
+            approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh",
+        )
 
 
 class TimestepEmbedder(nn.Module):
@@ -51,7 +64,9 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequencies // 2
-        omega = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        omega = torch.exp(
+            -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+        )
         angle = t.float()[:, None] * omega
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
@@ -92,11 +107,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, out_channels, H, W).
 
-    `out_channels` is C; the paper's own models also predict a variance and have 2 C. Raises ValueError where the patch does
-    not tile the latents.
+    `out_channels` is C; the paper's own models also predict a variance and have 2 C. Raises
+    ValueError where the patch does not tile the latents.
     """
 
-    cast_for_drawing = True  # bf16 weights give what autocast gives
+    bf16_safe = True  # bf16 weights give what autocast gives
 
     def __init__(
         self,
@@ -132,9 +147,17 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patches.weight.view(self.patches.weight.shape[0], -1))
         nn.init.zeros_(self.patches.bias)
-        for weight in (self.labels.weight, self.timesteps.mlp[0].weight, self.timesteps.mlp[2].weight):
+        for weight in (
+            self.labels.weight,
+            self.timesteps.mlp[0].weight,
+            self.timesteps.mlp[2].weight,
+        ):
             nn.init.normal_(weight, std=0.02)
-        for layer in (*(block.modulation[1] for block in self.blocks), self.modulation[1], self.out):
+        for layer in (
+            *(block.modulation[1] for block in self.blocks),
+            self.modulation[1],
+            self.out,
+        ):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -152,6 +175,8 @@ class DiT(nn.Module):
         return F.pixel_shuffle(self._channels_first(x), self.patch)
 
     def _channels_first(self, x: Tensor) -> Tensor:
-        """(B, T, p*p*C) with the paper's (p, q, c) order -> (B, C*p*p, H/p, W/p), as `pixel_shuffle` wants it."""
+        """(B, T, p*p*C) with the paper's (p, q, c) order -> (B, C*p*p, H/p, W/p), as
+        `pixel_shuffle` wants it.
+        """
         x = x.unflatten(2, (self.patch * self.patch, self.out_channels)).transpose(2, 3).flatten(2)
         return x.transpose(1, 2).unflatten(2, self.grid)

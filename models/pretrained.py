@@ -1,4 +1,6 @@
-"""The field's autoencoders as drop-ins: diffusers' AutoencoderKL (sd-vae-ft-mse) and AutoencoderTiny (taesd)."""
+"""The field's autoencoders as drop-ins: diffusers' AutoencoderKL (sd-vae-ft-mse) and
+AutoencoderTiny (taesd).
+"""
 
 from pathlib import Path
 
@@ -14,8 +16,9 @@ CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 class PretrainedAutoencoder(nn.Module):
     """The contract of `models.autoencoder.Autoencoder` around a diffusers network of the same task.
 
-    Latents are the network's own: `scaling_factor` is left aside, because whitening is measured on each data set. Of a KL
-    autoencoder's posterior the mode is taken, so that encoding is deterministic.
+    Latents are the network's own: `scaling_factor` is left aside, because whitening is measured on
+    each data set. Of a KL autoencoder's posterior the mode is taken, so that encoding is
+    deterministic.
     """
 
     def __init__(self, net: AutoencoderKL | AutoencoderTiny):
@@ -37,15 +40,23 @@ class PretrainedAutoencoder(nn.Module):
 
 
 def load_pretrained(kind: str, folder: str | Path) -> PretrainedAutoencoder:
-    """From a folder with config.json and safetensors. Raises ValueError for a folder that does not hold a whole `kind`."""
+    """From a folder with config.json and safetensors. Raises ValueError for a folder that does not
+    hold a whole `kind`.
+    """
     if kind not in CLASSES:
         raise ValueError(f"no such autoencoder; one of {', '.join(CLASSES)}")
     logging.set_verbosity_error()  # its warnings are errors here, and said in one line
     try:
-        net, info = CLASSES[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        net, info = CLASSES[kind].from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:  # diffusers raises many kinds for a damaged folder
         raise ValueError(" ".join(str(error).split())) from None
-    wrong = [key for name in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[name]]
+    wrong = [
+        key for name in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[name]
+    ]
     if wrong:  # diffusers would go on with random weights
-        raise ValueError(f"its weights are another network's ({len(wrong)} names do not fit, e.g. {wrong[0]})")
+        raise ValueError(
+            f"its weights are another network's ({len(wrong)} names do not fit, e.g. {wrong[0]})"
+        )
     return PretrainedAutoencoder(net.float().eval().requires_grad_(False))

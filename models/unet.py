@@ -1,4 +1,6 @@
-"""The U-Net denoiser: `diffusers.UNet2DModel` with a class embedding, attention at the lower resolutions."""
+"""The U-Net denoiser: `diffusers.UNet2DModel` with a class embedding, attention at the lower
+resolutions.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +14,36 @@ from models.layers import plainly
 
 
 class QuickAttention:
-    """diffusers' plain attention where that is faster than its fused one; contiguous (NCHW) pictures come out.
+    """diffusers' plain attention where that is faster than its fused one; contiguous (NCHW)
+    pictures come out.
 
-    diffusers leaves channels-last strides, which spread to every later convolution, and torch then reorders their weights and gradients.
+    diffusers leaves channels-last strides, which spread to every later convolution, and torch then
+    reorders their weights and gradients.
     """
 
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
 
-    def attend(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
+    def attend(
+        self,
+        attention: Attention,
+        x: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        temb: Any = None,
+    ):
         """As diffusers leaves it."""
         how = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
         return how(attention, x, encoder_hidden_states, attention_mask, temb)
 
-    def __call__(self, attention: Attention, x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None):
+    def __call__(
+        self,
+        attention: Attention,
+        x: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        temb: Any = None,
+    ):
         """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
         seen = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
         return seen if x.is_cuda else seen.contiguous()
@@ -34,12 +52,12 @@ class QuickAttention:
 class UNet(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
-    `channels` per resolution, highest first, each level halving H and W; levels from `attention_from` on have attention.
-    Scale-shift conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). Raises ValueError where the
-    latents cannot be halved that often.
+    `channels` per resolution, highest first, each level halving H and W; levels from
+    `attention_from` on have attention. Scale-shift conditioning and a zero-initialised output
+    follow ADM (arXiv 2105.05233). Raises ValueError where the latents cannot be halved that often.
     """
 
-    cast_for_drawing = True  # bf16 weights give what autocast gives
+    bf16_safe = True  # bf16 weights give what autocast gives
     channels_last = True  # on CUDA: `benchmarks.build.place`
 
     def __init__(
@@ -56,7 +74,9 @@ class UNet(nn.Module):
         super().__init__()
         depth, factor = len(channels), 2 ** (len(channels) - 1)
         if latent_shape[1] % factor or latent_shape[2] % factor:
-            raise ValueError(f"a U-Net of {depth} levels halves {depth - 1} times: {latent_shape[1]}x{latent_shape[2]} latents cannot")
+            raise ValueError(
+                f"a U-Net of {depth} levels halves {depth - 1} times: {latent_shape[1]}x{latent_shape[2]} latents cannot"
+            )
         attends = [level >= attention_from for level in range(depth)]
         self.net = UNet2DModel(
             sample_size=latent_shape[1],

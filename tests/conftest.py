@@ -2,7 +2,9 @@
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: one thread each, of every library and of the commands they start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes share the cores: one thread each, of every library and of the commands they start
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
 
@@ -10,16 +12,16 @@ from functools import partial
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from benchmarks import cost
-from benchmarks.cli import pick_device
+from benchmarks.core.environment import pick_device
+from benchmarks.core.session import session
+from benchmarks.core.settings import compose
 from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
 from models.diffusion import Diffusion
 from models.dit import DiT
-from models.generator import Batch, Generator
+from models.generator import Batch, GenerativeModel
 from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.unet import UNet
@@ -44,22 +46,27 @@ FAMILIES = (
 )
 
 
-def tiny(name: str, **extra) -> Generator:
-    """A small, non-degenerate model: zero-initialised layers are filled, so that every input matters."""
+def tiny(name: str, **extra) -> GenerativeModel:
+    """A small, non-degenerate model: zero-initialised layers are filled, so that every input
+    matters.
+    """
     torch.manual_seed(0)
     family, *variants = name.split("-")
     if family in TOKEN_MODELS:
         book = Codebook(ENTRIES)
         book.entries.normal_()
         extra |= {"block": 4} if "block4" in variants else {}
-        model: Generator = TOKEN_MODELS[family](SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra)
+        model: GenerativeModel = TOKEN_MODELS[family](
+            SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra
+        )
     else:
-        net = {"unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8), "dit": partial(DiT, width=32, depth=2, heads=2)}[
-            family
-        ]
+        net = {
+            "unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
+            "dit": partial(DiT, width=32, depth=2, heads=2),
+        }[family]
         objective = next((v for v in variants if v in PREDICTION), "flow")
         model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=objective, **extra)
-        model.use(next((v for v in variants if v in model.samplers), None))
+        model.set_sampler(next((v for v in variants if v in model.samplers), None))
     with torch.no_grad():
         for p in model.parameters():
             if p.abs().max() == 0:
@@ -74,13 +81,12 @@ def tiny(name: str, **extra) -> Generator:
 
 def composed(*overrides: str):
     """The configuration of the command line `overrides`."""
-    with initialize_config_dir(str(cost.CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=True)
+    return compose(*overrides, return_hydra_config=True)
 
 
-def steps_of(model: Generator) -> int:
+def steps_of(model: GenerativeModel) -> int:
     """A step count the model can honour."""
-    return model.step_counts([4, 16, TOKENS])[0]
+    return model.supported_steps([4, 16, TOKENS])[0]
 
 
 def random_batch(count: int = 6, seed: int = 1) -> Batch:
@@ -97,13 +103,16 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(params=FAMILIES)
-def model(request) -> Generator:
+def model(request) -> GenerativeModel:
     return tiny(request.param)
 
 
 def pytest_addoption(parser) -> None:
     parser.addoption(
-        "--on", choices=["cuda", "cpu"], default="cuda", help="device of the tests marked cuda; cpu runs their code without one"
+        "--on",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="device of the tests marked cuda; cpu runs their code without one",
     )
 
 
@@ -119,3 +128,9 @@ def pytest_collection_modifyitems(config, items) -> None:
 def device(request) -> torch.device:
     """Where the tests marked cuda run, with the exactness that a bench has there."""
     return pick_device(request.config.getoption("--on"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_session() -> None:
+    """Every test begins as a process does: nothing said, nothing failed."""
+    session.__init__()

@@ -1,6 +1,8 @@
-"""The same pictures, through the same network, to the field's own tools: `make agreement` installs them beside the suite and runs this.
+"""The same pictures, through the same network, to the field's own tools: `make agreement` installs
+them beside the suite and runs this.
 
-torchmetrics takes the pictures, batches and casts them itself; pytorch-fid, torch-fidelity and prdc the features extracted here.
+torchmetrics takes the pictures, batches and casts them itself; pytorch-fid, torch-fidelity and prdc
+the features extracted here.
 
 With AGREEMENT=<file>, as there, what each tool said and its version are kept as JSON.
 """
@@ -19,9 +21,10 @@ from conftest import composed
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks import networks, records
-from benchmarks.pictures import procedural
-from benchmarks.store import write_json
+from benchmarks.core.environment import git_state
+from benchmarks.core.store import write_json
+from benchmarks.frozen.extractors import load_extractors
+from benchmarks.images import procedural
 from metrics.features import extract
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
@@ -57,15 +60,20 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def local():
     """The shipped judge's network."""
-    (found,) = networks.load_features(composed().features)
+    (found,) = load_extractors(composed().features)
     found.net.num_features = found.net.dim
     return found
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """600 real ones and 500 others with a little grain: more than twice the judge's dimensions of both."""
-    real, others = (procedural.draw(n, 32, seed=3, stream=stream)[0] for n, stream in ((600, "reference"), (500, "floor")))
+    """600 real ones and 500 others with a little grain: more than twice the judge's dimensions of
+    both.
+    """
+    real, others = (
+        procedural.generate(n, 32, seed=3, stream=stream)[0]
+        for n, stream in ((600, "reference"), (500, "holdout"))
+    )
     grain = np.random.default_rng(0).normal(0, 2, others.shape)
     return real, (others + grain).clip(0, 255).round().astype(np.uint8)
 
@@ -80,17 +88,28 @@ def mine(features):
     """What the suite says of them."""
     real, fake = features
     n = len(fake)
-    return {"fd": frechet_distance(real, fake), "kid": kid(real[:n], fake).distance, **prdc(real, fake)._asdict()}
+    return {
+        "fd": frechet_distance(real, fake),
+        "kid": kid(real[:n], fake).distance,
+        **prdc(real, fake)._asdict(),
+    }
 
 
 @pytest.fixture(scope="module")
 def theirs(features, mine, tmp_path_factory):
-    """What each tool says, computed in a process of its own: torchmetrics does not import where torch-fidelity can be seen."""
+    """What each tool says, computed in a process of its own: torchmetrics does not import where
+    torch-fidelity can be seen.
+    """
     if not TOOLS.is_dir():
         pytest.skip("`make agreement` installs the field's tools")
     path = tmp_path_factory.mktemp("agreement") / "features.npz"
     np.savez(path, real=features[0].numpy(), fake=features[1].numpy())
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(TOOLS), str(path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(TOOLS), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -111,7 +130,9 @@ def test_precision_and_its_kin_are_prdc_s(mine, theirs):
 
 @pytest.fixture(scope="module")
 def by_torchmetrics(local, pictures):
-    """torchmetrics' two distances of the pictures themselves, through the same network: KID of the full sets, as many of each."""
+    """torchmetrics' two distances of the pictures themselves, through the same network: KID of the
+    full sets, as many of each.
+    """
     n = len(pictures[1])
     whole = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
     kernel = KernelInceptionDistance(feature=local.net, subsets=1, subset_size=n)
@@ -130,9 +151,14 @@ def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
     """Under AGREEMENT, with every tool's version."""
     if not os.environ.get("AGREEMENT"):
         pytest.skip("AGREEMENT=<file> keeps it")
-    versions = theirs.pop("versions") | {"torchmetrics": torchmetrics.__version__, "torch": torch.__version__}
+    versions = theirs.pop("versions") | {
+        "torchmetrics": torchmetrics.__version__,
+        "torch": torch.__version__,
+    }
     assert {"pytorch-fid", "torch-fidelity", "prdc"} <= versions.keys()
     said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs, "versions": versions}
     pictures = "600 and 500 procedural pictures at 32 px, the 500 with a little grain, through the shipped judge"
     taken = "torchmetrics takes the pictures, the others the features extracted here"
-    write_json(Path(os.environ["AGREEMENT"]), {"pictures": pictures, "taken": taken, **said, **records.git_state()})
+    write_json(
+        Path(os.environ["AGREEMENT"]), {"pictures": pictures, "taken": taken, **said, **git_state()}
+    )

@@ -1,4 +1,6 @@
-"""When a training goes on compiled, how many images are sampled at once, and what a run does whose time is up."""
+"""When a training goes on compiled, how many images are sampled at once, and what a run does whose
+time is up.
+"""
 
 import json
 import time
@@ -9,11 +11,12 @@ import torch
 from conftest import FAMILIES, composed, random_batch, rng, tiny
 from test_train import CFG, latent_set, run, same
 
-from benchmarks import compiling, sample_batch
 from benchmarks import run as bench
-from benchmarks.cli import BadInput, check
-from benchmarks.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
-from benchmarks.store import OutOfTime
+from benchmarks.core.errors import BadInput, OutOfTime
+from benchmarks.core.settings import check
+from benchmarks.stages import compiling
+from benchmarks.stages.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
+from benchmarks.stages.sample_batch import best_batch, chosen_batch, sample
 
 CPU = torch.device("cpu")
 
@@ -45,7 +48,7 @@ class Network:
 
 def trained_with(compiler: Compiler, steps: int, network: Network) -> list[int]:
     """The steps after which the loss changed from one form to the other."""
-    kit = SimpleNamespace(
+    state = SimpleNamespace(
         generator=network,
         model=network,
         accelerator=SimpleNamespace(backward=lambda loss: None),
@@ -54,7 +57,7 @@ def trained_with(compiler: Compiler, steps: int, network: Network) -> list[int]:
     changes, before = [], network.seconds
     for step in range(1, steps + 1):
         network(None, None)
-        compiler.after(kit, step, None)
+        compiler.after(state, step, None)
         if network.seconds != before:
             changes.append(step)
         before = network.seconds
@@ -64,10 +67,15 @@ def trained_with(compiler: Compiler, steps: int, network: Network) -> list[int]:
 def test_a_long_training_goes_on_compiled_and_keeps_what_that_gave(tmp_path):
     file = tmp_path / "one.json"
     compiler = Compiler(True, 10**6, CPU, file)
-    assert trained_with(compiler, 4 * (WARMUP + TIMED), Network()) == [WARMUP + TIMED], "it decides once, after the steps it timed"
+    assert trained_with(compiler, 4 * (WARMUP + TIMED), Network()) == [WARMUP + TIMED], (
+        "it decides once, after the steps it timed"
+    )
     known = json.loads(file.read_text())
     assert 0.3 < known["gain"] < 0.9 and known["startup_seconds"] < 1
-    assert compiler.summary()["compiled"] and compiler.summary()["step_seconds"] > compiler.summary()["compiled_step_seconds"]
+    assert (
+        compiler.summary()["compiled"]
+        and compiler.summary()["step_seconds"] > compiler.summary()["compiled_step_seconds"]
+    )
 
 
 def test_a_short_training_stays_as_it_is_until_a_measurement_says_otherwise(tmp_path):
@@ -100,7 +108,9 @@ def test_a_compiler_that_fails_costs_nothing_but_a_line(capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_loss_is_one_graph(name, precision):
-    """Random numbers are drawn before it; a break would cost launches, and some versions of torch fail at one."""
+    """Random numbers are drawn before it; a break would cost launches, and some versions of torch
+    fail at one.
+    """
     model, graphs = tiny(name).train(), []
     keep = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -117,14 +127,20 @@ def test_a_training_that_goes_on_compiled_is_the_same_training(tmp_path, monkeyp
     monkeypatch.setattr(compiling, "GUESS", Payback(0.0, 0.5))
     traced = []
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda m: compiled(m, backend=lambda graph, inputs: traced.append(graph) or graph.forward))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda m: compiled(m, backend=lambda graph, inputs: traced.append(graph) or graph.forward),
+    )
     cfg = SimpleNamespace(**vars(CFG) | {"budget": 2 * (WARMUP + TIMED), "compile": "auto"})
     weights, _ = run(tmp_path / "plain", "dit", cfg=cfg)
     made = Compiler.__init__
     monkeypatch.setattr(Compiler, "__init__", lambda self, auto, *a, **k: made(self, True, *a, **k))
     again, summary = run(tmp_path / "compiled", "dit", cfg=cfg)
     torch.compiler.reset()
-    assert traced and summary["compile"]["compiled_step_seconds"] > 0, "here it may not have paid, and is then given up again"
+    assert traced and summary["compile"]["compiled_step_seconds"] > 0, (
+        "here it may not have paid, and is then given up again"
+    )
     for name, value in weights.items():
         torch.testing.assert_close(again[name], value, atol=1e-5, rtol=1e-4)
 
@@ -142,17 +158,23 @@ def test_a_cell_whose_time_is_up_is_not_begun():
         bench.run_cell(composed("experiment=smoke", f"stop_at={time.time() - 1}"))
 
 
-@pytest.mark.parametrize("seconds, batch", [({32: 1.0, 64: 0.5, 128: 0.49}, 64), ({32: 1.0, 64: 0.99, 128: 0.1}, 32), ({32: 1.0}, 32)])
+@pytest.mark.parametrize(
+    "seconds, batch",
+    [({32: 1.0, 64: 0.5, 128: 0.49}, 64), ({32: 1.0, 64: 0.99, 128: 0.1}, 32), ({32: 1.0}, 32)],
+)
 def test_the_sampling_batch_grows_as_long_as_that_makes_it_faster(seconds, batch):
-    assert sample_batch.chosen(seconds) == batch
+    assert chosen_batch(seconds) == batch
 
 
 def test_on_a_cpu_the_sampling_batch_is_what_it_was(tmp_path):
-    found = sample_batch.best(None, None, None, CPU, precision="bf16", file=tmp_path / "x.json")
+    found = best_batch(None, None, None, CPU, precision="bf16", file=tmp_path / "x.json")
     assert found == 128 and not (tmp_path / "x.json").exists()
 
 
-@pytest.mark.parametrize("override, message", [("sample_batch=0", "or auto"), ("sample_batch=many", "or auto"), ("stop_at=soon", "epoch")])
+@pytest.mark.parametrize(
+    "override, message",
+    [("sample_batch=0", "or auto"), ("sample_batch=many", "or auto"), ("stop_at=soon", "epoch")],
+)
 def test_what_cannot_be_a_batch_or_a_time_is_refused(override, message):
     with pytest.raises(BadInput, match=message):
         check(composed(override))
@@ -167,8 +189,12 @@ def test_the_batch_is_found_once_and_memory_s_end_ends_the_search(tmp_path, monk
             raise torch.cuda.OutOfMemoryError("no more")
         return 1.0  # a batch of any size: the larger the better
 
-    monkeypatch.setattr(sample_batch.sample, "seconds_of_a_batch", seconds)
-    generator = SimpleNamespace(latent_shape=(4, 8, 8), step_counts=lambda wanted: list(wanted), eval=lambda: None)
-    best = lambda: sample_batch.best(generator, None, None, torch.device("cuda"), precision="bf16", file=tmp_path / "x.json")  # noqa: E731
+    monkeypatch.setattr(sample, "seconds_of_a_batch", seconds)
+    generator = SimpleNamespace(
+        latent_shape=(4, 8, 8), supported_steps=lambda wanted: list(wanted), eval=lambda: None
+    )
+    best = lambda: best_batch(
+        generator, None, None, torch.device("cuda"), precision="bf16", file=tmp_path / "x.json"
+    )
     assert best() == 128 and tried == [32, 64, 128, 256]
     assert best() == 128 and len(tried) == 4

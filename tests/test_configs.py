@@ -7,26 +7,45 @@ import pytest
 import torch
 from conftest import composed
 
-from benchmarks import build, cost, data, networks, space, train
-from benchmarks.train import UNITS
+from benchmarks.core.settings import CONF, config_names
+from benchmarks.frozen.autoencoder import latent_shape, shipped_codebook_size
+from benchmarks.frozen.extractors import load_extractors
+from benchmarks.images.dataset import BadInput
+from benchmarks.stages.model import build_model
+from benchmarks.stages.train import UNITS, make_budget
 from metrics import flops
 from models import schedulers
 from models.any_order import AnyOrder
 from models.codebook import Codebook
 from models.diffusion import Diffusion
-from models.generator import Generator
+from models.generator import GenerativeModel
 from models.masked import Masked
 from models.pretrained import CLASSES
 
-GROUPS = ["model", "size", "data", "autoencoder", "train", "sampler", "features", "experiment", "match", "rehearse"]
+GROUPS = [
+    "model",
+    "size",
+    "data",
+    "autoencoder",
+    "train",
+    "sampler",
+    "features",
+    "experiment",
+    "match",
+    "rehearse",
+]
 
 
-@pytest.mark.parametrize("group, name", [(group, name) for group in GROUPS for name in cost.names(group)])
+@pytest.mark.parametrize(
+    "group, name", [(group, name) for group in GROUPS for name in config_names(group)]
+)
 def test_every_yaml_composes(group, name):
     cfg = composed(f"{group}={name}")
     assert cfg.seed == 0 and cfg.model.family in ("unet", "dit", "ar")
     if group == "features":
-        assert set(cfg.features) - {"weights", "path"} == {name}, "a list of features merges them, each under its own name"
+        assert set(cfg.features) - {"weights", "path"} == {name}, (
+            "a list of features merges them, each under its own name"
+        )
     elif group == "match":
         assert cfg.match == name
     elif group not in ("experiment", "train", "rehearse"):
@@ -35,51 +54,73 @@ def test_every_yaml_composes(group, name):
         assert cfg.name == name, "results/<name> is the preset's name"
 
 
-@pytest.mark.parametrize("model, size", itertools.product(cost.names("model"), cost.names("size")))
+@pytest.mark.parametrize(
+    "model, size", itertools.product(config_names("model"), config_names("size"))
+)
 def test_every_model_instantiates_at_every_size(model, size):
     cfg = composed(f"model={model}", f"size={size}")
     with torch.device("meta"):
-        built = build.generator(cfg.model, (4, 8, 8), 10, Codebook(32))
-    assert isinstance(built, Generator) and 0 < cfg.model.lr < 0.1
+        built = build_model(cfg.model, (4, 8, 8), 10, Codebook(32))
+    assert isinstance(built, GenerativeModel) and 0 < cfg.model.lr < 0.1
 
 
-@pytest.mark.parametrize("experiment", cost.names("experiment"))
+@pytest.mark.parametrize("experiment", config_names("experiment"))
 def test_presets_sweep_their_families_and_include_the_ar_model_s_own_step_count(experiment):
     cfg = composed(f"experiment={experiment}")
     assert str(cfg.hydra.mode).endswith("MULTIRUN")
     every = ",".join(["unet", "dit", "ar", "ar_block", "ar_any", "masked"])
-    swept = {"tokenizer": "ar", "blocks": "ar_block", "tradeoff": every, "tradeoff_gpu": every, "lr_sweep": every, "dit_ladder": "dit"}
+    swept = {
+        "tokenizer": "ar",
+        "blocks": "ar_block",
+        "tradeoff": every,
+        "tradeoff_gpu": every,
+        "lr_sweep": every,
+        "dit_paper_ranks": "dit",
+    }
     assert cfg.hydra.sweeper.params.model == swept.get(experiment, "unet,dit,ar")
-    assert (cfg.data.image_size // 4) ** 2 in cfg.steps or experiment == "dit_ladder"
-    assert cfg.train.unit in UNITS and train.plan(cfg.train, 40_000_000).steps >= 1
+    assert (cfg.data.image_size // 4) ** 2 in cfg.steps or experiment == "dit_paper_ranks"
+    assert cfg.train.unit in UNITS and make_budget(cfg.train, 40_000_000).steps >= 1
     assert cfg.data.source in ("procedural", "imagefolder", "hub")
 
 
-@pytest.mark.parametrize("size", cost.names("size"))
+@pytest.mark.parametrize("size", config_names("size"))
 def test_equal_parameters_are_equal(size):
     counts = []
     for model in ("unet", "dit", "ar", "ar_block", "ar_any", "masked"):
         cfg = composed(f"model={model}", f"size={size}", "match=params")
         with torch.device("meta"):
-            counts.append(flops.params(build.generator(cfg.model, (4, 8, 8), 100, Codebook(2048))))
+            counts.append(flops.params(build_model(cfg.model, (4, 8, 8), 100, Codebook(2048))))
     assert max(counts) / min(counts) < 1.05, counts
 
 
 def test_a_match_sets_the_budget_s_unit_and_the_command_line_beats_it():
-    assert composed("match=flops", "experiment=smoke").train.unit == "images", "a preset's own budget stands"
+    assert composed("match=flops", "experiment=smoke").train.unit == "images", (
+        "a preset's own budget stands"
+    )
     timed = composed("match=time", "experiment=tradeoff")
     assert (timed.train.unit, timed.train.budget, timed.match) == ("minutes", 10, "time")
     assert composed("match=time", "experiment=tradeoff", "train.minutes=3").train.budget == 3
     assert composed("match=params", "experiment=tradeoff", "train.budget=64").train.budget == 64
-    assert composed("match=params", "model=unet").model.denoiser.channels != composed("model=unet").model.denoiser.channels
+    assert (
+        composed("match=params", "model=unet").model.denoiser.channels
+        != composed("model=unet").model.denoiser.channels
+    )
 
 
-@pytest.mark.parametrize("match, budget", [("time", "minutes"), ("params", "images"), ("flops", "budget")])
+@pytest.mark.parametrize(
+    "match, budget", [("time", "minutes"), ("params", "images"), ("flops", "budget")]
+)
 def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
     """Two budgets are two trainings; what is kept on the way and how often it is saved are not."""
     from benchmarks import run
 
-    tiny = ["data.train_images=20", "data.reference_images=10", "num_samples=10", "data.image_size=32", f"cache_dir={tmp_path}"]
+    tiny = [
+        "data.train_images=20",
+        "data.reference_images=10",
+        "num_samples=10",
+        "data.image_size=32",
+        f"cache_dir={tmp_path}",
+    ]
     key = lambda *more: run.prepare(composed(f"match={match}", *tiny, *more)).key  # noqa: E731
     assert key(f"train.{budget}=3") != key(f"train.{budget}=7")
     assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7", "train.compile=true")
@@ -89,11 +130,13 @@ def test_overrides_beat_presets_and_presets_beat_defaults():
     assert composed("experiment=cpu").steps == [2, 4, 8, 16, 64]
     assert composed("experiment=smoke").steps != composed().steps
     assert composed("experiment=smoke", "steps=[3]", "data.image_size=64").data.image_size == 64
-    assert composed("experiment=cpu", "data=imagefolder", "data.path=/x").data.image_size == 32, "a preset's size holds for any data"
+    assert composed("experiment=cpu", "data=imagefolder", "data.path=/x").data.image_size == 32, (
+        "a preset's size holds for any data"
+    )
 
 
 def test_yaml_files_stay_short():
-    for path in set(Path(cost.CONF).rglob("*.yaml")) - {Path(cost.CONF) / "config.yaml"}:
+    for path in set(Path(CONF).rglob("*.yaml")) - {Path(CONF) / "config.yaml"}:
         assert len(path.read_text().splitlines()) <= 20, path
 
 
@@ -106,14 +149,14 @@ def test_unknown_names_are_refused_by_hydra():
 
 
 def test_a_model_s_refusal_is_one_line():
-    from benchmarks.store import BadInput
+    from benchmarks.core.errors import BadInput
 
     cfg = composed("model=dit", "model.denoiser.heads=7")
     with pytest.raises(BadInput, match="width 128 is not a multiple of heads 7"):
-        build.generator(cfg.model, (4, 8, 8), 10, Codebook(32))
+        build_model(cfg.model, (4, 8, 8), 10, Codebook(32))
 
 
-class Outsider(Generator):
+class Outsider(GenerativeModel):
     """Someone else's family: it takes what the harness gives every family, and what its YAML says."""
 
     def __init__(self, latent_shape, num_classes, *, codebook, label_dropout, width, **rest):
@@ -123,19 +166,23 @@ class Outsider(Generator):
 
 def test_someone_else_s_family_needs_one_target():
     cfg = composed("model=ar", "model._target_=test_configs.Outsider", "model.width=77")
-    built = build.generator(cfg.model, (4, 8, 8), 10, Codebook(32))
+    built = build_model(cfg.model, (4, 8, 8), 10, Codebook(32))
     assert type(built).__name__ == "Outsider" and built.width == 77 and built.num_classes == 10
 
 
-@pytest.mark.parametrize("name", cost.names("sampler"))
+@pytest.mark.parametrize("name", config_names("sampler"))
 def test_every_sampler_is_one_that_some_family_has(name):
     cfg = composed(f"sampler={name}")
     assert name == "default" or name in {*schedulers.samplers("flow"), *schedulers.samplers("eps")}
-    options = {option for model in (Diffusion, Masked, AnyOrder) for option in model.options} | {"shift"}
-    assert set(cfg.sampler) == {"name", *options}, "every option of every model can be set, and nothing else"
+    options = {
+        option for model in (Diffusion, Masked, AnyOrder) for option in model.sampler_defaults
+    } | {"shift"}
+    assert set(cfg.sampler) == {"name", *options}, (
+        "every option of every model can be set, and nothing else"
+    )
 
 
-@pytest.mark.parametrize("name", cost.names("autoencoder"))
+@pytest.mark.parametrize("name", config_names("autoencoder"))
 def test_every_autoencoder_says_where_its_codebook_comes_from(name):
     cfg = composed(f"autoencoder={name}").autoencoder
     assert cfg.kind in ("shipped", "trained", *CLASSES) and "codebook" in cfg
@@ -143,10 +190,10 @@ def test_every_autoencoder_says_where_its_codebook_comes_from(name):
 
 
 def test_the_shipped_networks_load():
-    (local,) = networks.load_features(composed().features)
+    (local,) = load_extractors(composed().features)
     assert local.name == "local" and local.net.dim <= 256
-    assert space.latent_shape(composed().autoencoder, 64) == (4, 16, 16)
-    assert 512 <= space.shipped_codebook_size() <= 4096
+    assert latent_shape(composed().autoencoder, 64) == (4, 16, 16)
+    assert 512 <= shipped_codebook_size() <= 4096
 
 
 def test_budgets_of_every_unit_become_the_same_plan():
@@ -154,18 +201,20 @@ def test_budgets_of_every_unit_become_the_same_plan():
     per_image = 3 * 2 * 1_000_000
     for unit, budget in (("flops", per_image * 640), ("images", 640), ("steps", 10)):
         cfg.unit, cfg.budget = unit, budget
-        assert train.plan(cfg, 1_000_000).steps == 10
+        assert make_budget(cfg, 1_000_000).steps == 10
     cfg.unit, cfg.budget = "minutes", 2
-    assert train.plan(cfg, 1_000_000).seconds == 120
+    assert make_budget(cfg, 1_000_000).seconds == 120
     for unit, budget in (("hours", 1), ("flops", 0), ("flops", -1)):
         cfg.unit, cfg.budget = unit, budget
-        with pytest.raises(data.BadInput, match="train"):
-            train.plan(cfg, 1_000_000)
+        with pytest.raises(BadInput, match="train"):
+            make_budget(cfg, 1_000_000)
 
 
 def test_equal_flops_mean_equal_flops():
     """The families' plans differ in pictures, not in FLOPs, up to half a batch."""
     cfg = composed("experiment=cpu").train
     for macs in (41_000_000, 42_600_000):
-        plan = train.plan(cfg, macs)
-        assert plan.steps * plan.batch * plan.flops_per_image == pytest.approx(cfg.budget, rel=0.5 * cfg.batch * 6 * macs / cfg.budget)
+        plan = make_budget(cfg, macs)
+        assert plan.steps * plan.batch * plan.flops_per_image == pytest.approx(
+            cfg.budget, rel=0.5 * cfg.batch * 6 * macs / cfg.budget
+        )

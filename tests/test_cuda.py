@@ -1,6 +1,8 @@
-"""On a GPU: the contract of every family, nothing that waits, the numbers of a CPU, resuming, memory, a whole bench.
+"""On a GPU: the contract of every family, nothing that waits, the numbers of a CPU, resuming,
+memory, a whole bench.
 
-`pytest tests/test_cuda.py --on=cpu` runs the same code without a GPU, so that none of its lines is new on the day there is one.
+`pytest tests/test_cuda.py --on=cpu` runs the same code without a GPU, so that none of its lines is
+new on the day there is one.
 """
 
 import contextlib
@@ -16,9 +18,12 @@ from test_bench import run as run_bench
 from test_train import CFG, _Killed, latent_set
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import build, records, sample, train
-from benchmarks.compiling import Compiler
-from benchmarks.space import LatentSpace
+from benchmarks.core.environment import device_name
+from benchmarks.frozen.autoencoder import LatentSpace
+from benchmarks.stages.compiling import Compiler
+from benchmarks.stages.model import place_on
+from benchmarks.stages.sample import SamplingConfig, bf16_weights, sampler
+from benchmarks.stages.train import build_train_state, train
 from metrics import speed
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from models import decoding
@@ -37,7 +42,7 @@ def on(device: torch.device, batch: Batch) -> Batch:
 
 
 def placed(name: str, device: torch.device):
-    return build.place(tiny(name), device)
+    return place_on(tiny(name), device)
 
 
 @contextlib.contextmanager
@@ -57,30 +62,38 @@ def waiting_is_an_error(device: torch.device) -> Iterator[None]:
 def training(name: str, device: torch.device, **changes):
     cfg = SimpleNamespace(**vars(CFG) | {"precision": "bf16"} | changes)
     model = placed(name, device).train()
-    return model, train.equip(model, cfg, 1e-3, device), latent_set().to(device)
+    return model, build_train_state(model, cfg, 1e-3, device), latent_set().to(device)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_waits_for_nothing(name, device):
-    _, kit, data = training(name, device)
+    _, state, data = training(name, device)
     for step in range(3):
         with waiting_is_an_error(device) if step else contextlib.nullcontext():
-            loss = kit.step(data.batch(0, step, 96), rng(step))
+            loss = state.step(data.batch(0, step, 96), rng(step))
     assert loss.isfinite()
 
 
 @pytest.mark.parametrize("name", ["dit", "ar"])
 def test_images_are_sampled_batch_after_batch_without_waiting(name, device):
     """Decoded, quantised and on their way to the host, while the next batch is given to the device."""
-    model, space = placed(name, device).eval(), LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", "")
-    setting = sample.Setting(steps=steps_of(model), guidance=2.0, count=8, batch=4, seed=0, precision="bf16")
-    with sample.sampler(model, space, latent_set(), setting, device) as sampled:
+    model, space = (
+        placed(name, device).eval(),
+        LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", ""),
+    )
+    setting = SamplingConfig(
+        steps=steps_of(model), guidance=2.0, count=8, batch=4, seed=0, precision="bf16"
+    )
+    with sampler(model, space, latent_set(), setting, device) as sampled:
         for _ in range(3):
             sampled(torch.arange(4), rng()).arrived()
         with waiting_is_an_error(device):
             under_way = [sampled(torch.arange(4), rng(seed)) for seed in (1, 2)]
         images = [batch.arrived() for batch in under_way]
-    assert all(x.shape == (4, 3, 32, 32) and x.dtype == torch.uint8 and x.device.type == "cpu" for x in images)
+    assert all(
+        x.shape == (4, 3, 32, 32) and x.dtype == torch.uint8 and x.device.type == "cpu"
+        for x in images
+    )
     assert not torch.equal(*images)
 
 
@@ -88,9 +101,12 @@ def test_images_are_sampled_batch_after_batch_without_waiting(name, device):
 @pytest.mark.parametrize("name", [*FAMILIES, "unet-unipc"])
 def test_sampling_waits_for_nothing(name, guidance, device):
     model, labels = placed(name, device).eval(), torch.arange(4, device=device)
-    with sample.cast_once(model, "bf16"), model.fixed_weights():
+    with bf16_weights(model, "bf16"), model.fixed_weights():
         for call in range(4):  # kernels are chosen in the first, graphs captured in the second
-            with waiting_is_an_error(device) if call > 1 else contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16):
+            with (
+                waiting_is_an_error(device) if call > 1 else contextlib.nullcontext(),
+                torch.autocast(device.type, torch.bfloat16),
+            ):
                 out = model.sample(labels, steps=steps_of(model), guidance=guidance, rng=rng(call))
     assert out.shape == (4, *SHAPE) and out.isfinite().all()
 
@@ -103,23 +119,46 @@ def test_losses_and_gradients_are_those_of_a_cpu(name, device):
         model = placed(name, where).train()
         loss = model(on(where, random_batch()), rng=rng())
         loss.backward()
-        values.append((loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])))
+        values.append(
+            (
+                loss.item(),
+                torch.cat(
+                    [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
+                ),
+            )
+        )
     (loss, gradients), (other_loss, other_gradients) = values
     assert other_loss == pytest.approx(loss, rel=1e-4)
     assert (other_gradients - gradients).norm() < 1e-3 * gradients.norm()
 
 
-@pytest.mark.parametrize("name", ["unet", "dit", "unet-heun", "unet-flow-dpmpp", "unet-unipc", "dit-v"])
+@pytest.mark.parametrize(
+    "name", ["unet", "dit", "unet-heun", "unet-flow-dpmpp", "unet-unipc", "dit-v"]
+)
 def test_ode_samples_are_those_of_a_cpu(name, device):
-    ours = [placed(name, d).eval().sample(torch.arange(3, device=d), steps=4, guidance=2.0, rng=rng()).cpu() for d in (CPU, device)]
+    ours = [
+        placed(name, d)
+        .eval()
+        .sample(torch.arange(3, device=d), steps=4, guidance=2.0, rng=rng())
+        .cpu()
+        for d in (CPU, device)
+    ]
     torch.testing.assert_close(ours[1], ours[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ar", "ar-block4", "any", "masked"])
 def test_tokens_are_those_of_a_cpu(name, device):
-    """All but a few: where two of the cumulated probabilities lie on either side of a number, one rounding decides, and what follows."""
+    """All but a few: where two of the cumulated probabilities lie on either side of a number, one
+    rounding decides, and what follows.
+    """
     steps = steps_of(tiny(name))
-    tokens = [placed(name, d).eval().draw(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng()).cpu() for d in (CPU, device)]
+    tokens = [
+        placed(name, d)
+        .eval()
+        .draw(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng())
+        .cpu()
+        for d in (CPU, device)
+    ]
     assert (tokens[0] == tokens[1]).float().mean() > 0.9
 
 
@@ -127,27 +166,44 @@ def test_tokens_are_those_of_a_cpu(name, device):
 @pytest.mark.parametrize("name", CACHED)
 def test_a_replayed_graph_gives_the_tokens_of_its_steps(name, guidance, device):
     model, labels = placed(name, device).eval(), torch.arange(4, device=device)
-    model.use(guidance_schedule="linear")
-    for steps in model.step_counts([7, 16, TOKENS])[:2]:
-        expected = [model.draw(labels, steps=steps, guidance=guidance, rng=rng(seed)) for seed in (1, 2, 3)]
+    model.set_sampler(guidance_schedule="linear")
+    for steps in model.supported_steps([7, 16, TOKENS])[:2]:
+        expected = [
+            model.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng(seed))
+            for seed in (1, 2, 3)
+        ]
         with model.fixed_weights():
             for seed, wanted in zip((1, 2, 3), expected, strict=True):
-                assert torch.equal(model.draw(labels, steps=steps, guidance=guidance, rng=rng(seed)), wanted)
-            graphs = [graph for kept in model._kept.values() for graph in kept.steps.graphs.values() if graph is not None]
+                assert torch.equal(
+                    model.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng(seed)),
+                    wanted,
+                )
+            graphs = [
+                graph
+                for kept in model._kept.values()
+                for graph in kept.steps.graphs.values()
+                if graph is not None
+            ]
         assert bool(graphs) == (device.type == "cuda"), "on CUDA steps are replayed"
 
 
 @pytest.mark.parametrize("name", CACHED)
 def test_static_steps_in_bf16_give_the_tokens_of_growing_caches(name, device):
-    """Masked attention has a kernel of its own in bf16; all but a few tokens agree, where a rounding decides."""
+    """Masked attention has a kernel of its own in bf16; all but a few tokens agree, where a
+    rounding decides.
+    """
     model, labels = placed(name, device).eval(), torch.arange(8, device=device) % CLASSES
     tokens = []
     for static in (False, True):
         model.static_decoding = static
         with torch.autocast(device.type, torch.bfloat16):
-            tokens.append(model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng()))
+            tokens.append(
+                model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+            )
     first = tokens[0][:, : TOKENS // 8] == tokens[1][:, : TOKENS // 8]
-    assert first.float().mean() > 0.8, "the first tokens, before one that differs changes all behind it"
+    assert first.float().mean() > 0.8, (
+        "the first tokens, before one that differs changes all behind it"
+    )
 
 
 @pytest.mark.parametrize("name", ["ar", "ar-block4"])
@@ -156,11 +212,16 @@ def test_gradients_through_attention_in_bf16_are_those_of_plain_attention(name, 
     gradients = []
     for backend in (None, SDPBackend.MATH):
         model = placed(name, device).train()
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(backend) if backend else contextlib.nullcontext():
+        with (
+            torch.autocast(device.type, torch.bfloat16),
+            sdpa_kernel(backend) if backend else contextlib.nullcontext(),
+        ):
             loss = model(on(device, random_batch(32)), rng=rng())
         with sdpa_kernel(backend) if backend else contextlib.nullcontext():
             loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
     assert gradients[0].isfinite().all()
     assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
 
@@ -172,9 +233,12 @@ def test_graphs_see_other_weights(name, device):
     for scale in (1.0, -1.0):
         with torch.no_grad():
             model.head.weight.mul_(scale)
-        plain = model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng())
-        with sample.cast_once(model, "fp32"), model.fixed_weights():
-            drawn = [model.draw(labels, steps=steps_of(model), guidance=1.0, rng=rng()) for _ in range(3)]
+        plain = model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+        with bf16_weights(model, "fp32"), model.fixed_weights():
+            drawn = [
+                model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+                for _ in range(3)
+            ]
         assert all(torch.equal(tokens, plain) for tokens in drawn)
 
 
@@ -184,7 +248,9 @@ def test_a_sample_does_not_depend_on_its_batch(name, device):
     steps = steps_of(model)
     whole = model.sample(labels, steps=steps, guidance=1.0, rng=rng())
     numbers = rng()
-    parts = torch.cat([model.sample(part, steps=steps, guidance=1.0, rng=numbers) for part in labels.split(3)])
+    parts = torch.cat(
+        [model.sample(part, steps=steps, guidance=1.0, rng=numbers) for part in labels.split(3)]
+    )
     agree = (whole - parts).abs().flatten(1).amax(1) < 1e-3
     assert agree.float().mean() > 0.8, "one rounding may decide a token, and what follows"
 
@@ -196,7 +262,9 @@ def test_a_compiled_loss_is_the_loss(name, device):
     with torch.autocast(device.type, torch.bfloat16):
         expected = model(batch, rng=rng())
         backend = "inductor" if device.type == "cuda" else "eager"
-        model.error = torch.compile(type(model).error.__get__(model), backend=backend, fullgraph=True)
+        model.error = torch.compile(
+            type(model).error.__get__(model), backend=backend, fullgraph=True
+        )
         loss = model(batch, rng=rng())
         loss.backward()
     torch.compiler.reset()
@@ -207,26 +275,40 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, device, monke
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     options = dict(lr=1e-3, seed=0, forward_macs=1000, key="key", device=device)
     whole, broken = placed("dit", device), placed("dit", device)
-    train.train(whole, latent_set().to(device), CFG, folder=tmp_path / "whole", **options)
+    train(whole, latent_set().to(device), CFG, folder=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        train.train(broken, _Killed(**vars(latent_set())).to(device), CFG, folder=tmp_path / "broken", **options)
-    train.train(broken, latent_set().to(device), CFG, folder=tmp_path / "broken", **options)
-    weights = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, broken)]
-    assert (weights[0] - weights[1]).norm() < 1e-2 * weights[0].norm(), "Adam makes much of a gradient that is only rounding"
+        train(
+            broken,
+            _Killed(**vars(latent_set())).to(device),
+            CFG,
+            folder=tmp_path / "broken",
+            **options,
+        )
+    train(broken, latent_set().to(device), CFG, folder=tmp_path / "broken", **options)
+    weights = [
+        torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, broken)
+    ]
+    assert (weights[0] - weights[1]).norm() < 1e-2 * weights[0].norm(), (
+        "Adam makes much of a gradient that is only rounding"
+    )
 
 
 def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, monkeypatch):
     if device.type == "cpu":  # where generating code takes long
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    model, kit, data = training("dit", device)
+    model, state, data = training("dit", device)
     compiler = Compiler(True, 10**9, device, tmp_path / "compile.json")
     for step in range(40):
         batch = data.batch(0, step, 4)
-        kit.step(batch, rng(step))
-        compiler.after(kit, step + 1, batch)
+        state.step(batch, rng(step))
+        compiler.after(state, step + 1, batch)
     model.uncompile_error()
     said = compiler.summary()
-    assert said["startup_seconds"] > 0 and said["compiled_step_seconds"] > 0 and (tmp_path / "compile.json").exists()
+    assert (
+        said["startup_seconds"] > 0
+        and said["compiled_step_seconds"] > 0
+        and (tmp_path / "compile.json").exists()
+    )
 
 
 def test_laps_are_the_device_s_own_time(device):
@@ -244,7 +326,10 @@ def test_laps_are_the_device_s_own_time(device):
 
 def test_features_are_float32_and_those_of_a_cpu(device):
     torch.manual_seed(0)
-    net, images = LocalFeatures(90).eval(), torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8).numpy()
+    net, images = (
+        LocalFeatures(90).eval(),
+        torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8).numpy(),
+    )
     assert WEIGHTS.exists()
     expected = extract(net, images)
     with torch.autocast(device.type, torch.bfloat16):
@@ -262,9 +347,30 @@ def test_a_cache_is_of_the_device(device):
 
 def test_a_whole_smoke_bench(tmp_path, device):
     """As a user runs it: every family measured, on this device, with its memory."""
-    code, _, err = run_bench(tmp_path, "experiment=smoke", "num_samples=40", "data.reference_images=40", f"device={device.type}")
+    code, _, err = run_bench(
+        tmp_path,
+        "experiment=smoke",
+        "num_samples=40",
+        "data.reference_images=40",
+        f"device={device.type}",
+    )
     assert code == 0, err
     rows = pd.read_csv(tmp_path / "results" / "smoke" / "results.csv")
     assert set(rows["model"]) == {"unet", "dit", "ar"} and (rows["status"] == "ok").all()
-    assert (rows["device"] == records.device_name(device)).all() or device.type == "cpu"
-    assert (rows[["fd", "seconds_per_image", "latency_seconds", "peak_memory_mb", "train_utilisation"]] > 0).all().all()
+    assert (rows["device"] == device_name(device)).all() or device.type == "cpu"
+    assert (
+        (
+            rows[
+                [
+                    "fd",
+                    "seconds_per_image",
+                    "latency_seconds",
+                    "peak_memory_mb",
+                    "train_utilisation",
+                ]
+            ]
+            > 0
+        )
+        .all()
+        .all()
+    )

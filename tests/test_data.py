@@ -1,4 +1,6 @@
-"""Pictures from every source, in every mode, into disjoint and deterministic splits; bad input in one clear line."""
+"""Pictures from every source, in every mode, into disjoint and deterministic splits; bad input in
+one clear line.
+"""
 
 import hashlib
 import os
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data
-from benchmarks.pictures import procedural
-from benchmarks.pictures.decoding import to_pixels
-from benchmarks.store import BadInput
+from benchmarks.core.errors import BadInput
+from benchmarks.images import dataset as dataset_module
+from benchmarks.images import procedural
+from benchmarks.images.dataset import Split, _decode, load_dataset
+from benchmarks.images.decode import to_pixels
 
 
 class Config(SimpleNamespace):
@@ -23,13 +26,21 @@ class Config(SimpleNamespace):
 
 def folder_config(root, **changes) -> Config:
     defaults = dict(
-        source="imagefolder", name="imagefolder", path=str(root), classes=None, images_per_class=None, image_size=32, reference_images=6
+        source="imagefolder",
+        name="imagefolder",
+        path=str(root),
+        classes=None,
+        images_per_class=None,
+        image_size=32,
+        reference_images=6,
     )
     return Config(**(defaults | changes))
 
 
 def picture(seed: int, side: int = 40) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side + 6, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (side, side + 6, 3), dtype=np.uint8)
+    )
 
 
 @pytest.fixture
@@ -39,11 +50,13 @@ def root(tmp_path):
         for k, name in enumerate(("ant", "bee", "cow")):
             (tmp_path / "pics" / split / name).mkdir(parents=True)
             for i in range(count):
-                picture(1000 * k + i + 100 * (split == "val")).save(tmp_path / "pics" / split / name / f"{i}.png")
+                picture(1000 * k + i + 100 * (split == "val")).save(
+                    tmp_path / "pics" / split / name / f"{i}.png"
+                )
     return tmp_path / "pics"
 
 
-def contents(split: data.Split) -> list[bytes]:
+def contents(split: Split) -> list[bytes]:
     return [image.tobytes() for image in split[:]]
 
 
@@ -55,74 +68,104 @@ def contents(split: data.Split) -> list[bytes]:
     [
         (32, "train", "a143d9dd8290be3e"),
         (64, "train", "89bafa2cd09f37a9"),
-        (64, "floor", "3294aadb13119f8d"),
+        (64, "holdout", "3294aadb13119f8d"),
     ],
 )
 def test_procedural_bytes_are_the_same_on_every_machine(size, stream, pinned):
-    images, labels = procedural.draw(50, size, stream=stream)
+    images, labels = procedural.generate(50, size, stream=stream)
     assert images.dtype == np.uint8 and images.shape == (50, 3, size, size)
     assert labels.tolist() == [i % 10 for i in range(50)]
     assert hashlib.sha256(images.tobytes()).hexdigest()[:16] == pinned
 
 
 def test_procedural_pictures_depend_on_index_and_seed_alone():
-    few, many = procedural.draw(20, 32)[0], procedural.draw(200, 32, chunk=3)[0]
+    few, many = procedural.generate(20, 32)[0], procedural.generate(200, 32, chunk=3)[0]
     assert np.array_equal(few, many[:20])
-    assert not np.array_equal(few, procedural.draw(20, 32, seed=1)[0])
+    assert not np.array_equal(few, procedural.generate(20, 32, seed=1)[0])
     assert len({image.tobytes() for image in many}) == 200
 
 
 def test_the_32_px_picture_is_the_64_px_one_halved():
-    small, large = procedural.draw(20, 32)[0].astype(int), procedural.draw(20, 64)[0].astype(int)
+    small, large = (
+        procedural.generate(20, 32)[0].astype(int),
+        procedural.generate(20, 64)[0].astype(int),
+    )
     halved = large.reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
     assert np.abs(small - halved).max() <= 1
 
 
 def test_procedural_splits_share_no_picture(tmp_path):
-    cfg = Config(source="procedural", name="procedural", image_size=32, train_images=100, reference_images=50, seed=0)
-    dataset = data.load(cfg, num_samples=30, cache=tmp_path)
-    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (100, 50, 30)
-    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor)
+    cfg = Config(
+        source="procedural",
+        name="procedural",
+        image_size=32,
+        train_images=100,
+        reference_images=50,
+        seed=0,
+    )
+    dataset = load_dataset(cfg, num_samples=30, cache=tmp_path)
+    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (100, 50, 30)
+    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)
     assert len(set(everything)) == 180
-    assert dataset.floor.labels.tolist() == [i % 10 for i in range(30)]
+    assert dataset.holdout.labels.tolist() == [i % 10 for i in range(30)]
 
 
 # --- image folders
 
 
 def test_an_image_folder_is_split_without_overlap(root, tmp_path):
-    dataset = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    dataset = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert dataset.classes == ["ant", "bee", "cow"] and dataset.name == "pics"
-    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (24, 6, 6)
-    assert dataset.reference.labels.tolist() == dataset.floor.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor)
+    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (24, 6, 6)
+    assert (
+        dataset.reference.labels.tolist() == dataset.holdout.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    )
+    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)
     assert len(set(everything)) == 36
     validation = {to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
-    assert set(contents(dataset.reference)) <= validation, "the held-out folder serves the reference"
+    assert set(contents(dataset.reference)) <= validation, (
+        "the held-out folder serves the reference"
+    )
 
 
 def test_one_folder_without_a_validation_split_works_too(root, tmp_path):
-    dataset = data.load(folder_config(root / "train"), num_samples=6, cache=tmp_path / "cache")
-    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (18, 6, 6)
-    assert len(set(contents(dataset.train) + contents(dataset.reference) + contents(dataset.floor))) == 30
+    dataset = load_dataset(folder_config(root / "train"), num_samples=6, cache=tmp_path / "cache")
+    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (18, 6, 6)
+    assert (
+        len(set(contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)))
+        == 30
+    )
 
 
 def test_the_split_is_deterministic_and_cached(root, tmp_path):
-    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "a")
-    second = data.load(folder_config(root), num_samples=6, cache=tmp_path / "b")
-    assert first.key == second.key and contents(first.floor) == contents(second.floor)
+    first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a")
+    second = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "b")
+    assert first.key == second.key and contents(first.holdout) == contents(second.holdout)
     for path in root.rglob("*.png"):
         before = path.stat()
-        path.write_bytes(b"x" * before.st_size)  # still listed, no longer readable: only the cache can serve
+        path.write_bytes(
+            b"x" * before.st_size
+        )  # still listed, no longer readable: only the cache can serve
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert data.load(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
+    assert load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
 
 
 def test_a_subset_of_classes_and_pictures(root, tmp_path):
-    by_name = data.load(folder_config(root, classes=["cow", "ant"], reference_images=4), num_samples=2, cache=tmp_path)
+    by_name = load_dataset(
+        folder_config(root, classes=["cow", "ant"], reference_images=4),
+        num_samples=2,
+        cache=tmp_path,
+    )
     assert by_name.classes == ["cow", "ant"] and set(by_name.train.labels) == {0, 1}
-    by_count = data.load(folder_config(root, classes=2, images_per_class=4, reference_images=4), num_samples=2, cache=tmp_path)
-    assert by_count.classes == ["ant", "bee"] and np.bincount(by_count.train.labels).tolist() == [4, 4]
+    by_count = load_dataset(
+        folder_config(root, classes=2, images_per_class=4, reference_images=4),
+        num_samples=2,
+        cache=tmp_path,
+    )
+    assert by_count.classes == ["ant", "bee"] and np.bincount(by_count.train.labels).tolist() == [
+        4,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "I;16", "F"])
@@ -133,14 +176,20 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     elif mode == "F":
         image = Image.fromarray(grey.astype(np.float32))
     else:
-        image = Image.fromarray(grey.astype(np.uint8)).convert("RGB" if mode in ("P", "CMYK") else "L").convert(mode)
+        image = (
+            Image.fromarray(grey.astype(np.uint8))
+            .convert("RGB" if mode in ("P", "CMYK") else "L")
+            .convert(mode)
+        )
     path = tmp_path / ("x.tif" if mode in ("CMYK", "F") else "x.png")
     image.save(path)
     pixels = to_pixels(Image.open(path), 32)
     assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
     if mode != "1":
         expected = grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))
-        assert np.abs(pixels.astype(float) - expected).mean() < 6, "brightness survives the conversion"
+        assert np.abs(pixels.astype(float) - expected).mean() < 6, (
+            "brightness survives the conversion"
+        )
 
 
 def test_transparency_lies_over_white():
@@ -152,25 +201,38 @@ def test_the_crop_is_central_and_the_resize_antialiased():
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200  # only the central square is grey
     cropped = to_pixels(Image.fromarray(wide), 32)
-    assert (cropped[:, :, 2:-2] == 200).all() and cropped.min() > 150  # the filter sees a little past the crop's edge
+    assert (
+        cropped[:, :, 2:-2] == 200
+    ).all() and cropped.min() > 150  # the filter sees a little past the crop's edge
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, "aliasing would give 0 or 255"
+    assert np.abs(to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, (
+        "aliasing would give 0 or 255"
+    )
 
 
 def test_a_picture_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stays(root, tmp_path):
-    other = root / "val" / "ant" / "other.bmp"  # a fourth held-out ant: reference and floor then take all four
+    other = (
+        root / "val" / "ant" / "other.bmp"
+    )  # a fourth held-out ant: reference and floor then take all four
     Image.new("RGB", (40, 40), "red").save(other)
-    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     Image.new("RGB", (40, 40), "blue").save(other)
     os.utime(other, ns=(1, 1))
-    second = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    second = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert first.key != second.key and first.train_key == second.train_key
 
 
 def test_the_training_split_s_key_does_not_change_with_the_others(tmp_path):
-    cfg = Config(source="procedural", name="procedural", image_size=32, train_images=100, reference_images=50, seed=0)
-    few, many = (data.load(cfg, num_samples=n, cache=tmp_path) for n in (20, 30))
+    cfg = Config(
+        source="procedural",
+        name="procedural",
+        image_size=32,
+        train_images=100,
+        reference_images=50,
+        seed=0,
+    )
+    few, many = (load_dataset(cfg, num_samples=n, cache=tmp_path) for n in (20, 30))
     assert few.train_key == many.train_key and few.key != many.key
 
 
@@ -199,27 +261,29 @@ def broken(root, count):
 )
 def test_bad_settings_are_named_in_one_line(root, tmp_path, changes, samples, said):
     with pytest.raises(BadInput) as error:
-        data.load(folder_config(root, **changes), num_samples=samples, cache=tmp_path / "cache")
+        load_dataset(folder_config(root, **changes), num_samples=samples, cache=tmp_path / "cache")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_folder_without_pictures_and_a_class_without_pictures(root, tmp_path):
     (tmp_path / "empty" / "train" / "ant").mkdir(parents=True)
     with pytest.raises(BadInput, match="no pictures"):
-        data.load(folder_config(tmp_path / "empty"), num_samples=6, cache=tmp_path / "cache")
+        load_dataset(folder_config(tmp_path / "empty"), num_samples=6, cache=tmp_path / "cache")
     (root / "train" / "dog").mkdir()
     with pytest.raises(BadInput, match="class 'dog' has no training pictures"):
-        data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+        load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     (tmp_path / "flat").mkdir()
     picture(0).save(tmp_path / "flat" / "a.png")
     with pytest.raises(BadInput, match="no class folders"):
-        data.load(folder_config(tmp_path / "flat"), num_samples=6, cache=tmp_path / "cache")
+        load_dataset(folder_config(tmp_path / "flat"), num_samples=6, cache=tmp_path / "cache")
 
 
 def test_too_many_unreadable_pictures_are_an_error(root, tmp_path):
     broken(root, 3)
-    with pytest.raises(BadInput, match=r"3 of 39 pictures are unreadable .* e\.g\. train/ant/0\.png"):
-        data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    with pytest.raises(
+        BadInput, match=r"3 of 39 pictures are unreadable .* e\.g\. train/ant/0\.png"
+    ):
+        load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
 
 
 def test_one_unreadable_picture_in_many_is_skipped_and_reported(tmp_path, capsys):
@@ -229,7 +293,9 @@ def test_one_unreadable_picture_in_many_is_skipped_and_reported(tmp_path, capsys
             picture(i, 8).save(tmp_path / "pics" / name / f"{i}.png")
     path = tmp_path / "pics" / "bee" / "0.png"
     path.write_bytes(path.read_bytes()[:60])
-    dataset = data.load(folder_config(tmp_path / "pics"), num_samples=6, cache=tmp_path / "cache")
+    dataset = load_dataset(
+        folder_config(tmp_path / "pics"), num_samples=6, cache=tmp_path / "cache"
+    )
     assert len(dataset.skipped) == 1 and "bee/0.png" in dataset.skipped[0]
     assert len(dataset.train) == 120 - 6 - 6 - 1
     assert "1 unreadable picture(s) skipped" in capsys.readouterr().out
@@ -237,11 +303,11 @@ def test_one_unreadable_picture_in_many_is_skipped_and_reported(tmp_path, capsys
 
 @pytest.mark.parametrize("name", ["pixels.npy", "train.npy", "labels.npy", "meta.json"])
 def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
-    first = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     expected = contents(first.reference)
     path = next((tmp_path / "cache" / "data").glob(f"*/{name}"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    again = data.load(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    again = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert again.key == first.key and contents(again.reference) == expected
 
 
@@ -251,27 +317,40 @@ def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
 @pytest.fixture
 def parquet(tmp_path):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])}
+    )
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for split, count in (("train", 20), ("validation", 8)):
-        rows = {"image": [picture(i + 50 * (split != "train")) for i in range(count)], "label": [i % 2 for i in range(count)]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+        rows = {
+            "image": [picture(i + 50 * (split != "train")) for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        )
     return tmp_path / "hub"
 
 
 def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
-    cfg = folder_config(parquet, source="hub", name="mine", config=None, held_out="validation", reference_images=8)
-    dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
+    cfg = folder_config(
+        parquet, source="hub", name="mine", config=None, held_out="validation", reference_images=8
+    )
+    dataset = load_dataset(cfg, num_samples=4, cache=tmp_path / "cache")
     assert dataset.classes == ["ant", "bee"] and dataset.name == "mine"
-    assert (len(dataset.train), len(dataset.reference), len(dataset.floor)) == (16, 8, 4)
+    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (16, 8, 4)
     validation = {to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
     assert set(contents(dataset.reference)) == validation
 
 
 def test_a_held_out_split_of_another_name_is_found_and_said(parquet, tmp_path, capsys):
-    cfg = folder_config(parquet, source="hub", name="mine", config=None, held_out="valid", reference_images=8)
-    dataset = data.load(cfg, num_samples=4, cache=tmp_path / "cache")
-    assert set(contents(dataset.reference)) == {to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
+    cfg = folder_config(
+        parquet, source="hub", name="mine", config=None, held_out="valid", reference_images=8
+    )
+    dataset = load_dataset(cfg, num_samples=4, cache=tmp_path / "cache")
+    assert set(contents(dataset.reference)) == {
+        to_pixels(picture(i + 50), 32).tobytes() for i in range(8)
+    }
     assert "data.held_out=valid" in capsys.readouterr().out
 
 
@@ -281,20 +360,33 @@ def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cfg = folder_config("no-such-owner/no-such-data", source="hub", config=None, held_out="valid")
     with pytest.raises(BadInput) as error:
-        data.load(cfg, num_samples=4, cache=tmp_path)
-    assert "data.path=no-such-owner/no-such-data" in str(error.value) and "\n" not in str(error.value)
+        load_dataset(cfg, num_samples=4, cache=tmp_path)
+    assert "data.path=no-such-owner/no-such-data" in str(error.value) and "\n" not in str(
+        error.value
+    )
     assert "download" in str(error.value)
 
 
 def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch):
-    made, decode = [], data._decode
+    made, decode = [], _decode
 
     def slowly(*args):
         made.append(args)
         time.sleep(0.3)
         decode(*args)
 
-    monkeypatch.setattr(data, "_decode", slowly)
+    monkeypatch.setattr(dataset_module, "_decode", slowly)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: data.load(folder_config(root), num_samples=3, cache=tmp_path / "cache"), range(2)))
-    assert len(made) == 1 and found[0].key == found[1].key and contents(found[0].train) == contents(found[1].train)
+        found = list(
+            pool.map(
+                lambda _: load_dataset(
+                    folder_config(root), num_samples=3, cache=tmp_path / "cache"
+                ),
+                range(2),
+            )
+        )
+    assert (
+        len(made) == 1
+        and found[0].key == found[1].key
+        and contents(found[0].train) == contents(found[1].train)
+    )

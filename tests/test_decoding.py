@@ -14,17 +14,19 @@ CACHED = ("ar", "ar-block4", "any")
 
 
 def tokens(model, steps: int, guidance: float, seed: int = 5) -> torch.Tensor:
-    return model.draw(torch.arange(5) % 5, steps=steps, guidance=guidance, rng=rng(seed))
+    return model.sample_tokens(torch.arange(5) % 5, steps=steps, guidance=guidance, rng=rng(seed))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("name", CACHED)
 def test_static_buffers_give_the_tokens_of_growing_caches(name, guidance, precision):
-    """What CUDA captures, run uncaptured: places as tensors, rounded lengths, masked keys, guidance from a table."""
+    """What CUDA captures, run uncaptured: places as tensors, rounded lengths, masked keys, guidance
+    from a table.
+    """
     model = tiny(name).eval()
-    model.use(guidance_schedule="linear")
-    for steps in model.step_counts([1, 4, 7, 16, TOKENS]):
+    model.set_sampler(guidance_schedule="linear")
+    for steps in model.supported_steps([1, 4, 7, 16, TOKENS]):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             model.static_decoding = None
             growing = tokens(model, steps, guidance)
@@ -33,7 +35,8 @@ def test_static_buffers_give_the_tokens_of_growing_caches(name, guidance, precis
 
 
 class Recorded(TorchDispatchMode):
-    """Remembers every operation with its very arguments, and repeats them: all that a CUDA graph is.
+    """Remembers every operation with its very arguments, and repeats them: all that a CUDA graph
+    is.
 
     Recording runs the operations, capturing does not: so the first replay is the recording itself.
     """
@@ -89,12 +92,18 @@ def recording(monkeypatch) -> list[Recorded]:
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("name", CACHED)
 def test_a_replayed_step_gives_the_tokens_of_a_step(name, guidance, recording):
-    """Nothing that the host knows may decide what a step does, but for what names its graph; and labels, noise and order are read anew."""
+    """Nothing that the host knows may decide what a step does, but for what names its graph; and
+    labels, noise and order are read anew.
+    """
     model = tiny(name).eval()
-    model.use(guidance_schedule="linear", temperature=0.7)
+    model.set_sampler(guidance_schedule="linear", temperature=0.7)
     model.static_decoding = True
-    counts = model.step_counts([1, 7, TOKENS, 16])
-    expected = {(steps, seed): tokens(tiny_like(model), steps, guidance, seed) for steps in counts for seed in (5, 6, 7)}
+    counts = model.supported_steps([1, 7, TOKENS, 16])
+    expected = {
+        (steps, seed): tokens(tiny_like(model), steps, guidance, seed)
+        for steps in counts
+        for seed in (5, 6, 7)
+    }
     recording.clear()
     with model.fixed_weights():
         for (steps, seed), wanted in expected.items():
@@ -104,13 +113,21 @@ def test_a_replayed_step_gives_the_tokens_of_a_step(name, guidance, recording):
 
 def tiny_like(model):
     """A twin that decodes in growing caches."""
-    twin = tiny("any" if "AnyOrder" in type(model).__name__ else f"ar-block{model.block}" if model.block > 1 else "ar").eval()
-    twin.use(guidance_schedule="linear", temperature=0.7)
+    twin = tiny(
+        "any"
+        if "AnyOrder" in type(model).__name__
+        else f"ar-block{model.block}"
+        if model.block > 1
+        else "ar"
+    ).eval()
+    twin.set_sampler(guidance_schedule="linear", temperature=0.7)
     return twin
 
 
 def test_a_raster_model_needs_few_graphs(recording):
-    """One for each length rounded up to 32 keys, and one for the first step, whose inputs are not tokens."""
+    """One for each length rounded up to 32 keys, and one for the first step, whose inputs are not
+    tokens.
+    """
     model = tiny("ar").eval()
     model.static_decoding = True
     with model.fixed_weights():
@@ -126,7 +143,7 @@ def test_what_is_kept_is_kept_for_fixed_weights_only():
         for guidance in (1.0, 2.0, 1.0):
             tokens(model, TOKENS, guidance)
         assert len(model._kept) == 2
-        model.use(temperature=0.5)
+        model.set_sampler(temperature=0.5)
         tokens(model, TOKENS, 1.0)
         assert len(model._kept) == 3
     assert model._kept is None
@@ -135,16 +152,22 @@ def test_what_is_kept_is_kept_for_fixed_weights_only():
 
 
 def test_masked_keys_that_were_never_written_weigh_nothing():
-    """A cache begins as zeros where a step looks further than it is filled: nothing times a NaN would be NaN."""
+    """A cache begins as zeros where a step looks further than it is filled: nothing times a NaN
+    would be NaN.
+    """
     cache = decoding.Cache(8)
     steps = decoding.Steps(8, torch.device("cpu"), static=True, captured=False)
     new = torch.ones(1, 1, 1, 4)
     keys, values = cache.extend(new, new, steps.window(0, 1))
-    assert keys.shape == (1, 1, 8, 4) and keys.isfinite().all() and values[:, :, 1:].abs().max() == 0
+    assert (
+        keys.shape == (1, 1, 8, 4) and keys.isfinite().all() and values[:, :, 1:].abs().max() == 0
+    )
     assert steps.window(0, 1).seen.tolist() == [[True] + [False] * 7]
 
 
-def test_decoding_goes_on_without_graphs_where_one_cannot_be_captured(recording, monkeypatch, capsys):
+def test_decoding_goes_on_without_graphs_where_one_cannot_be_captured(
+    recording, monkeypatch, capsys
+):
     def refuse(step, pool):
         raise RuntimeError("operation not permitted when stream is capturing")
 

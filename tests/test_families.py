@@ -8,14 +8,16 @@ from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, random_batch, rn
 from diffusers import DiTTransformer2DModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from benchmarks import sample
+from benchmarks.stages.sample import bf16_weights
 from models import autoregressive, layers
 from models.diffusion import Diffusion
 from models.dit import GELU, DiT
 
 
 def _mapped_reference(ours: DiT, depth: int, heads: int, width: int, classes: int):
-    """diffusers' DiT with our weights, its norm epsilon and timestep-frequency shift set to the paper's."""
+    """diffusers' DiT with our weights, its norm epsilon and timestep-frequency shift set to the
+    paper's.
+    """
     theirs = DiTTransformer2DModel(
         num_attention_heads=heads, attention_head_dim=width // heads, in_channels=4, out_channels=8, num_layers=depth,
         sample_size=16, patch_size=2, num_embeds_ada_norm=classes, norm_eps=1e-6,
@@ -30,7 +32,10 @@ def _mapped_reference(ours: DiT, depth: int, heads: int, width: int, classes: in
         embedder.class_embedder.embedding_table.load_state_dict(ours.labels.state_dict())
         block.norm1.linear.load_state_dict(mine.modulation[1].state_dict())
         for name, weight, bias in zip(
-            ("to_q", "to_k", "to_v"), mine.attention.qkv.weight.chunk(3), mine.attention.qkv.bias.chunk(3), strict=True
+            ("to_q", "to_k", "to_v"),
+            mine.attention.qkv.weight.chunk(3),
+            mine.attention.qkv.bias.chunk(3),
+            strict=True,
         ):
             getattr(block.attn1, name).load_state_dict({"weight": weight, "bias": bias})
         block.attn1.to_out[0].load_state_dict(mine.attention.out.state_dict())
@@ -52,7 +57,11 @@ def test_dit_equals_diffusers_with_mapped_weights():
         for p in ours.parameters():
             p.normal_(std=0.1)
     theirs = _mapped_reference(ours, depth, heads, width, classes)
-    x, t, labels = torch.randn(3, 4, 16, 16), torch.tensor([0, 17, 999]), torch.tensor([0, 4, classes])
+    x, t, labels = (
+        torch.randn(3, 4, 16, 16),
+        torch.tensor([0, 17, 999]),
+        torch.tensor([0, 4, classes]),
+    )
     with torch.no_grad():
         expected = theirs(x, timestep=t, class_labels=labels).sample
         torch.testing.assert_close(ours(x, t, labels), expected, atol=1e-5, rtol=1e-5)
@@ -64,7 +73,9 @@ def test_dit_at_its_start_is_zero_and_its_blocks_are_the_identity():
     net = DiT(SHAPE, CLASSES, width=32, depth=2, heads=2)
     x = torch.randn(2, 64, 32)
     assert torch.equal(net.blocks[0](x, torch.randn(2, 32)), x)
-    assert net(torch.randn(2, *SHAPE), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).abs().max() == 0
+    assert (
+        net(torch.randn(2, *SHAPE), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).abs().max() == 0
+    )
 
 
 def test_dit_s_gelu_is_the_released_one_and_in_bf16_on_a_cpu_within_half_a_thousandth_of_it():
@@ -79,15 +90,28 @@ def test_dit_s_gelu_is_the_released_one_and_in_bf16_on_a_cpu_within_half_a_thous
 
 @pytest.mark.parametrize("name", ["unet", "dit", "ar", "any", "masked"])
 def test_what_layers_hand_on_lies_in_order(name):
-    """A view with its axes swapped spreads through the residual stream, and each layer behind it copies: 5% of a step of `dit`, 9% of `unet`'s."""
+    """A view with its axes swapped spreads through the residual stream, and each layer behind it
+    copies: 5% of a step of `dit`, 9% of `unet`'s.
+    """
     model, looked_at, strange = tiny(name), [], []
 
     def look(part, given):
         looked_at.append(part)
-        strange.extend(type(part).__name__ for x in given if sorted(x.stride(), reverse=True) != list(x.stride()))
+        strange.extend(
+            type(part).__name__
+            for x in given
+            if sorted(x.stride(), reverse=True) != list(x.stride())
+        )
 
     for part in model.modules():
-        if isinstance(part, torch.nn.LayerNorm | torch.nn.RMSNorm | LlamaRMSNorm | torch.nn.GroupNorm | torch.nn.Conv2d):
+        if isinstance(
+            part,
+            torch.nn.LayerNorm
+            | torch.nn.RMSNorm
+            | LlamaRMSNorm
+            | torch.nn.GroupNorm
+            | torch.nn.Conv2d,
+        ):
             part.register_forward_pre_hook(look)
     with torch.autocast("cpu", torch.bfloat16):
         model(random_batch(), rng=rng())
@@ -95,7 +119,9 @@ def test_what_layers_hand_on_lies_in_order(name):
 
 
 class _Oracle(torch.nn.Module):
-    """The exact velocity of a data set of one point: straight lines from noise to it. Remembers when it was asked."""
+    """The exact velocity of a data set of one point: straight lines from noise to it. Remembers
+    when it was asked.
+    """
 
     def __init__(self, shape, num_classes, target):
         super().__init__()
@@ -108,7 +134,9 @@ class _Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
 def test_euler_spends_every_evaluation(steps):
-    """The grid is 1, (n-1)/n, ..., 1/n: no evaluation falls on the useless tail near zero, and the end is reached."""
+    """The grid is 1, (n-1)/n, ..., 1/n: no evaluation falls on the useless tail near zero, and the
+    end is reached.
+    """
     target = torch.randn(1, *SHAPE)
     model = Diffusion(SHAPE, CLASSES, denoiser=partial(_Oracle, target=target))
     out = model.sample(torch.tensor([0]), steps=steps, guidance=1.0, rng=rng())
@@ -128,7 +156,11 @@ def test_every_objective_s_target_and_sampler_fit_together(objective):
         def forward(self, x, t, labels):
             a = model.alphas[t.long()][:, None, None, None]
             noise = (x - a.sqrt() * target) / (1 - a).sqrt()
-            return {"eps": noise, "x0": target.expand_as(x), "v": a.sqrt() * noise - (1 - a).sqrt() * target}[objective]
+            return {
+                "eps": noise,
+                "x0": target.expand_as(x),
+                "v": a.sqrt() * noise - (1 - a).sqrt() * target,
+            }[objective]
 
     model = Diffusion(SHAPE, CLASSES, denoiser=Oracle, objective=objective)
     batch = (target.expand(8, -1, -1, -1), None, torch.zeros(8, dtype=torch.long))
@@ -155,32 +187,54 @@ def test_token_models_sample_under_autocast(name):
     """The cache takes keys and values of one type: what a bf16 run on the CPU once broke on."""
     model = tiny(name).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.sample(torch.tensor([0, 1]), steps=steps_of(model), guidance=2.0, rng=rng()).isfinite().all()
+        assert (
+            model.sample(torch.tensor([0, 1]), steps=steps_of(model), guidance=2.0, rng=rng())
+            .isfinite()
+            .all()
+        )
 
 
 def test_ar_decodes_with_the_residual_stream_it_was_trained_with(monkeypatch):
-    """In bfloat16 the inputs and the stream between blocks stay float32, in sampling as in training."""
-    model, kinds, block = tiny("ar").eval(), {"trained": set(), "drawn": set()}, layers.Block.forward
+    """In bfloat16 the inputs and the stream between blocks stay float32, in sampling as in
+    training.
+    """
+    model, kinds, block = (
+        tiny("ar").eval(),
+        {"trained": set(), "drawn": set()},
+        layers.Block.forward,
+    )
     for layer in model.transformer.layers:
-        layer.register_forward_pre_hook(lambda module, args, kwargs: kinds["trained"].add(args[0].dtype), with_kwargs=True)
-    monkeypatch.setattr(layers.Block, "forward", lambda self, x, *a, **k: kinds["drawn"].add(x.dtype) or block(self, x, *a, **k))
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: kinds["trained"].add(args[0].dtype), with_kwargs=True
+        )
+    monkeypatch.setattr(
+        layers.Block,
+        "forward",
+        lambda self, x, *a, **k: kinds["drawn"].add(x.dtype) or block(self, x, *a, **k),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         model.logits(torch.zeros(1, TOKENS, dtype=torch.long), torch.tensor([0]))
         model.sample(torch.tensor([0]), steps=TOKENS, guidance=1.0, rng=rng())
     assert kinds == {"trained": {torch.float32}, "drawn": {torch.float32}}
 
 
-def test_ar_rotates_in_bf16_only_under_autocast_and_draws_from_the_logits_it_was_trained_with(monkeypatch):
+def test_ar_rotates_in_bf16_only_under_autocast_and_draws_from_the_logits_it_was_trained_with(
+    monkeypatch,
+):
     model, kinds, attend = tiny("ar").eval(), set(), autoregressive.attend
-    monkeypatch.setattr(autoregressive, "attend", lambda q, *a, **k: kinds.add(q.dtype) or attend(q, *a, **k))
+    monkeypatch.setattr(
+        autoregressive, "attend", lambda q, *a, **k: kinds.add(q.dtype) or attend(q, *a, **k)
+    )
     guided, drawn = model.guided, []
-    monkeypatch.setattr(model, "guided", lambda logits, *a: drawn.append(logits) or guided(logits, *a))
+    monkeypatch.setattr(
+        model, "guided", lambda logits, *a: drawn.append(logits) or guided(logits, *a)
+    )
     labels = torch.tensor([0, 1])
     model.logits(torch.zeros(2, TOKENS, dtype=torch.long), labels)
     assert kinds == {torch.float32}
     kinds.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        ids = model.draw(labels, steps=TOKENS, guidance=1.0, rng=rng())
+        ids = model.sample_tokens(labels, steps=TOKENS, guidance=1.0, rng=rng())
         with torch.inference_mode():
             taught = model.logits(ids, labels).float()
     assert kinds == {torch.bfloat16}
@@ -194,27 +248,29 @@ def _one_step(model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_cast_once_draw_the_very_same_and_are_left_as_they_were(name):
-    """Beside autocast, which rounds them alike; an embedding that shares its weight with a linear layer is not touched."""
+    """Beside autocast, which rounds them alike; an embedding that shares its weight with a linear
+    layer is not touched.
+    """
     model = tiny(name).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
         plain = _one_step(model)
-        with sample.cast_once(model, "bf16"):
+        with bf16_weights(model, "bf16"):
             halves = {p.dtype for p in model.parameters()}
             assert torch.equal(_one_step(model), plain)
     assert torch.bfloat16 in halves
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    with sample.cast_once(model, "fp32"):
+    with bf16_weights(model, "fp32"):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_weight_shared_with_an_embedding_is_not_cast():
     class Own(torch.nn.Sequential):
-        cast_for_drawing = True
+        bf16_safe = True
 
     model = Own(torch.nn.Embedding(5, 8), torch.nn.Linear(8, 5), torch.nn.Linear(5, 5))
     model[1].weight = model[0].weight
-    with pytest.raises(KeyError), sample.cast_once(model, "bf16"):
+    with pytest.raises(KeyError), bf16_weights(model, "bf16"):
         assert model[0].weight.dtype == torch.float32 and model[2].weight.dtype == torch.bfloat16
         raise KeyError
     assert model[2].weight.dtype == torch.float32, "also after an error"
@@ -223,5 +279,8 @@ def test_a_weight_shared_with_an_embedding_is_not_cast():
 def test_weights_of_classes_that_do_not_ask_for_it_are_not_cast():
     """Someone else's model may take a type from its weights, or leave autocast for a while."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), tiny("dit"))
-    with sample.cast_once(model, "bf16"):
-        assert model[0].weight.dtype == torch.float32 and model[1].denoiser.out.weight.dtype == torch.bfloat16
+    with bf16_weights(model, "bf16"):
+        assert (
+            model[0].weight.dtype == torch.float32
+            and model[1].denoiser.out.weight.dtype == torch.bfloat16
+        )

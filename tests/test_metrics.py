@@ -1,4 +1,6 @@
-"""The Fréchet distance against scipy and torchmetrics, its bias and spread, the probe, the judge's features."""
+"""The Fréchet distance against scipy and torchmetrics, its bias and spread, the probe, the judge's
+features.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,12 @@ def features(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 def by_scipy(real: torch.Tensor, fake: torch.Tensor) -> float:
     a, b = real.double().numpy(), fake.double().numpy()
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * np.trace(root))
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum()
+        + np.trace(np.cov(a.T))
+        + np.trace(np.cov(b.T))
+        - 2 * np.trace(root)
+    )
 
 
 class _Identity(torch.nn.Module):
@@ -50,7 +57,9 @@ def test_frechet_survives_a_dead_feature(n, m):
 @pytest.mark.parametrize("n, m", [(500, 300), (15, 20)])
 def test_frechet_equals_torchmetrics(n, m):
     real, fake = features(n, 24, 1), features(m, 24, 2, 0.3)
-    theirs = FrechetInceptionDistance(feature=_Identity(), normalize=True, input_img_size=(24, 1, 1))
+    theirs = FrechetInceptionDistance(
+        feature=_Identity(), normalize=True, input_img_size=(24, 1, 1)
+    )
     theirs.set_dtype(torch.float64)
     theirs.update(real[:, :, None, None], real=True)
     theirs.update(fake[:, :, None, None], real=False)
@@ -84,14 +93,25 @@ def test_the_analytic_floor_is_what_two_samples_of_one_gaussian_read():
     scale = torch.linspace(0.3, 2, d)
     draw = lambda seed, k: torch.randn(k, d, generator=torch.Generator().manual_seed(seed)) * scale  # noqa: E731
     read = np.mean([frechet_distance(draw(2 * i, n), draw(2 * i + 1, m)) for i in range(60)])
-    assert frechet_bias(draw(1000, 20_000), n, m) == pytest.approx(read, rel=0.08)  # three standard errors of 60 readings are 7%
+    assert frechet_bias(draw(1000, 20_000), n, m) == pytest.approx(
+        read, rel=0.08
+    )  # three standard errors of 60 readings are 7%
 
 
 def test_bootstrap_sd_is_near_the_true_spread():
     d, n = 8, 300
-    draw = lambda seed, shift=0.0: torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift  # noqa: E731
+    draw = lambda seed, shift=0.0: (
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+    )
     true = np.std([frechet_distance(draw(2 * i), draw(2 * i + 1, 0.5)) for i in range(100)], ddof=1)
-    guess = np.mean([bootstrap(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i)).std().item() for i in range(10)])
+    guess = np.mean(
+        [
+            bootstrap(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i))
+            .std()
+            .item()
+            for i in range(10)
+        ]
+    )
     assert 0.7 < guess / true < 1.4
 
 
@@ -100,6 +120,6 @@ def test_the_probe_separates_what_is_separable_and_guesses_what_is_not():
     apart = torch.randn(600, 10) + 4 * torch.eye(10)[labels]
     assert fit_probe(apart, labels, 3).accuracy(apart, labels) > 0.95
     noise = torch.randn(4000, 10)
-    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(noise[2000:], torch.arange(2000) % 4) == pytest.approx(
-        0.25, abs=0.05
-    )
+    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(
+        noise[2000:], torch.arange(2000) % 4
+    ) == pytest.approx(0.25, abs=0.05)

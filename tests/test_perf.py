@@ -1,4 +1,6 @@
-"""What `make perf` measures with: rows, ratios, and baselines that do what the suite's own code does."""
+"""What `make perf` measures with: rows, ratios, and baselines that do what the suite's own code
+does.
+"""
 
 import time
 from itertools import groupby
@@ -8,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import train
-from benchmarks.perf import baselines, bench, gains, stages
+from benchmarks.perf import ablations, baselines, bench, comparisons
+from benchmarks.stages.train import build_train_state
 from metrics.frechet import frechet_distance
 from models import autoregressive, layers
 from models.dit import Block as DiTBlock
@@ -21,15 +23,25 @@ CPU = torch.device("cpu")
 def batches(tokens: int = 16):
     rng = torch.Generator().manual_seed(0)
     while True:
-        yield Batch(torch.randn(4, 4, 4, 4, generator=rng), torch.randint(32, (4, tokens), generator=rng), torch.arange(4) % 3)
+        yield Batch(
+            torch.randn(4, 4, 4, 4, generator=rng),
+            torch.randint(32, (4, tokens), generator=rng),
+            torch.arange(4) % 3,
+        )
 
 
 def test_rows_say_who_was_compared_with_whom_and_how_fast():
     one = bench.Bench(CPU, True, lambda: 1e12)
-    calls = {"ours": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.005)}
+    calls = {
+        "ours": lambda: time.sleep(0.01),
+        "slow": lambda: time.sleep(0.03),
+        "fast": lambda: time.sleep(0.005),
+    }
     one.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
     table = pd.DataFrame(one.rows)[bench.COLUMNS]
-    assert table["role"].tolist() == ["ours", "ours", "baseline", "baseline"] and table["baseline"].tolist() == [
+    assert table["role"].tolist() == ["ours", "ours", "baseline", "baseline"] and table[
+        "baseline"
+    ].tolist() == [
         "slow",
         "fast",
         "slow",
@@ -61,15 +73,26 @@ def test_generate_draws_as_many_tokens_as_asked_and_not_always_the_same():
 
 def test_a_decoding_loader_gives_the_latents_of_its_files():
     files = [bytes([i]) for i in range(4)]
-    encode = lambda images: (images.float().reshape(1, 4, 4, 4), torch.zeros(1, 16, dtype=torch.long))  # noqa: E731
+    encode = lambda images: (
+        images.float().reshape(1, 4, 4, 4),
+        torch.zeros(1, 16, dtype=torch.long),
+    )
     decode = lambda file: torch.full((64,), file[0], dtype=torch.uint8).numpy()  # noqa: E731
     batch = next(baselines.decoding_batches(files, decode, encode, 4, CPU))
-    assert sorted(batch.latents[:, 0, 0, 0].tolist()) == [0, 1, 2, 3] and batch.tokens.shape == (4, 16) and batch.labels.shape == (4,)
+    assert (
+        sorted(batch.latents[:, 0, 0, 0].tolist()) == [0, 1, 2, 3]
+        and batch.tokens.shape == (4, 16)
+        and batch.labels.shape == (4,)
+    )
 
 
 def test_two_ways_of_ours_are_compared_with_every_baseline_and_the_second_with_the_first():
     one = bench.Bench(CPU, True, lambda: 1e12)
-    calls = {"ours": lambda: time.sleep(0.02), "theirs": lambda: time.sleep(0.04), "ours, compiled": lambda: time.sleep(0.005)}
+    calls = {
+        "ours": lambda: time.sleep(0.02),
+        "theirs": lambda: time.sleep(0.04),
+        "ours, compiled": lambda: time.sleep(0.005),
+    }
     one.compare("train", calls, 8, 1e9, model="dit", family="dit", size="s", batch=8, dtype="bf16")
     table = pd.DataFrame(one.rows).set_index(["role", "dtype", "baseline"])["ratio"]
     assert set(table.index) == {
@@ -78,39 +101,70 @@ def test_two_ways_of_ours_are_compared_with_every_baseline_and_the_second_with_t
         ("ours", "bf16, compiled", "ours"),
         ("ours", "bf16, compiled", "theirs"),
     }
-    assert table["ours", "bf16, compiled", "ours"] > 2 < table["ours", "bf16, compiled", "theirs"] and table["ours", "bf16", "theirs"] > 1.5
+    assert (
+        table["ours", "bf16, compiled", "ours"] > 2 < table["ours", "bf16, compiled", "theirs"]
+        and table["ours", "bf16", "theirs"] > 1.5
+    )
 
 
 def test_the_matrix_square_root_reads_the_same_distance():
-    real, fake = (torch.randn(300, 12, generator=torch.Generator().manual_seed(s)).double() + s for s in (0, 1))
-    assert baselines.sqrtm_distance(real.numpy(), fake.numpy()) == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+    real, fake = (
+        torch.randn(300, 12, generator=torch.Generator().manual_seed(s)).double() + s
+        for s in (0, 1)
+    )
+    assert baselines.sqrtm_distance(real.numpy(), fake.numpy()) == pytest.approx(
+        frechet_distance(real, fake), rel=1e-6
+    )
 
 
 def test_the_stages_run_and_fill_every_column():
     top = bench.ceiling(CPU)
     one = bench.Bench(CPU, True, lambda: top)
-    stages.training(one, "dit", "xs", 4, 2, compiled=False)
-    stages.sampling_tokens(one, "xs", 4, 2)
-    stages.sampling_diffusion(one, "dit", "xs", 4, 2, steps=2)
-    stages.scoring(one, 40, d=16)
-    stages.encoding(one, 4)
+    comparisons.training(one, "dit", "xs", 4, 2, compiled=False)
+    comparisons.sampling_tokens(one, "xs", 4, 2)
+    comparisons.sampling_diffusion(one, "dit", "xs", 4, 2, steps=2)
+    comparisons.scoring(one, 40, d=16)
+    comparisons.encoding(one, 4)
     table = pd.DataFrame(one.rows)[bench.COLUMNS]
     assert set(table["role"]) == {"ours", "baseline"} and (table["images_per_second"] > 0).all()
     assert (table["utilisation"].dropna() <= 1).all()
     assert table[table["role"] == "ours"]["baseline"].nunique() >= 7
-    assert all(0 < low <= high for low, high in one.ceilings.values()) and "train 4x4 dit xs 2" in one.ceilings
+    assert (
+        all(0 < low <= high for low, high in one.ceilings.values())
+        and "train 4x4 dit xs 2" in one.ceilings
+    )
 
 
 def seen_by(model, call):
-    """What a call shows of the choices: GELU's form, whether the first block's and the convolutions' inputs are contiguous, q's type."""
+    """What a call shows of the choices: GELU's form, whether the first block's and the
+    convolutions' inputs are contiguous, q's type.
+    """
     seen = {"gelu": set(), "stream": set(), "convolutions": set(), "q": set()}
     look = lambda key: lambda part, given: seen[key].add(given[0].is_contiguous())  # noqa: E731
-    hooks = [part.register_forward_pre_hook(look("convolutions")) for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
-    hooks += [part.register_forward_pre_hook(look("stream")) for part in model.modules() if isinstance(part, DiTBlock)][:1]
+    hooks = [
+        part.register_forward_pre_hook(look("convolutions"))
+        for part in model.modules()
+        if isinstance(part, torch.nn.Conv2d)
+    ]
+    hooks += [
+        part.register_forward_pre_hook(look("stream"))
+        for part in model.modules()
+        if isinstance(part, DiTBlock)
+    ][:1]
     gelu, attend = F.gelu, layers.attend
     with (
-        gains.swapped(F, "gelu", lambda x, approximate="none": seen["gelu"].add(approximate) or gelu(x, approximate=approximate)),
-        gains.swapped(autoregressive, "attend", lambda q, *a, **k: seen["q"].add(q.dtype) or attend(q, *a, **k)),
+        ablations.swapped(
+            F,
+            "gelu",
+            lambda x, approximate="none": (
+                seen["gelu"].add(approximate) or gelu(x, approximate=approximate)
+            ),
+        ),
+        ablations.swapped(
+            autoregressive,
+            "attend",
+            lambda q, *a, **k: seen["q"].add(q.dtype) or attend(q, *a, **k),
+        ),
     ):
         call()
     for hook in hooks:
@@ -128,35 +182,51 @@ def seen_by(model, call):
         ("unet", "input channels-last", "convolutions", {True}, {True, False}),
     ],
 )
-def test_each_variant_changes_what_it_says_and_nothing_of_it_stays(name, variant, key, ours, theirs):
+def test_each_variant_changes_what_it_says_and_nothing_of_it_stays(
+    name, variant, key, ours, theirs
+):
     model, cfg = bench.generator(name, "xs", 4, CPU)
-    kit, data = train.equip(model, cfg.train, 1e-4, CPU), bench.made_up(model.latent_shape, 32, CPU, 8)
-    step = lambda: kit.step(data.batch(0, 0, 2), torch.Generator())  # noqa: E731
+    state, data = (
+        build_train_state(model, cfg.train, 1e-4, CPU),
+        bench.random_latents(model.latent_shape, 32, CPU, 8),
+    )
+    step = lambda: state.step(data.batch(0, 0, 2), torch.Generator())  # noqa: E731
     assert seen_by(model, step)[key] == ours
-    assert seen_by(model, gains.under(gains.MODEL_VARIANTS[name][variant], step))[key] == theirs
+    assert (
+        seen_by(model, ablations.under(ablations.MODEL_VARIANTS[name][variant], step))[key]
+        == theirs
+    )
     assert seen_by(model, step)[key] == ours
 
 
 def test_a_variant_is_gone_after_a_failure_too():
     with pytest.raises(ZeroDivisionError):
-        gains.under(gains.TORCH_ATTENTION["torch's fused attention"], lambda: 1 / layers.PLAIN)()
+        ablations.under(
+            ablations.TORCH_ATTENTION["torch's fused attention"], lambda: 1 / layers.PLAIN
+        )()
     assert layers.PLAIN > 0
 
 
 def test_the_choices_are_compared_with_ours_and_every_optimiser_is_the_one_it_says(monkeypatch):
     fused, kits = [], []
-    equip = train.equip
-    monkeypatch.setattr(train, "equip", lambda *a: kits.append(equip(*a)) or kits[-1])
+    original = build_train_state
+    monkeypatch.setattr(
+        "benchmarks.stages.train.build_train_state",
+        lambda *a: kits.append(original(*a)) or kits[-1],
+    )
     monkeypatch.setattr(bench, "LEAST", 0.0)
     one = bench.Bench(CPU, True, lambda: 1.0)
     for name in ("dit", "ar", "unet"):
-        gains.training(one, name, "xs", 4, 2)
-        fused.append([kit.optimizer.param_groups[0]["fused"] for kit in kits[-2:]])
-    gains.drawn(one, "ar", "xs", 4, 2)
-    gains.guidance_halves(one, "unet", "xs", 4, 2)
+        ablations.training(one, name, "xs", 4, 2)
+        fused.append([state.optimizer.param_groups[0]["fused"] for state in kits[-2:]])
+    ablations.drawn(one, "ar", "xs", 4, 2)
+    ablations.guidance_halves(one, "unet", "xs", 4, 2)
     table = pd.DataFrame(one.rows)
     assert fused == [[None, True]] * 3
-    assert set(table["role"]) == {"ours", "baseline"} and (table[table["role"] == "ours"]["ratio"] > 0).all()
+    assert (
+        set(table["role"]) == {"ours", "baseline"}
+        and (table[table["role"] == "ours"]["ratio"] > 0).all()
+    )
     assert table[table["role"] == "ours"].groupby(["stage", "model"]).size().to_dict() == {
         ("choice: train 4x4", "dit"): 5,
         ("choice: train 4x4", "ar"): 4,
@@ -169,9 +239,14 @@ def test_the_choices_are_compared_with_ours_and_every_optimiser_is_the_one_it_sa
 def test_calls_take_turns_in_every_order_and_short_ones_are_repeated(monkeypatch):
     monkeypatch.setattr(bench, "LEAST", 0.03)
     order, one = [], bench.Bench(CPU, False, lambda: 1.0)
-    calls = {name: lambda name=name: (order.append(name), time.sleep(0.002 if name == "ours" else 0.02)) for name in ("ours", "slow")}
+    calls = {
+        name: lambda name=name: (order.append(name), time.sleep(0.002 if name == "ours" else 0.02))
+        for name in ("ours", "slow")
+    }
     one.compare("train", calls, 1, model="dit", family="dit", size="s", batch=8, dtype="bf16")
-    assert [name for name, _ in groupby(order[4:])] == ["ours", "slow"] * 4, "each turn begins with the other one"
+    assert [name for name, _ in groupby(order[4:])] == ["ours", "slow"] * 4, (
+        "each turn begins with the other one"
+    )
     assert order.count("ours") > 5 * 7 > order.count("slow")
     ranges = one.ratios["train dit s 8: ours / slow"]
     assert ranges[0] <= one.rows[0]["ratio"] <= ranges[1]

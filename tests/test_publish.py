@@ -5,7 +5,6 @@ import gzip
 import json
 import re
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +13,11 @@ import pytest
 from PIL import Image
 from test_diagnostics import record
 
-from benchmarks import archive, compare, publish, records, report
+from benchmarks.commands import compare, publish, report
+from benchmarks.core.errors import BadInput
 from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, GRID_BYTES, shrink
-from benchmarks.store import BadInput
+from benchmarks.reports.summary import build_report
+from benchmarks.results import archive, records
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -33,7 +34,7 @@ def bench(folder: Path) -> list[dict]:
             log = [[1, 1e9, 3.0, 0.1, 0.2], [2, 2e12, 2.0, 0.1, 0.4]]
             row = one.pop("row") | {"objective": "flow", "started_at": f"2026-0{steps}"}
             records.write(folder, row, **one, config=config, train_log=log)
-    report.build(folder)
+    build_report(folder)
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     (folder / "samples").mkdir()
     for name in ("nearest", "d-32-local", "d-32-local-2"):
@@ -151,9 +152,8 @@ def test_damaged_records_are_one_line_and_not_no_records(what, tmp_path, monkeyp
     assert len(str(error.value).splitlines()) == 1
     for module in (report, compare, publish):
         target = [str(tmp_path / "target")] if module is publish else []
-        monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), *target])
         with pytest.raises(SystemExit) as ended:
-            module.main()
+            module.main([str(tmp_path), *target])
         said = str(ended.value) + capsys.readouterr().err
         assert ended.value.code not in (0, None) and "is damaged" in said
 
@@ -192,9 +192,8 @@ def test_publishing_refuses_what_is_not_there(figures, grid, said, tmp_path, mon
     (tmp_path / "target" / "summary.md").write_text("before")
     given = ["--figures", *figures, *(["--grid", grid] if grid else [])]
     folders = [str(tmp_path / "bench"), str(tmp_path / "target")]
-    monkeypatch.setattr(sys, "argv", ["publish", *folders, *given])
     with pytest.raises(SystemExit) as ended:
-        publish.main()
+        publish.main([*folders, *given])
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and len(lines) == 1 and said in lines[0]
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["summary.md"]
@@ -223,7 +222,7 @@ def test_a_report_rebuilds_a_published_folder_in_its_published_form(tmp_path):
     for name in ("results.csv", "summary.md"):
         (folder / name).unlink()
     (folder / "plots" / "fd_vs_gflops.png").write_bytes(b"")
-    text = report.build(folder)
+    text = build_report(folder)
     assert (folder / "results.csv").read_bytes() == table and archive.PACKED in text
     assert [path.read_bytes() for path in kept] == before and len(kept) == 2
     assert not (folder / "results.json").exists()
@@ -231,15 +230,14 @@ def test_a_report_rebuilds_a_published_folder_in_its_published_form(tmp_path):
     assert all(path.stat().st_size < FIGURE_BYTES for path in (folder / "plots").iterdir())
     assert set(linked(folder / "summary.md")) == set(images(folder))
     shutil.rmtree(folder / "plots")
-    report.build(folder)
+    build_report(folder)
     assert images(folder / "plots") == [f"{name}.png" for name in FIGURES], "what it begins with"
 
 
 def test_compare_reads_two_committed_folders(monkeypatch, capsys):
     """`make compare` works on what travels."""
     folders = [str(REFERENCE / name) for name in ("cpu-procedural", "seeds")]
-    monkeypatch.setattr(sys, "argv", ["compare", *folders])
-    compare.main()
+    compare.main(folders)
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["matched"] > 0 and said["not_comparable"] == 0
 

@@ -1,4 +1,6 @@
-"""The shared latent space: encode and decode, tokens and back, whitening, batches as pure functions of (seed, step)."""
+"""The shared latent space: encode and decode, tokens and back, whitening, batches as pure functions
+of (seed, step).
+"""
 
 import math
 from types import SimpleNamespace
@@ -6,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import data, latents
-from benchmarks.pictures.procedural import draw
-from benchmarks.recipes.autoencoding import psnr
-from benchmarks.space import SHIPPED as FOLDER
-from benchmarks.space import LatentSpace, load_autoencoder, load_codebook
+from benchmarks.frozen.autoencoder import SHIPPED as FOLDER
+from benchmarks.frozen.autoencoder import LatentSpace, load_autoencoder, load_codebook
+from benchmarks.frozen.latents import batch_indices, prepare_latents
+from benchmarks.frozen.train_autoencoder import psnr
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.procedural import generate
 from models import codebook
 from models.autoencoder import to_float, to_uint8
 from models.codebook import Codebook
@@ -26,10 +29,16 @@ def space():
 def encoded(space, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     cfg = SimpleNamespace(
-        source="procedural", name="procedural", image_size=32, train_images=200, reference_images=20, seed=0, get=lambda k: None
+        source="procedural",
+        name="procedural",
+        image_size=32,
+        train_images=200,
+        reference_images=20,
+        seed=0,
+        get=lambda k: None,
     )
-    dataset = data.load(cfg, num_samples=20, cache=cache)
-    return dataset, latents.prepare(dataset, space, cache=cache, device=torch.device("cpu"))
+    dataset = load_dataset(cfg, num_samples=20, cache=cache)
+    return dataset, prepare_latents(dataset, space, cache=cache, device=torch.device("cpu"))
 
 
 def test_quantising_is_the_inverse_of_scaling():
@@ -38,10 +47,15 @@ def test_quantising_is_the_inverse_of_scaling():
     assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
 
 
-@pytest.mark.parametrize("size, plain, coded", [(32, 30.77, 27.97), (64, 35.62, 30.57), (128, 35.68, 30.18), (256, 37.78, 31.01)])
+@pytest.mark.parametrize(
+    "size, plain, coded",
+    [(32, 30.77, 27.97), (64, 35.62, 30.57), (128, 35.68, 30.18), (256, 37.78, 31.01)],
+)
 def test_the_shipped_autoencoder_rebuilds_pictures_of_any_size(space, size, plain, coded):
-    """As well as the shipped weights did when they came: what changes the code around them must not change that."""
-    images = torch.from_numpy(draw(20, min(size, 128), seed=11)[0])
+    """As well as the shipped weights did when they came: what changes the code around them must not
+    change that.
+    """
+    images = torch.from_numpy(generate(20, min(size, 128), seed=11)[0])
     if size > 128:
         images = images[:4].repeat_interleave(2, 2).repeat_interleave(2, 3)
     z = space.autoencoder.encode(images)
@@ -50,7 +64,9 @@ def test_the_shipped_autoencoder_rebuilds_pictures_of_any_size(space, size, plai
     assert rebuilt.shape == images.shape and rebuilt.dtype == torch.uint8
     assert psnr(images, rebuilt).mean() == pytest.approx(plain, abs=0.1)
     tokens = space.codebook.tokenize(z)
-    assert psnr(images, space.autoencoder.decode(space.codebook.detokenize(tokens))).mean() == pytest.approx(coded, abs=0.1)
+    assert psnr(
+        images, space.autoencoder.decode(space.codebook.detokenize(tokens))
+    ).mean() == pytest.approx(coded, abs=0.1)
 
 
 def test_psnr_is_per_picture_and_in_decibels():
@@ -71,7 +87,9 @@ def test_tokens_survive_a_round_trip_raw_and_whitened():
         assert z.shape == (3, 4, 8, 8)
         assert torch.equal(speaker.tokenize(z), ids)
     whitened = book.whitened(mean, std).detokenize(ids)
-    torch.testing.assert_close(whitened * std[:, None, None] + mean[:, None, None], book.detokenize(ids))
+    torch.testing.assert_close(
+        whitened * std[:, None, None] + mean[:, None, None], book.detokenize(ids)
+    )
     with pytest.raises(ValueError, match="square"):
         book.detokenize(torch.zeros(1, 60, dtype=torch.long))
 
@@ -87,18 +105,27 @@ def test_tokens_are_in_raster_order_and_nearest():
 @pytest.mark.parametrize("channels", [4, 16])
 def test_nearest_is_nearest_by_tree_and_by_matrix(channels):
     rng = torch.Generator().manual_seed(0)
-    points, centres = torch.randn(500, channels, generator=rng), torch.randn(70, channels, generator=rng)
+    points, centres = (
+        torch.randn(500, channels, generator=rng),
+        torch.randn(70, channels, generator=rng),
+    )
     assert torch.equal(codebook.nearest(points, centres), torch.cdist(points, centres).argmin(1))
 
 
 def test_the_start_is_spread_out_and_dead_entries_go_where_they_are_needed():
-    """Ten tight clusters of very unequal size: a random start would miss the small ones, k-means++ does not."""
+    """Ten tight clusters of very unequal size: a random start would miss the small ones, k-means++
+    does not.
+    """
     rng = torch.Generator().manual_seed(1)
     centres = torch.randn(10, 4, generator=rng) * 30
-    points = torch.cat([centres[:1].expand(9000, 4), centres[1:].repeat_interleave(20, 0)]) + 0.01 * torch.randn(9180, 4, generator=rng)
+    points = torch.cat(
+        [centres[:1].expand(9000, 4), centres[1:].repeat_interleave(20, 0)]
+    ) + 0.01 * torch.randn(9180, 4, generator=rng)
     start = codebook.spread(points, 10, rng=rng)
     assert len(codebook.nearest(start, centres).unique()) == 10
-    same = torch.cat([torch.zeros(50, 4), torch.arange(30.0)[:, None].expand(30, 4)])  # duplicates: a start must leave entries dead
+    same = torch.cat(
+        [torch.zeros(50, 4), torch.arange(30.0)[:, None].expand(30, 4)]
+    )  # duplicates: a start must leave entries dead
     book = codebook.fit(same, 31, rng=rng, iterations=10)
     read = book.entries[codebook.nearest(same, book.entries)]
     assert (same - read).abs().max() < 1e-4 and book.entries.isfinite().all()
@@ -119,7 +146,9 @@ def test_kmeans_finds_the_clusters_and_uses_every_entry():
     book = codebook.fit(points, 16, rng=torch.Generator().manual_seed(5))
     error = (points - book.entries[codebook.nearest(points, book.entries)]).square().sum(1).max()
     assert error < 0.1, "some cluster has no entry"
-    assert torch.equal(book.entries, codebook.fit(points, 16, rng=again).entries), "the same seed gives the same book"
+    assert torch.equal(book.entries, codebook.fit(points, 16, rng=again).entries), (
+        "the same seed gives the same book"
+    )
     with pytest.raises(ValueError, match="at least as many"):
         codebook.fit(points[:5], 16, rng=rng)
 
@@ -130,7 +159,9 @@ def test_training_latents_are_white_and_carry_their_own_tokens(space, encoded):
     torch.testing.assert_close(mean, torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(std, torch.ones(4), atol=1e-3, rtol=0)
     ids = space.codebook.tokenize(encoded.raw(encoded.latents[1, :50]))
-    assert (ids == encoded.tokens[1, :50]).float().mean() > 0.999  # un-whitening rounds; a tie may fall the other way
+    assert (
+        ids == encoded.tokens[1, :50]
+    ).float().mean() > 0.999  # un-whitening rounds; a tie may fall the other way
 
 
 def test_the_second_copy_is_of_the_mirror_images(space, encoded):
@@ -142,27 +173,39 @@ def test_the_second_copy_is_of_the_mirror_images(space, encoded):
 def test_batches_are_pure_functions_of_seed_and_step(encoded):
     _, encoded = encoded
     a, b, c = encoded.batch(0, 5, 64), encoded.batch(0, 5, 64), encoded.batch(1, 5, 64)
-    assert torch.equal(a.latents, b.latents) and torch.equal(a.tokens, b.tokens) and torch.equal(a.labels, b.labels)
+    assert (
+        torch.equal(a.latents, b.latents)
+        and torch.equal(a.tokens, b.tokens)
+        and torch.equal(a.labels, b.labels)
+    )
     assert not torch.equal(a.latents, c.latents)
     assert a.tokens.dtype == torch.int64
 
 
 def test_an_epoch_shows_every_picture_once_across_uneven_batches():
-    seen = torch.cat([latents.batch_indices(100, 7, 3, step) for step in range(43)])  # 301 places: three epochs and one
+    seen = torch.cat(
+        [batch_indices(100, 7, 3, step) for step in range(43)]
+    )  # 301 places: three epochs and one
     for epoch in range(3):
         assert sorted(seen[100 * epoch : 100 * (epoch + 1)].tolist()) == list(range(100))
     assert not torch.equal(seen[:100], seen[100:200])
-    assert len(latents.batch_indices(10, 64, 0, 2)) == 64, "a batch may be larger than the data"
+    assert len(batch_indices(10, 64, 0, 2)) == 64, "a batch may be larger than the data"
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_latent_cache_is_rebuilt(space, tmp_path, damage, capsys):
     cfg = SimpleNamespace(
-        source="procedural", name="procedural", image_size=32, train_images=20, reference_images=10, seed=0, get=lambda k: None
+        source="procedural",
+        name="procedural",
+        image_size=32,
+        train_images=20,
+        reference_images=10,
+        seed=0,
+        get=lambda k: None,
     )
-    dataset = data.load(cfg, num_samples=10, cache=tmp_path)
+    dataset = load_dataset(cfg, num_samples=10, cache=tmp_path)
     device = torch.device("cpu")
-    first = latents.prepare(dataset, space, cache=tmp_path, device=device)
+    first = prepare_latents(dataset, space, cache=tmp_path, device=device)
     path = next((tmp_path / "latents").glob("*.safetensors"))
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
@@ -170,10 +213,13 @@ def test_a_damaged_latent_cache_is_rebuilt(space, tmp_path, damage, capsys):
         from safetensors.torch import save_file
 
         save_file(
-            {name: getattr(first, name) + 1 for name in ("latents", "tokens", "labels", "mean", "std")},
+            {
+                name: getattr(first, name) + 1
+                for name in ("latents", "tokens", "labels", "mean", "std")
+            },
             str(path),
             metadata={"key": "someone else's"},
         )
-    again = latents.prepare(dataset, space, cache=tmp_path, device=device)
+    again = prepare_latents(dataset, space, cache=tmp_path, device=device)
     assert torch.equal(again.latents, first.latents)
     assert "rebuilding" in capsys.readouterr().out

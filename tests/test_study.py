@@ -1,4 +1,6 @@
-"""Kernel distance, precision and recall; the ladders of spoiled pictures; the judge's study on a small version."""
+"""Kernel distance, precision and recall; the ladders of spoiled pictures; the judge's study on a
+small version.
+"""
 
 import json
 import subprocess
@@ -10,14 +12,14 @@ import pytest
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from benchmarks.pictures.ladders import LADDERS, check, spoiled
-from benchmarks.pictures.procedural import draw
-from benchmarks.store import BadInput
-from benchmarks.study import balanced, verdicts
+from benchmarks.core.errors import BadInput
+from benchmarks.images.procedural import generate
+from benchmarks.studies.degradation import balanced, verdicts
+from benchmarks.studies.degradations import DEGRADATIONS, check, degrade
 from metrics.kid import kid
 from metrics.prdc import prdc
 
-SPOIL = {ladder.name: ladder for ladder in LADDERS}
+SPOIL = {ladder.name: ladder for ladder in DEGRADATIONS}
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -33,7 +35,9 @@ class _Identity(torch.nn.Module):
 
 def test_kid_of_the_full_sets_is_torchmetrics():
     real, fake = gaussian(200, 16, 0).relu(), gaussian(200, 16, 1, 0.3).relu()
-    theirs = KernelInceptionDistance(feature=_Identity(), subsets=1, subset_size=200, normalize=True)
+    theirs = KernelInceptionDistance(
+        feature=_Identity(), subsets=1, subset_size=200, normalize=True
+    )
     theirs.update(real[:, :, None, None], real=True)
     theirs.update(fake[:, :, None, None], real=False)
     assert kid(real, fake).distance == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
@@ -41,7 +45,9 @@ def test_kid_of_the_full_sets_is_torchmetrics():
 
 def test_kid_is_unbiased_at_fifty():
     """600 pairs of samples of one distribution: their mean is within three standard errors of zero."""
-    read = np.array([kid(gaussian(50, 8, 2 * i), gaussian(50, 8, 2 * i + 1)).distance for i in range(600)])
+    read = np.array(
+        [kid(gaussian(50, 8, 2 * i), gaussian(50, 8, 2 * i + 1)).distance for i in range(600)]
+    )
     assert abs(read.mean()) < 3 * read.std() / 600**0.5
     assert kid(gaussian(50, 8, 0), gaussian(50, 8, 1, 1.0)).distance > 10 * read.std()
 
@@ -62,9 +68,18 @@ def by_hand(real: np.ndarray, fake: np.ndarray, k: int) -> list[float]:
 
     pairs = np.array([[np.linalg.norm(r - f) for f in fake] for r in real])
     real_r, fake_r = ([radius(x, i) for i in range(len(x))] for x in (real, fake))
-    inside = np.array([[pairs[i, j] < real_r[i] for j in range(len(fake))] for i in range(len(real))])
-    recall = np.mean([any(pairs[i, j] < fake_r[j] for j in range(len(fake))) for i in range(len(real))])
-    return [inside.any(0).mean(), recall, inside.sum() / (k * len(fake)), np.mean([pairs[i].min() < real_r[i] for i in range(len(real))])]
+    inside = np.array(
+        [[pairs[i, j] < real_r[i] for j in range(len(fake))] for i in range(len(real))]
+    )
+    recall = np.mean(
+        [any(pairs[i, j] < fake_r[j] for j in range(len(fake))) for i in range(len(real))]
+    )
+    return [
+        inside.any(0).mean(),
+        recall,
+        inside.sum() / (k * len(fake)),
+        np.mean([pairs[i].min() < real_r[i] for i in range(len(real))]),
+    ]
 
 
 def test_precision_recall_density_coverage_are_their_papers():
@@ -74,26 +89,35 @@ def test_precision_recall_density_coverage_are_their_papers():
 
 def test_two_samples_of_one_distribution_and_of_two_apart():
     same = prdc(gaussian(1000, 8, 0), gaussian(1000, 8, 1))
-    assert 0.7 < same.precision < 0.95 and 0.7 < same.recall < 0.95 and 0.9 < same.density < 1.1 and same.coverage > 0.9
+    assert (
+        0.7 < same.precision < 0.95
+        and 0.7 < same.recall < 0.95
+        and 0.9 < same.density < 1.1
+        and same.coverage > 0.9
+    )
     assert list(prdc(gaussian(100, 8, 0), gaussian(300, 8, 1, 50.0))) == [0, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")
 def pool() -> tuple[np.ndarray, np.ndarray]:
-    return draw(1000, 32, seed=5)
+    return generate(1000, 32, seed=5)
 
 
-@pytest.mark.parametrize("ladder", LADDERS, ids=lambda ladder: ladder.name)
+@pytest.mark.parametrize("ladder", DEGRADATIONS, ids=lambda ladder: ladder.name)
 @pytest.mark.parametrize("size", [32, 64])
 def test_every_level_of_every_ladder_is_another_set_and_repeatable(ladder, size, pool):
     pictures, labels = pool
     if size == 64:
         pictures = pictures.repeat(2, axis=2).repeat(2, axis=3)
     assert len(ladder.levels) == 5 and list(ladder.levels) == sorted(ladder.levels)
-    sets = [spoiled(ladder, pictures, labels, 200, level) for level in (0, *ladder.levels)]
+    sets = [degrade(ladder, pictures, labels, 200, level) for level in (0, *ladder.levels)]
     assert all(x.shape == (200, 3, size, size) and x.dtype == np.uint8 for x in sets)
-    assert np.array_equal(sets[0], pictures[:200]) and np.array_equal(sets[3], spoiled(ladder, pictures, labels, 200, ladder.levels[2]))
-    assert len({x.tobytes() for x in sets}) == 6, "a level that does nothing would be taken for the judge's failure"
+    assert np.array_equal(sets[0], pictures[:200]) and np.array_equal(
+        sets[3], degrade(ladder, pictures, labels, 200, ladder.levels[2])
+    )
+    assert len({x.tobytes() for x in sets}) == 6, (
+        "a level that does nothing would be taken for the judge's failure"
+    )
 
 
 @pytest.mark.parametrize("classes, n", [(2, 200), (20, 100), (5, 200)])
@@ -105,21 +129,35 @@ def test_too_few_classes_or_pictures_for_different_levels_are_refused(classes, n
 
 def test_patches_move_inside_pictures_of_any_side():
     pictures = np.random.default_rng(0).integers(1, 256, (3, 3, 100, 100), dtype=np.uint8)
-    out = spoiled(SPOIL["patch shuffling"], pictures, np.arange(3), 3, 1.0)
-    assert (out > 0).all() and np.array_equal(out[..., 96:], pictures[..., 96:]) and not np.array_equal(out, pictures)
+    out = degrade(SPOIL["patch shuffling"], pictures, np.arange(3), 3, 1.0)
+    assert (
+        (out > 0).all()
+        and np.array_equal(out[..., 96:], pictures[..., 96:])
+        and not np.array_equal(out, pictures)
+    )
 
 
 def test_ladders_do_what_their_names_say(pool):
     pictures, labels = pool
     flat = np.full((4, 3, 32, 32), 120, np.uint8)
-    assert np.array_equal(spoiled(SPOIL["Gaussian blur"], flat, labels, 4, 3.0), flat)
-    grey = spoiled(SPOIL["Gaussian noise"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 16).astype(float)
+    assert np.array_equal(degrade(SPOIL["Gaussian blur"], flat, labels, 4, 3.0), flat)
+    grey = degrade(
+        SPOIL["Gaussian noise"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 16
+    ).astype(float)
     assert grey.mean() == pytest.approx(120, abs=0.3) and grey.std() == pytest.approx(16, rel=0.02)
-    peppered = spoiled(SPOIL["salt and pepper"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 0.1)
-    assert (peppered != 120).mean() == pytest.approx(0.1, abs=0.01) and (peppered == 0).mean() == pytest.approx(0.05, abs=0.01)
-    moved = spoiled(SPOIL["patch shuffling"], pictures, labels, 40, 1.0)
-    assert np.array_equal(np.sort(moved.reshape(40, -1)), np.sort(pictures[:40].reshape(40, -1))), "the same pixels elsewhere"
-    shown = lambda name, level: {p.tobytes() for p in spoiled(SPOIL[name], pictures, labels, 40, level)}  # noqa: E731
+    peppered = degrade(
+        SPOIL["salt and pepper"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 0.1
+    )
+    assert (peppered != 120).mean() == pytest.approx(0.1, abs=0.01) and (
+        peppered == 0
+    ).mean() == pytest.approx(0.05, abs=0.01)
+    moved = degrade(SPOIL["patch shuffling"], pictures, labels, 40, 1.0)
+    assert np.array_equal(np.sort(moved.reshape(40, -1)), np.sort(pictures[:40].reshape(40, -1))), (
+        "the same pixels elsewhere"
+    )
+    shown = lambda name, level: {
+        p.tobytes() for p in degrade(SPOIL[name], pictures, labels, 40, level)
+    }
     assert len(shown("missing classes", 0.8)) == 40, "nothing is repeated while there are others"
     of_class = {p.tobytes(): int(label) for p, label in zip(pictures, labels, strict=True)}
     assert {of_class[p] for p in shown("missing classes", 0.8)} == {0, 1}
@@ -140,15 +178,35 @@ def test_balanced_deals_any_prefix_evenly():
 
 def test_verdicts_count_the_steps_that_get_worse():
     table = pd.DataFrame(
-        {"ladder": "x", "fd": [1, 2, 3, 3], "fd_pixels": [4, 3, 2, 1], "kid": [0, 1, 2, 3], "precision": [3, 2, 1, 0], "recall": 1}
+        {
+            "degradation": "x",
+            "fd": [1, 2, 3, 3],
+            "fd_pixels": [4, 3, 2, 1],
+            "kid": [0, 1, 2, 3],
+            "precision": [3, 2, 1, 0],
+            "recall": 1,
+        }
     )
     assert verdicts(table).loc["x"].tolist() == [2, 0, 3, 3, 0]
 
 
 def test_the_study_on_a_small_version(tmp_path):
-    small = ["data.image_size=64", "data.train_images=1000", "data.reference_images=400", "num_samples=200"]
+    small = [
+        "data.image_size=64",
+        "data.train_images=1000",
+        "data.reference_images=400",
+        "num_samples=200",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.study", *small, f"cache_dir={tmp_path}/cache", f"results_dir={tmp_path}"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "study",
+            *small,
+            f"cache_dir={tmp_path}/cache",
+            f"results_dir={tmp_path}",
+        ],
         capture_output=True,
         text=True,
         timeout=600,
@@ -157,10 +215,16 @@ def test_the_study_on_a_small_version(tmp_path):
     folder = tmp_path / "judge" / "procedural-64-local"
     table = pd.read_csv(folder / "study.csv")
     assert len(table) == 36 and table.notna().all(axis=None)
-    for name, part in table.groupby("ladder"):
-        assert part["fd"].iloc[-1] > part["fd"].iloc[0], f"{name}: the worst pictures must read worse than the best"
-    assert (verdicts(table)["fd"] == 5).all(), "FD must rise strictly over all levels of all ladders"
+    for name, part in table.groupby("degradation"):
+        assert part["fd"].iloc[-1] > part["fd"].iloc[0], (
+            f"{name}: the worst pictures must read worse than the best"
+        )
+    assert (verdicts(table)["fd"] == 5).all(), (
+        "FD must rise strictly over all levels of all ladders"
+    )
     text = (folder / "study.md").read_text()
-    assert "Where it fails" in text and all(ladder.name in text for ladder in LADDERS)
-    assert all((folder / name).stat().st_size > 10_000 for name in ("study.png", "ladders.png"))
+    assert "Where it fails" in text and all(ladder.name in text for ladder in DEGRADATIONS)
+    assert all(
+        (folder / name).stat().st_size > 10_000 for name in ("study.png", "degradations.png")
+    )
     assert json.dumps(table["level"].tolist()) == json.dumps([0, 1, 2, 3, 4, 5] * 6)

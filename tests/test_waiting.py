@@ -1,4 +1,6 @@
-"""Nothing in a training step or in sampling makes the host wait for a GPU; found without one, on the meta device."""
+"""Nothing in a training step or in sampling makes the host wait for a GPU; found without one, on
+the meta device.
+"""
 
 import contextlib
 
@@ -8,9 +10,9 @@ from conftest import ENTRIES, FAMILIES, Batch, random_batch, rng, steps_of, tiny
 from test_train import latent_set
 from waiting import NoWaiting, Waited
 
-from benchmarks import sample
-from benchmarks.space import LatentSpace
-from benchmarks.train import Average
+from benchmarks.frozen.autoencoder import LatentSpace
+from benchmarks.stages.sample import SamplingConfig, sampler
+from benchmarks.stages.train import InPlaceEMA
 from models import schedulers
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
@@ -22,10 +24,12 @@ SAMPLERS = ("unet-unipc", "dit-v-heun", "dit-eps-dpmpp", "dit-v-euler", "dit-v-d
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_waits_for_nothing(name):
-    """Batch, loss, gradients, optimiser and average: no value is read, no host tensor is used or copied but asynchronously."""
+    """Batch, loss, gradients, optimiser and average: no value is read, no host tensor is used or
+    copied but asynchronously.
+    """
     model, data = tiny(name).to(META).train(), latent_set().to(META)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    average = Average(model.parameters(), decay=0.999, foreach=True)
+    average = InPlaceEMA(model.parameters(), decay=0.999, foreach=True)
     with NoWaiting():
         loss = model(data.batch(0, 3, 4), rng=rng())
         loss.backward()
@@ -38,7 +42,9 @@ CACHED = ("ar", "ar-block4", "any")  # these decode in static buffers on CUDA
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("name, static", [(n, False) for n in (*FAMILIES, *SAMPLERS)] + [(n, True) for n in CACHED])
+@pytest.mark.parametrize(
+    "name, static", [(n, False) for n in (*FAMILIES, *SAMPLERS)] + [(n, True) for n in CACHED]
+)
 def test_sampling_waits_for_nothing(name, guidance, static):
     model = tiny(name).to(META).eval()
     model.static_decoding = static
@@ -51,11 +57,15 @@ def test_sampling_waits_for_nothing(name, guidance, static):
 @pytest.mark.parametrize("name", ["dit", "ar"])
 def test_images_are_sampled_and_decoded_without_waiting(name, monkeypatch):
     """Up to their way to the host."""
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # there is none for meta
+    monkeypatch.setattr(
+        torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()
+    )  # there is none for meta
     model = tiny(name).to(META).eval()
     space = LatentSpace(Autoencoder().to(META), Codebook(ENTRIES).to(META), "tiny", "")
-    setting = sample.Setting(steps=steps_of(model), guidance=2.0, count=4, batch=4, seed=0, precision="fp32")
-    with sample.sampler(model, space, latent_set(), setting, META) as sampled, NoWaiting():
+    setting = SamplingConfig(
+        steps=steps_of(model), guidance=2.0, count=4, batch=4, seed=0, precision="fp32"
+    )
+    with sampler(model, space, latent_set(), setting, META) as sampled, NoWaiting():
         arriving = sampled(torch.arange(4), rng())
     assert arriving.images.shape == (4, 3, 32, 32) and arriving.images.device == META
 
@@ -75,7 +85,9 @@ def test_some_schedulers_would_wait_if_they_were_let(name, monkeypatch):
     monkeypatch.setattr(schedulers, "WithoutWaiting", contextlib.nullcontext)
     model = tiny(name).to(META).eval()
     with pytest.raises(Waited, match="waits"), NoWaiting():
-        model.sample(torch.zeros(3, dtype=torch.long, device=META), steps=4, guidance=1.0, rng=rng())
+        model.sample(
+            torch.zeros(3, dtype=torch.long, device=META), steps=4, guidance=1.0, rng=rng()
+        )
 
 
 @pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm", "dit-x0-unipc"])
@@ -113,7 +125,9 @@ def test_what_waits_is_seen(waits):
 
 def test_what_does_not_wait_is_let_through():
     with NoWaiting():
-        assert (_on(META) * torch.tensor(2.0) + 1).device == META  # a number of the host is an argument of the kernel
+        assert (
+            _on(META) * torch.tensor(2.0) + 1
+        ).device == META  # a number of the host is an argument of the kernel
         torch.zeros(3).to(META, non_blocking=True)
         _on(META).copy_(torch.zeros(3), non_blocking=True)
 

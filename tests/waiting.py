@@ -7,7 +7,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HOST_VALUE = (torch.tensor, torch.as_tensor)  # with device=: a copy of a host value that CUDA waits for
+HOST_VALUE = (
+    torch.tensor,
+    torch.as_tensor,
+)  # with device=: a copy of a host value that CUDA waits for
 READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero")
 
 
@@ -22,7 +25,9 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         device = kwargs.get("device")
         if func in HOST_VALUE and device is not None and torch.device(device).type != "cpu":
-            raise Waited(f"{func.__name__}(..., device={device}) copies a value of the host and waits")
+            raise Waited(
+                f"{func.__name__}(..., device={device}) copies a value of the host and waits"
+            )
         if getattr(func, "__name__", "") in READS and args[0].device.type == "meta":
             raise Waited(f"{func.__name__}() waits for the device")
         if func is torch.linalg.solve and args[0].device.type == "meta":
@@ -46,7 +51,9 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        tensors = [
+            leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
+        ]
         if func.overloadpacket in COPIES:
             if len({t.device for t in tensors}) > 1 and not _asynchronous(func, args, kwargs):
                 raise Waited(f"{func} between host and device waits")
@@ -56,7 +63,9 @@ class _Kernels(TorchDispatchMode):
 
 
 class NoWaiting:
-    """Within, `Waited` is raised where a CUDA device would be waited for: `torch.cuda.set_sync_debug_mode` without a GPU."""
+    """Within, `Waited` is raised where a CUDA device would be waited for:
+    `torch.cuda.set_sync_debug_mode` without a GPU.
+    """
 
     def __enter__(self) -> None:
         self.modes = (_Functions(), _Kernels())

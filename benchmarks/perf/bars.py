@@ -45,9 +45,21 @@ BARS = [
     Bar("training AR-B at 256 tokens, share of the ceiling", 0.45, 0.5, share("ar", "b")),
     Bar("training U-Net-B at 256 positions, share of the ceiling", 0.35, None, share("unet", "b")),
     Bar("training DiT-S at 256 tokens, share of the ceiling", 0.25, None, share("dit", "s")),
-    Bar("decoding AR-B at batch 64, share of the memory's speed", 0.5, None, beside("ar b 64 share of memory bound")),
-    Bar("decoding AR-B at batch 1, share of the launches' speed", 0.5, None, beside("ar b 1 share of launch bound")),
-    Bar("decoding AR-B at batch 64, times generate()", 10, None, beside("ar b 64 times generate()")),
+    Bar(
+        "decoding AR-B at batch 64, share of the memory's speed",
+        0.5,
+        None,
+        beside("ar b 64 share of memory bound"),
+    ),
+    Bar(
+        "decoding AR-B at batch 1, share of the launches' speed",
+        0.5,
+        None,
+        beside("ar b 1 share of launch bound"),
+    ),
+    Bar(
+        "decoding AR-B at batch 64, times generate()", 10, None, beside("ar b 64 times generate()")
+    ),
     Bar("decoding AR-B at batch 1, times generate()", 10, None, beside("ar b 1 times generate()")),
 ]
 

@@ -1,4 +1,6 @@
-"""What a user would run without this suite, from libraries as they come: the plain code that `make perf` measures against."""
+"""What a user would run without this suite, from libraries as they come: the plain code that `make
+perf` measures against.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,11 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from models.generator import Batch, Generator
+from models.generator import Batch, GenerativeModel
 
 
-def eager_step(model: Generator, batches: Iterator[Batch], *, autocast: bool = False) -> Callable[[], Any]:
-    """A training step of the same network as tutorials write it: AdamW with its defaults, float32 unless `autocast`, no EMA."""
+def eager_step(
+    model: GenerativeModel, batches: Iterator[Batch], *, autocast: bool = False
+) -> Callable[[], Any]:
+    """A training step of the same network as tutorials write it: AdamW with its defaults, float32
+    unless `autocast`, no EMA.
+    """
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-4), torch.Generator()
 
     def step() -> None:
@@ -33,7 +39,12 @@ def eager_step(model: Generator, batches: Iterator[Batch], *, autocast: bool = F
 class _Encoded(Dataset):
     """PNG files decoded and encoded to latents one picture at a time, each time it is wanted."""
 
-    def __init__(self, files: list[bytes], decode: Callable[[bytes], np.ndarray], encode: Callable[[Tensor], tuple[Tensor, Tensor]]):
+    def __init__(
+        self,
+        files: list[bytes],
+        decode: Callable[[bytes], np.ndarray],
+        encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ):
         self.files, self.decode, self.encode = files, decode, encode
 
     def __len__(self) -> int:
@@ -44,17 +55,29 @@ class _Encoded(Dataset):
         return latents[0], tokens[0], i % 10
 
 
-def decoding_batches(files: list[bytes], decode: Any, encode: Any, batch: int, device: torch.device) -> Iterator[Batch]:
+def decoding_batches(
+    files: list[bytes], decode: Any, encode: Any, batch: int, device: torch.device
+) -> Iterator[Batch]:
     """Batches from a DataLoader that decodes and encodes every picture in every epoch."""
     while True:
-        for latents, tokens, labels in DataLoader(_Encoded(files, decode, encode), batch, shuffle=True, drop_last=True):
+        for latents, tokens, labels in DataLoader(
+            _Encoded(files, decode, encode), batch, shuffle=True, drop_last=True
+        ):
             yield Batch(latents.to(device), tokens.to(device), labels.to(device))
 
 
 class DiffusersDiT(nn.Module):
     """diffusers' DiT of a width, depth and heads as a flow-matching model."""
 
-    def __init__(self, latent_shape: tuple[int, int, int], num_classes: int, *, width: int, depth: int, heads: int):
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+    ):
         super().__init__()
         channels, side, _ = latent_shape
         self.net = DiTTransformer2DModel(
@@ -75,11 +98,15 @@ class DiffusersDiT(nn.Module):
         noise = torch.randn_like(batch.latents)
         t = torch.sigmoid(torch.randn(len(noise), device=noise.device))
         mixed = torch.lerp(batch.latents, noise, t[:, None, None, None])
-        return F.mse_loss(self.denoise(mixed, 1000 * t, batch.labels).float(), noise - batch.latents)
+        return F.mse_loss(
+            self.denoise(mixed, 1000 * t, batch.labels).float(), noise - batch.latents
+        )
 
 
 @torch.inference_mode()
-def pipeline_loop(denoise: Callable[..., Tensor], latent_shape: tuple[int, ...], labels: Tensor, steps: int) -> Tensor:
+def pipeline_loop(
+    denoise: Callable[..., Tensor], latent_shape: tuple[int, ...], labels: Tensor, steps: int
+) -> Tensor:
     """The loop of diffusers' pipelines: scheduler.timesteps, the network, scheduler.step."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(steps, device=labels.device)
@@ -89,8 +116,12 @@ def pipeline_loop(denoise: Callable[..., Tensor], latent_shape: tuple[int, ...],
     return x
 
 
-def llama(tokens: int, vocabulary: int, *, width: int, depth: int, heads: int, mlp: int) -> LlamaForCausalLM:
-    """transformers' decoder of the same shape, with its own embedding and head; class tokens are ids beyond the vocabulary."""
+def llama(
+    tokens: int, vocabulary: int, *, width: int, depth: int, heads: int, mlp: int
+) -> LlamaForCausalLM:
+    """transformers' decoder of the same shape, with its own embedding and head; class tokens are
+    ids beyond the vocabulary.
+    """
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -108,12 +139,20 @@ def llama(tokens: int, vocabulary: int, *, width: int, depth: int, heads: int, m
 @torch.inference_mode()
 def generate(model: LlamaForCausalLM, labels: Tensor, tokens: int) -> Tensor:
     """`generate()` with its default cache, sampling; ids (B, tokens)."""
-    settings = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=0)
-    return model.generate(labels[:, None], attention_mask=torch.ones_like(labels[:, None]), generation_config=settings)[:, 1:]
+    settings = GenerationConfig(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=0
+    )
+    return model.generate(
+        labels[:, None], attention_mask=torch.ones_like(labels[:, None]), generation_config=settings
+    )[:, 1:]
 
 
 def sqrtm_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """FID's arithmetic as most code has it: two covariances and a matrix square root."""
     covariances = [np.cov(x, rowvar=False) for x in (real, fake)]
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-    return float(((real.mean(0) - fake.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * np.trace(root).real)
+    return float(
+        ((real.mean(0) - fake.mean(0)) ** 2).sum()
+        + sum(map(np.trace, covariances))
+        - 2 * np.trace(root).real
+    )

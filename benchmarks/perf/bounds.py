@@ -15,7 +15,9 @@ from metrics import speed
 from models.autoregressive import Autoregressive
 from models.decoding import capture
 
-COPIED = 2**28  # numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
+COPIED = (
+    2**28
+)  # numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
 LAUNCHES = 2000
 
 
@@ -23,7 +25,12 @@ def bandwidth(device: torch.device, numbers: int = COPIED) -> float:
     """Bytes per second of a large copy on the device, read and written bytes counted."""
     source = torch.empty(numbers, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * numbers / speed.median_seconds(lambda: target.copy_(source), device, repeats=5, warmup=2)
+    return (
+        2
+        * 4
+        * numbers
+        / speed.median_seconds(lambda: target.copy_(source), device, repeats=5, warmup=2)
+    )
 
 
 def launch_seconds(device: torch.device) -> float:
@@ -50,11 +57,16 @@ def kernels(call: Callable[[], Any], device: torch.device) -> int:
     Raises RuntimeError where the profiler saw none.
     """
     cuda, activities = device.type == "cuda", [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * cuda) as profiled:
+    with torch.profiler.profile(
+        activities=activities + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    ) as profiled:
         call()
         speed.synchronise(device)
     wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    count = sum(event.device_type == wanted and not event.name.startswith("Mem") for event in profiled.events())
+    count = sum(
+        event.device_type == wanted and not event.name.startswith("Mem")
+        for event in profiled.events()
+    )
     if not count:
         raise RuntimeError("the profiler saw no kernel")
     return count
@@ -64,7 +76,9 @@ def decoding_bytes(model: Autoregressive, batch: int, bytes_each: int = 2) -> in
     """Bytes that decoding `batch` samples reads at least: weights once a step, each key and value
     once for every later step.
     """
-    weights = sum(p.numel() for p in model.transformer.layers.parameters()) + model.head.weight.numel()
+    weights = (
+        sum(p.numel() for p in model.transformer.layers.parameters()) + model.head.weight.numel()
+    )
     steps, config = model.tokens // model.block, model.transformer.config
     seen = model.block * steps * (steps + 1) // 2  # keys looked at, summed over the steps
     cache = 2 * config.num_hidden_layers * config.hidden_size * seen * batch

@@ -12,18 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.pictures import procedural
+from benchmarks.core.errors import BadInput
+from benchmarks.core.store import atomic_folder, digest
+from benchmarks.images import procedural
 from benchmarks.reference.plan import Entry
-from benchmarks.store import BadInput, atomic_folder, digest
 
 CONFIGURED = ("bench", "study", "reconstruct")  # these take Hydra overrides
-MODULES = {
-    "bench": "benchmarks.run",
-    "tests": "pytest",
-    "perf": "benchmarks.perf",
-    "cost": "benchmarks.cost",
-}
-MODULES |= {"study": "benchmarks.study", "reconstruct": "benchmarks.reconstruct"}
+# the first word of a run -> what is started; other words are commands of benchmarks
+MODULES = {"bench": ["benchmarks", "run"], "tests": ["pytest"]}
 STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go on from there
 # What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which
 # comes last
@@ -62,7 +58,7 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
     """
     kind, *given = line.split()
     given = [word.replace("{data}", quoted(places.images)) for word in given]
-    call = [sys.executable, "-m", MODULES[kind], *given]
+    call = [sys.executable, "-m", *MODULES.get(kind, ["benchmarks", kind]), *given]
     if kind in CONFIGURED:
         results = places.work if kind == "bench" else places.out(entry)
         call += [f"cache_dir={places.cache}", f"results_dir={results}"]
@@ -134,7 +130,9 @@ def _checked(folder: Path, given: str) -> Path:
 def stand_in(folder: Path) -> Path:
     """A small image folder to rehearse with: ten classes of drawings, named as ImageNet's are."""
     for split, (stream, each) in SPLITS.items():
-        drawn, labels = procedural.draw(len(procedural.CLASSES) * each, 64, seed=0, stream=stream)
+        drawn, labels = procedural.generate(
+            len(procedural.CLASSES) * each, 64, seed=0, stream=stream
+        )
         for i, (pixels, label) in enumerate(zip(drawn, labels, strict=True)):
             _save(pixels, folder / split / f"n{label:08d}" / f"{i}.png")
     return folder

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.core.store import write_json
 from benchmarks.reference import packing, plan
 from benchmarks.reference.commands import Places
 from benchmarks.reference.plan import Entry
-from benchmarks.store import write_json
 
 
 class Keeper:

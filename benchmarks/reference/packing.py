@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import archive
-from benchmarks.publish import publish
+from benchmarks.commands.publish import publish
+from benchmarks.core.errors import BadInput
+from benchmarks.core.store import atomic_file, atomic_folder, read_json
 from benchmarks.reference.plan import Entry, mark
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
-from benchmarks.store import BadInput, atomic_file, atomic_folder, read_json
+from benchmarks.results import archive
 
 FILES, BYTES = 8, 15_500_000  # so much of what a machine made may travel back
 INDEX = "made.json"

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import records, run, score
-from benchmarks.publish import MOST_FIGURES
-from benchmarks.store import BadInput, atomic_file
+from benchmarks.commands.publish import MOST_FIGURES
+from benchmarks.core import versions
+from benchmarks.core.environment import device_name, git_state, now
+from benchmarks.core.errors import BadInput
+from benchmarks.core.store import ROOT, atomic_file
 
-PLAN = records.ROOT / "results" / "reference" / "plan.yaml"
+PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
 NEEDED = {
     "name": str,
@@ -64,13 +66,15 @@ class Entry:
 
     def suits(self, device: torch.device) -> bool:
         """Whether this machine is of the kind that the entry wants."""
-        name = records.device_name(device)
+        name = device_name(device)
         return self.device in (device.type, "either") and name.startswith(self.machine)
 
     def is_todays(self, made: dict[str, Any] | None) -> bool:
         """Whether what `made` says was made by today's versions of all that the entry depends on."""
         wanted = {name for kind in self.kinds for name in DEPENDS[kind]}
-        return made is not None and all(made.get(name) == versions()[name] for name in wanted)
+        return made is not None and all(
+            made.get(name) == todays_versions()[name] for name in wanted
+        )
 
     def state(self, folder: Path) -> str:
         """`made`, `out of date` or `missing`; `folder` is results/reference."""
@@ -79,9 +83,9 @@ class Entry:
         return "made" if self.is_todays(self.made) else "out of date"
 
 
-def versions() -> dict[str, int]:
+def todays_versions() -> dict[str, int]:
     """Today's versions of the models and their training, and of the scoring."""
-    return {"models": run.VERSION, "scoring": score.VERSION}
+    return {"models": versions.TRAINING, "scoring": versions.SCORING}
 
 
 def load(path: Path = PLAN) -> list[Entry]:
@@ -130,7 +134,7 @@ def _entry(given: Any, path: Path) -> Entry:
     if gone := [
         preset
         for preset in presets
-        if not (records.ROOT / "conf" / "experiment" / f"{preset}.yaml").exists()
+        if not (ROOT / "conf" / "experiment" / f"{preset}.yaml").exists()
     ]:
         raise BadInput(
             f"{path}: entry {name}: experiment={gone[0]}: conf/experiment has no such preset; mend or remove the entry"
@@ -140,12 +144,12 @@ def _entry(given: Any, path: Path) -> Entry:
 
 def made_now(device: torch.device) -> dict[str, Any]:
     """What the line `made` says of something made now, here."""
-    git = records.git_state()
+    git = git_state()
     commit = f"{git['git_sha']}{'-dirty' if git['git_dirty'] else ''}"
-    return versions() | {
+    return todays_versions() | {
         "commit": commit,
-        "date": records.now()[:10],
-        "device": records.device_name(device),
+        "date": now()[:10],
+        "device": device_name(device),
     }
 
 
@@ -189,7 +193,7 @@ def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) 
         entry = unsuited[0]
         wants = f"{entry.device}{', ' + entry.machine if entry.machine else ''}"
         raise BadInput(
-            f"ONLY={only}: {entry.name} is for {wants}; this machine is {records.device_name(device)}"
+            f"ONLY={only}: {entry.name} is for {wants}; this machine is {device_name(device)}"
         )
     return wanted
 

@@ -1,4 +1,6 @@
-"""Records to pictures: distance against what it costs, loss against training FLOPs, floors and errors beside them."""
+"""Records to pictures: distance against what it costs, loss against training FLOPs, floors and
+errors beside them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.records import MEANING
-from benchmarks.reports import verdicts
-from benchmarks.store import atomic_file
+from benchmarks.analysis import verdicts
+from benchmarks.analysis.curves import curve_names, distance_label, groups, in_order
+from benchmarks.core.store import atomic_file
 
 FLOORS = [
     ("fd_floor_real", "real vs real", "-"),
@@ -27,64 +29,11 @@ AXES = {
     "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
     "latency_seconds": ("latency of one image (s)", "fd_vs_latency"),
 }
-GROUP = ["data", "image_size", "autoencoder", "features", "num_samples", "reference_images", "device", "judged_by"]
-CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", "dtype", "variant"]
-FEW = "N or M < 2d: mostly bias"
-FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
 MARKERS = "osD^vPX"
-PICKED = {"no guidance": {"linestyle": "--", "alpha": 0.5}, "heun": {"linestyle": ":"}}  # of one network's curves
-
-
-def groups(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Rows that may share an axis: same data, judge, sample sizes and machine; with a title that says which."""
-    found = []
-    for key, part in rows.groupby(GROUP, dropna=False, sort=True):
-        data, size, autoencoder, features, n, m, device, _ = key
-        found.append((f"{data} {size:.0f} px, {autoencoder} latents, N={n:.0f}, M={m:.0f}, {features}\n{device}", part))
-    return found
-
-
-def curve_names(part: pd.DataFrame) -> pd.Series:
-    """One name per row: the model, and whatever else tells its curves apart.
-
-    Rows of a choice (`verdicts.own_best`) are named by their `pick`, others by sampler and guidance, the latter everywhere where it
-    differs for one model.
-    """
-    columns = [name for name in CURVE[1:] if "pick" not in part or name not in ("sampler", "guidance")]
-    counts = part.groupby("model", dropna=False)[columns].nunique(dropna=False) > 1
-    if "guidance" in columns:
-        counts["guidance"] = counts["guidance"].any()
-
-    def name(row: pd.Series) -> str:
-        varying = [column for column in columns if column != "variant" and counts.loc[row["model"], column]]
-        extras = [f"{c} {row[c]:.3g}" if isinstance(row[c], float) else f"{c} {row[c]}" for c in varying]
-        return ", ".join(filter(None, [str(row["model"]), *extras, row["variant"], row.get("pick")]))
-
-    return part.apply(name, axis=1)
-
-
-def in_order(part: pd.DataFrame) -> list[str]:
-    """Curve names of a panel, by family, then by name."""
-    family = part.groupby("curve")["family"].first()
-    return sorted(family.index, key=lambda name: (FAMILIES.index(family[name]) if family[name] in FAMILIES else 9, name))
-
-
-def distance_name(features: str) -> str:
-    """FID only for the FID Inception network's features, FD[...] for any other."""
-    return "FID" if features == "inception" else f"FD[{features}]"
-
-
-def distance_label(part: pd.DataFrame) -> str:
-    """What an axis shows: which distance, of how many pictures, against how many, and where that is mostly bias."""
-    row = part.iloc[0]
-    sizes = f"N={row['num_samples']:.0f} samples against M={row['reference_images']:.0f} {row['data']} pictures"
-    few = f"\n{FEW}" * too_few(row)
-    return f"{distance_name(row['features'])} ({'lower' if MEANING['fd'].better < 0 else 'higher'} is better)\n{sizes}{few}"
-
-
-def too_few(row: pd.Series) -> bool:
-    """Whether N or M is below twice the features' dimensions, where the distance is mostly bias."""
-    return bool(min(row["num_samples"], row["reference_images"]) < 2 * (row["features_dim"] or 0))
+PICKED = {
+    "no guidance": {"linestyle": "--", "alpha": 0.5},
+    "heun": {"linestyle": ":"},
+}  # of one network's curves
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -114,44 +63,75 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _floor_lines(axis: Any, part: pd.DataFrame) -> None:
-    """The floors and the anchor as lines, their values in the legend, and the distance's axis from a little below the latents' own floors.
+    """The floors and the anchor as lines, their values in the legend, and the distance's axis from
+    a little below the latents' own floors.
 
     A line beyond that is named only: an axis that reaches it would flatten the curves.
     """
-    lines = {f"floor: {name}": (part[column].median(), style) for column, name, style in FLOORS if part[column].notna().any()}
+    lines = {
+        f"floor: {name}": (part[column].median(), style)
+        for column, name, style in FLOORS
+        if part[column].notna().any()
+    }
     anchor = [found["fd_anchor"] for found in part["diagnostics"] if found.get("fd_anchor")]
     if anchor:
         lines["anchor: mean colour only"] = (anchor[0], "-.")
     least = part[["fd", "fd_floor_autoencoder", "fd_floor_codebook"]].min().min()
     axis.set_yscale("log")
-    axis.set_ylim(0.85 * least, 1.1 * max(part["fd"].max(), *([anchor[0]] if anchor else []), 1.3 * least))
+    axis.set_ylim(
+        0.85 * least, 1.1 * max(part["fd"].max(), *([anchor[0]] if anchor else []), 1.3 * least)
+    )
     for name, (value, style) in lines.items():
         off = " (off the axis)" * bool(value < 0.85 * least)
-        axis.axhline(value, color="0.45", linewidth=1, linestyle=style, label=f"{name}, {value:.3g}{off}")
+        axis.axhline(
+            value, color="0.45", linewidth=1, linestyle=style, label=f"{name}, {value:.3g}{off}"
+        )
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
-    """Distance against `x`, a curve per model and setting, their Pareto frontier, the floors as lines, one panel per comparable group."""
+    """Distance against `x`, a curve per model and setting, their Pareto frontier, the floors as
+    lines, one panel per comparable group.
+    """
     panels = groups(rows)
     figure, axes = _panels(len(panels))
     for axis, (title, part) in zip(axes, panels, strict=True):
-        part = verdicts.shown(part)
+        part = verdicts.rows_to_show(part)
         part = part.assign(curve=curve_names(part))
-        part["network"] = [name.removesuffix(f", {pick}") for name, pick in zip(part["curve"], part["pick"], strict=True)]
+        part["network"] = [
+            name.removesuffix(f", {pick}")
+            for name, pick in zip(part["curve"], part["pick"], strict=True)
+        ]
         names = in_order(part)
-        networks = list(dict.fromkeys(part.loc[part["curve"] == name, "network"].iat[0] for name in names))
+        networks = list(
+            dict.fromkeys(part.loc[part["curve"] == name, "network"].iat[0] for name in names)
+        )
         for name in names:
             curve = part[part["curve"] == name].sort_values(x)
             style = _style(networks.index(curve["network"].iloc[0]))
             for pick in curve["pick"].iloc[0].split(", "):
                 style |= PICKED.get(pick, {})
-            axis.errorbar(curve[x], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name, capsize=2, **style)
+            axis.errorbar(
+                curve[x],
+                curve["fd"],
+                yerr=curve["fd_std"].fillna(0),
+                label=name,
+                capsize=2,
+                **style,
+            )
         means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
         best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
-        axis.step(best[x], best["fd"], where="post", color="k", linewidth=4, alpha=0.12, label="Pareto frontier")
+        axis.step(
+            best[x],
+            best["fd"],
+            where="post",
+            color="k",
+            linewidth=4,
+            alpha=0.12,
+            label="Pareto frontier",
+        )
         _floor_lines(axis, part)
         axis.set(xscale="log", xlabel=AXES[x][0], ylabel=distance_label(part))
         axis.set_title(title, fontsize=9)
@@ -162,12 +142,16 @@ def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
             axis.xaxis.minorticks_off()
         else:
             _plain_log_ticks(axis)
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3)  # below: floors and curves fill the axes
+        axis.legend(
+            fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3
+        )  # below: floors and curves fill the axes
     return save(figure, folder / f"{AXES[x][1]}.png")
 
 
 def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Distance against training FLOPs, from weights kept on the way, at the model's most steps without guidance; None where none were."""
+    """Distance against training FLOPs, from weights kept on the way, at the model's most steps
+    without guidance; None where none were.
+    """
     panels = [(title, part) for title, part in groups(rows) if (part["train_fraction"] < 1).any()]
     if not panels:
         return None
@@ -175,13 +159,27 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
     for axis, (title, part) in zip(axes, panels, strict=True):
         kept = part[part["train_fraction"] < 1]
         setting = ["training", "steps", "guidance", "sampler"]
-        part = verdicts.over_drawings(part.merge(kept[setting].drop_duplicates("training"), on=setting))
+        part = verdicts.over_drawings(
+            part.merge(kept[setting].drop_duplicates("training"), on=setting)
+        )
         part = part.assign(curve=curve_names(part))
         for i, name in enumerate(in_order(part)):
             curve = part[part["curve"] == name].sort_values("train_flops")
             steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
-            axis.errorbar(curve["train_flops"], curve["fd"], yerr=curve["fd_sd"].fillna(0), label=name + steps, capsize=2, **_style(i))
-        axis.set(xscale="log", yscale="log", xlabel="training FLOPs (3 x forward)", ylabel=distance_label(part))
+            axis.errorbar(
+                curve["train_flops"],
+                curve["fd"],
+                yerr=curve["fd_std"].fillna(0),
+                label=name + steps,
+                capsize=2,
+                **_style(i),
+            )
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="training FLOPs (3 x forward)",
+            ylabel=distance_label(part),
+        )
         axis.set_title(
             f"before its last point a run's learning rate has not yet decayed: a training of that length alone would end elsewhere\n{title}",
             fontsize=8,
@@ -195,8 +193,14 @@ def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
 
 
 def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Precision against recall as guidance grows, each model at its most steps, each scale at its best sampler; None without a sweep."""
-    panels = [(title, part) for title, part in groups(rows) if part["guidance"].nunique() > 1 and part["recall"].notna().any()]
+    """Precision against recall as guidance grows, each model at its most steps, each scale at its
+    best sampler; None without a sweep.
+    """
+    panels = [
+        (title, part)
+        for title, part in groups(rows)
+        if part["guidance"].nunique() > 1 and part["recall"].notna().any()
+    ]
     if not panels:
         return None
     figure, axes = _panels(len(panels))
@@ -209,7 +213,13 @@ def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
             axis.plot(curve["recall"], curve["precision"], label=name, **_style(i))
             for _, row in curve.iterrows():
                 place = (row["recall"], row["precision"])
-                axis.annotate(f"{row['guidance']:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=7)
+                axis.annotate(
+                    f"{row['guidance']:g}",
+                    place,
+                    textcoords="offset points",
+                    xytext=(4, 4),
+                    fontsize=7,
+                )
         axis.set(xlabel="recall (higher is better)", ylabel="precision (higher is better)")
         axis.set_title(f"numbers are guidance scales\n{title}", fontsize=9)
         axis.grid(alpha=0.3, linewidth=0.5)
@@ -218,12 +228,19 @@ def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
 
 
 def loss_plot(found: list[tuple[dict[str, Any], str]], folder: Path) -> Path | None:
-    """Of records of whole trainings, each with what tells it from others of its model: training loss against training FLOPs; one panel per kind of loss, since they do not compare with each other."""
+    """Of records of whole trainings, each with what tells it from others of its model: training
+    loss against training FLOPs; one panel per kind of loss, since they do not compare with each
+    other.
+    """
     logs: dict[str, dict[str, np.ndarray]] = {}
     for record, variant in found:
         row, log = record["row"], record.get("train_log")
         if log:
-            kind = f"{row['objective']} cross-entropy (nats)" if row["family"] == "ar" else f"{row['objective']} mean squared error"
+            kind = (
+                f"{row['objective']} cross-entropy (nats)"
+                if row["family"] == "ar"
+                else f"{row['objective']} mean squared error"
+            )
             name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
             name += f", {variant}" * bool(variant)
             logs.setdefault(kind, {})[name] = np.array(log, dtype=float)

@@ -1,0 +1,54 @@
+"""python -m benchmarks <command> [arguments]: every command of the suite."""
+
+import sys
+from importlib import import_module
+
+from benchmarks.core.session import session  # begins to count the seconds of this call
+
+# command -> the module whose `main(arguments)` it is, what it does
+COMMANDS = {
+    "run": ("run", "train, sample, score and report: a cell or a Hydra sweep"),
+    "report": ("commands.report", "rebuild tables and plots from the records of a results folder"),
+    "compare": ("commands.compare", "two results folders, or two settings of one, row by row"),
+    "score": ("commands.score_images", "score images made elsewhere"),
+    "cost": ("commands.count_flops", "count what every model and size costs, untrained"),
+    "perf": ("perf.command", "every stage against the machine's ceiling and common baselines"),
+    "reference": ("reference.command", "make the studies of results/reference"),
+    "publish": ("commands.publish", "a small copy of a results folder, to commit"),
+    "study": ("studies.degradation", "do the distances rise as real images are degraded?"),
+    "reconstruct": ("studies.reconstruct", "what the latents lose"),
+    "probe": ("studies.probe_extractor", "speed and linear-probe accuracy of feature extractors"),
+    "train-frozen": ("commands.train_frozen", "train the shared autoencoder, codebook and judge"),
+}
+
+
+def usage() -> str:
+    """All commands and presets, one line each."""
+    from benchmarks.core.settings import presets
+
+    lines = ["usage: python -m benchmarks <command> [arguments]", "", "commands:"]
+    lines += [f"  {name:13} {about}" for name, (_, about) in COMMANDS.items()]
+    lines += ["", "presets, as in `python -m benchmarks run experiment=cpu`:"]
+    lines += [f"  {name:13} {about}" for name, about in presets().items()]
+    lines += [
+        "",
+        "`python -m benchmarks <command> --help` shows a command's arguments and examples.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if arguments[0] not in COMMANDS:
+        wrong = f"latentbench: no command {arguments[0]}; there are {', '.join(COMMANDS)}"
+        sys.exit(wrong)
+    module, _ = COMMANDS[arguments[0]]
+    import_module(f"benchmarks.{module}").main(arguments[1:])
+    session.finish()
+
+
+if __name__ == "__main__":
+    main()

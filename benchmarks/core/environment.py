@@ -1,0 +1,115 @@
+"""What a result was made by: the code's commit, the libraries' versions and the machine."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.core.errors import BadInput
+from benchmarks.core.store import ROOT
+
+# the libraries a number may depend on
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pillow",
+    "safetensors",
+    "datasets",
+    "hydra-core",
+)
+
+
+@lru_cache(maxsize=1)
+def git_state() -> dict[str, Any]:
+    """The columns `git_sha` and `git_dirty`; None where neither can be known.
+
+    Changes in results/ do not count: results are not code. Where the code lies without its
+    repository, the commit travels with it, as LATENTBENCH_COMMIT or in a file `.commit` beside it
+    (`make commit-file`): the commit and, where the code had been changed, `-dirty`.
+    """
+    sha = _git("rev-parse", "--short=12", "HEAD")
+    if sha is None:
+        carried = os.environ.get("LATENTBENCH_COMMIT") or _carried_commit()
+        if carried:
+            sha = carried.removesuffix("-dirty")
+            return {"git_sha": sha, "git_dirty": carried.endswith("-dirty")}
+    changes = _git("status", "--porcelain", "--", ".", ":!results")
+    return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _git(*args: str) -> str | None:
+    """What git prints; None where there is no git, no repository or no answer."""
+    call = ["git", *args]
+    try:
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _carried_commit() -> str:
+    """What the file `.commit` says; empty where there is none."""
+    try:
+        return (ROOT / ".commit").read_text().strip()
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=4)
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = models[0]
+    except (OSError, IndexError):  # not Linux, or a processor that does not say
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.get_num_threads()} threads)"
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of a setting `device`; `auto` is CUDA where there is one.
+
+    Raises BadInput for a device that is not there.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"device={wanted}: one of auto, cpu, cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
+    # else float32 convolutions, of a U-Net and of the feature extractors, would be less exact
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=1)
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of those of `PACKAGES` that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """The columns that say by which code, library and machine something was made."""
+    return git_state() | {"torch": torch.__version__, "device": device_name(device)}

@@ -1,0 +1,91 @@
+"""What one call of a command has done so far. All process-wide state of the house is here."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.core.errors import BadInput, OutOfTime
+
+TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sysexits.h
+ONLY_DIVERGED = 4  # exit code of a run of which nothing failed, but some training diverged
+
+
+@dataclass
+class Session:
+    """One call of a command, be it one cell or a sweep of many in this process."""
+
+    started: float = field(default_factory=time.time)  # seconds since the epoch
+    errors: list[str] = field(default_factory=list)  # one line for each thing that ended badly
+    unfinished: list[str] = field(default_factory=list)  # what the next run has to go on with
+    diverged: list[str] = field(default_factory=list)  # trainings that diverged, which is a result
+    seconds: dict[str, float] = field(default_factory=dict)  # wall seconds by stage
+    # the last report of each results folder; None: there are newer records
+    reports: dict[Path, str | None] = field(default_factory=dict)
+    # why a download failed, by what was asked for: other cells of a sweep do not wait for it again
+    unreachable: dict[str, str] = field(default_factory=dict)
+    printed: set[str] = field(default_factory=set)  # lines that are printed once only
+
+    def complain(self, line: str, *, diverged: bool = False) -> None:
+        """One line on stderr, once, and a non-zero exit code at the end."""
+        lines = self.diverged if diverged else self.errors
+        if line not in lines:
+            lines.append(line)
+            print(f"latentbench: {line}", file=sys.stderr, flush=True)
+
+    def print_once(self, line: str) -> None:
+        """Print a line, however many cells of a sweep have the same to say."""
+        if line not in self.printed:
+            self.printed.add(line)
+            print(line, flush=True)
+
+    def guard(self, task: Callable[..., None], *args: Any) -> None:
+        """`task(*args)`, its errors as one line each, so that what comes after still runs."""
+        try:
+            task(*args)
+        except BadInput as error:
+            self.complain(str(error))
+        except OutOfTime as error:
+            self.unfinished.append(str(error))
+            print(f"out of time: {error}", flush=True)
+        except OmegaConfBaseException as error:
+            self.complain(f"configuration: {str(error).splitlines()[0]}")
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.complain(f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the wall seconds of what runs inside to `seconds[name]`, whether or not it succeeds.
+
+        Stages are not nested.
+        """
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def exit_code(self) -> int:
+        """1 if anything ended badly, 75 if anything is left, 4 if a training diverged, else 0."""
+        if self.errors:
+            return 1
+        if self.unfinished:
+            return TO_BE_CONTINUED
+        return ONLY_DIVERGED if self.diverged else 0
+
+    def finish(self) -> NoReturn:
+        """End the process."""
+        sys.exit(self.exit_code())
+
+
+session = Session()  # of this process

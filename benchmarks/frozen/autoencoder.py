@@ -1,0 +1,234 @@
+"""Which autoencoder and codebook: shipped, from a file, pretrained from the hub or a folder, or
+trained and fitted on the data itself.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from benchmarks.core import versions
+from benchmarks.core.errors import BadInput, Diverged
+from benchmarks.core.store import (
+    ROOT,
+    digest,
+    file_digest,
+    load_weights,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
+from benchmarks.frozen import train_autoencoder
+from benchmarks.images import hub
+from benchmarks.images.dataset import Dataset
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.pretrained import CLASSES, load_pretrained
+
+SHIPPED = (
+    ROOT / "models" / "weights"
+)  # the folder of the autoencoder and codebook that come with the suite
+PRETRAINED_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+DEFAULT_SIZE = 2048
+SMALLEST, LARGEST = 2, 65536
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The frozen autoencoder, its codebook and the fingerprint of both."""
+
+    autoencoder: nn.Module
+    codebook: Codebook
+    name: str
+    key: str
+
+    def to(self, device: torch.device) -> "LatentSpace":
+        return replace(
+            self, autoencoder=self.autoencoder.to(device), codebook=self.codebook.to(device)
+        )
+
+    def at_once(self, image_size: int) -> int:
+        """Pictures to encode or decode together: as many pixels as 128 pictures of 64 px have."""
+        return max(1, min(128, 128 * 64**2 // image_size**2))
+
+
+def shipped_codebook_size() -> int:
+    """Entries of the codebook in models/weights."""
+    return len(load_codebook(SHIPPED / "codebook.safetensors").entries)
+
+
+def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
+    """(C, H, W) of the latents of square pictures. Raises BadInput for a size or an autoencoder
+    that cannot be used.
+    """
+    autoencoder = Autoencoder() if cfg.kind == "trained" else load_autoencoder(cfg)[0]
+    factor, side = autoencoder.factor, image_size // autoencoder.factor
+    if image_size % factor or side < 4:
+        raise BadInput(
+            f"data.image_size={image_size}: autoencoder={cfg.name} takes multiples of {factor} from {4 * factor} px up"
+        )
+    return autoencoder.channels, side, side
+
+
+def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
+    """An autoencoder that needs no training, frozen, and its fingerprint. Raises BadInput for files
+    that do not fit.
+    """
+    if cfg.kind == "shipped":
+        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors").expanduser()
+        return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
+    if cfg.kind not in CLASSES:
+        raise BadInput(
+            f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}"
+        )
+    folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
+    try:
+        return load_pretrained(cfg.kind, folder), file_digest(
+            *(folder / name for name in PRETRAINED_FILES)
+        )
+    except ValueError as error:
+        raise BadInput(
+            f"autoencoder.path={cfg.path}: not a {cfg.kind}: {str(error)[:200]}"
+        ) from None
+
+
+def load_codebook(path: Path) -> Codebook:
+    """A codebook from its file. Raises BadInput for one that does not fit."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            shape = file.get_slice("entries").get_shape()
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"autoencoder.codebook: {path} is not a codebook ({error})") from None
+    if len(shape) != 2:
+        raise BadInput(
+            f"autoencoder.codebook: {path} is not a codebook (its entries are {len(shape)}-dimensional)"
+        )
+    return load_weights(Codebook(*shape), path, "autoencoder.codebook")
+
+
+def load_latent_space(
+    cfg: Any, dataset: Dataset, *, cache: str | Path, device: torch.device
+) -> LatentSpace:
+    """The latent space of `conf/autoencoder/*.yaml` for one data set; what is trained or fitted on
+    its pictures is cached.
+
+    A codebook file is read where one is given; else one is fitted where `codebook_size` is set or
+    the autoencoder has none. Raises BadInput.
+    """
+    if cfg.kind == "trained":
+        autoencoder, key = _trained(cfg, dataset, Path(cache), device)
+    else:
+        autoencoder, key = load_autoencoder(cfg)
+    file, size = cfg.get("codebook"), cfg.get("codebook_size")
+    if file and size is not None and cfg.kind == "shipped":
+        raise BadInput(
+            "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: set one of them"
+        )
+    names = [str(cfg.name)] + ([key[:6]] if cfg.get("weights") else [])
+    if not file and size is None and cfg.kind == "shipped" and not cfg.get("weights"):
+        codebook, codebook_key = _matching(SHIPPED / "codebook.safetensors", autoencoder, key)
+    elif file:
+        codebook, codebook_key = _matching(Path(file).expanduser(), autoencoder, key)
+        names.append(codebook_key[:6])
+    else:
+        size = DEFAULT_SIZE if size is None else _whole(cfg, "codebook_size", SMALLEST, LARGEST)
+        codebook, codebook_key = _fitted(
+            autoencoder.to(device), key, size, dataset, Path(cache), device
+        )
+        names.append(str(size))
+    return LatentSpace(autoencoder, codebook, "-".join(names), digest(key, codebook_key))
+
+
+def _matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:
+    """A codebook file and its sha256. Raises BadInput for one that is of other latents, as far as
+    its channels and its card tell.
+    """
+    codebook = load_codebook(path)
+    if codebook.entries.shape[1] != autoencoder.channels:
+        raise BadInput(
+            f"autoencoder.codebook: {path} has {codebook.entries.shape[1]} channels, the latents {autoencoder.channels}"
+        )
+    stated = (read_json(path.with_suffix(".json")) or {}).get("autoencoder_sha256")
+    if stated and stated != key:
+        raise BadInput(
+            f"autoencoder.codebook: {path} was fitted on the latents of another autoencoder ({stated[:12]}...), says its card"
+        )
+    return codebook, file_digest(path)
+
+
+def _trained(
+    cfg: Any, dataset: Dataset, cache: Path, device: torch.device
+) -> tuple[Autoencoder, str]:
+    """The shipped architecture, trained on this data's training pictures and cached; and its
+    sha256.
+    """
+    if not isinstance(cfg.images, int) or cfg.images < train_autoencoder.BATCH:
+        raise BadInput(
+            f"autoencoder.images={cfg.images}: how many pictures to train on, repeats included; {train_autoencoder.BATCH} or more"
+        )
+    model = Autoencoder()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    key = digest(
+        "autoencoder",
+        versions.AUTOENCODER,
+        shapes,
+        cfg.images,
+        _whole(cfg, "seed", 0),
+        dataset.train_key,
+        device.type,
+    )
+    path = cache / "autoencoder" / f"{key}.safetensors"
+    ready = read_tensors(path, key)
+    if ready:
+        model.load_state_dict(ready[0])
+    else:
+        model = train_autoencoder.train_autoencoder(
+            dataset.train, count=cfg.images, device=device.type, seed=cfg.seed
+        )
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
+        write_tensors(path, key, model.state_dict())
+    return model.eval().requires_grad_(False), file_digest(path)
+
+
+def _whole(cfg: Any, name: str, least: int, most: int | None = None) -> int:
+    """A setting of the autoencoder that must be a whole number. Raises BadInput naming it."""
+    value = cfg.get(name)
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        raise BadInput(
+            f"autoencoder.{name}={value}: a whole number from {least}{f' to {most}' if most else ' up'}"
+        )
+    return value
+
+
+def _fitted(
+    autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device
+) -> tuple[Codebook, str]:
+    """A codebook fitted on the latents of this data's training pictures and cached; and its sha256,
+    for it may differ between machines.
+    """
+    key = digest("codebook", versions.CODEBOOK, key, size, dataset.train_key, device.type)
+    path = cache / "codebook" / f"{key}.safetensors"
+    ready = read_tensors(path, key)
+    if ready:
+        codebook = Codebook(*ready[0]["entries"].shape)
+        codebook.load_state_dict(ready[0])
+        return codebook.requires_grad_(False), file_digest(path)
+    try:
+        codebook = train_autoencoder.fit_codebook(
+            autoencoder, dataset.train, size, device=device.type
+        )
+    except ValueError as error:
+        raise BadInput(
+            f"autoencoder.codebook_size={size}: {error}; lower it or add training pictures"
+        ) from None
+    write_tensors(path, key, codebook.state_dict())
+    return codebook.requires_grad_(False), file_digest(path)

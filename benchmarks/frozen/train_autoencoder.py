@@ -1,0 +1,263 @@
+"""The shared latent space, made: train the autoencoder, fit a codebook on its latents, measure what
+either loses.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.core.errors import Diverged
+from models import codebook
+from models.autoencoder import Autoencoder, to_float, to_uint8
+
+CROP = 64  # larger pictures are trained on in crops of this side
+BATCH = 16
+PEAK_RATE = 2e-3
+FEATURES = 32  # convolutions with at least as many channels on both sides are between feature maps
+HALVED = 6  # every sixth batch is of pictures at half their size
+NOISED, NOISE = (
+    4,
+    0.2,
+)  # every fourth picture's latents; about the error that 2,048 codebook entries make
+VECTORS_PER_ENTRY = 32
+VECTORS_PER_PICTURE = 64
+MOST_PICTURES = 10_000
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 2%, then a cosine to zero."""
+    warm = max(1, steps // 50)
+    return peak * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def places(count: int, wanted: int, rng: torch.Generator) -> Tensor:
+    """`wanted` indices below `count`: shuffled epoch after shuffled epoch."""
+    epochs = [torch.randperm(count, generator=rng) for _ in range(math.ceil(wanted / count))]
+    return torch.cat(epochs)[:wanted]
+
+
+def batches(
+    images: Any, labels: np.ndarray, steps: int, size: int, rng: torch.Generator, device: str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, uint8 pictures, labels), randomly mirrored, of anything that indexes to uint8 (n, 3,
+    H, W) arrays.
+    """
+    order = places(len(images), steps * size, rng)
+    for step in range(steps):
+        at = order[step * size : (step + 1) * size].numpy()
+        x = torch.from_numpy(np.ascontiguousarray(images[at])).to(device)
+        mirror = torch.rand(size, generator=rng) < 0.5
+        x[mirror] = x[mirror].flip(3)
+        yield step, x, torch.from_numpy(labels[at]).to(device)
+
+
+def shrunk(images: Tensor, size: int) -> Tensor:
+    """uint8 pictures, bilinear and antialiased, to `size` px."""
+    return to_uint8(
+        F.interpolate(
+            to_float(images),
+            size=(size, size),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+    )
+
+
+def cropped(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """One random window for the whole batch; smaller pictures stay as they are."""
+    top, left = (
+        int(torch.randint(max(1, side - size + 1), (1,), generator=rng))
+        for side in images.shape[-2:]
+    )
+    return images[..., top : top + size, left : left + size]
+
+
+def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
+    """Mean over pictures of log MSE: minus PSNR, up to a factor, so that flat pictures count as
+    much as busy ones.
+    """
+    return ((out.float() - target).square().mean(dim=(1, 2, 3)) + 1e-4).log().mean()
+
+
+def noised(z: Tensor, rng: torch.Generator) -> Tensor:
+    """Noise on every fourth picture's latents, relative to their root mean square: a codebook will
+    lose less of what survives it.
+    """
+    noise = torch.zeros(z.shape)
+    noise[::NOISED] = torch.randn(noise[::NOISED].shape, generator=rng)
+    scale = NOISE * z.float().square().mean().sqrt()
+    return (z + scale * noise.to(z.device)).contiguous(memory_format=torch.channels_last)
+
+
+class Optimizer:
+    """Muon (K. Jordan et al. 2024, torch.optim.Muon) for the convolutions between feature maps, as
+    matrices; AdamW for all else.
+    """
+
+    def __init__(self, model: nn.Module, peak: float):
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        self.inner = [
+            m.weight for m in convolutions if min(m.in_channels, m.out_channels) >= FEATURES
+        ]
+        self.flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self.inner]
+        inner = {id(weight) for weight in self.inner}
+        rest = [p for p in model.parameters() if id(p) not in inner]
+        self.both = [torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)]
+        if self.flat:
+            self.both.append(
+                torch.optim.Muon(
+                    self.flat, lr=peak, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+
+    def step(self, rate: float) -> None:
+        """One update from the parameters' gradients, at this learning rate."""
+        for weight, flat in zip(self.inner, self.flat, strict=True):
+            flat.grad = weight.grad.flatten(1)
+        for optimizer in self.both:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        with torch.no_grad():
+            for weight, flat in zip(self.inner, self.flat, strict=True):
+                weight.copy_(flat.view_as(weight))
+
+
+def train_autoencoder(
+    images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None
+) -> nn.Module:
+    """From scratch on `count` pictures, repeats included; `images` is anything that indexes to
+    uint8 (n, 3, H, W) arrays.
+
+    `model` is a new Autoencoder, or another network with an `encoder` and a `decoder` to compare it
+    with.
+    """
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed + 1)
+    model = (model or Autoencoder()).to(device, memory_format=torch.channels_last)
+    optimizer = Optimizer(model, PEAK_RATE)
+    steps, started, none = (
+        max(1, count // BATCH),
+        time.perf_counter(),
+        np.zeros(len(images), np.int64),
+    )
+    for step, x, _ in batches(images, none, steps, BATCH, rng, device):
+        x = cropped(x, CROP, rng)
+        if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
+            x = shrunk(x, x.shape[-1] // 2)
+        target = to_float(x).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            z = model.encoder(target)
+            out = model.decoder(noised(z, rng))
+        loss = reconstruction_loss(out, target)
+        model.zero_grad()
+        (loss + 1e-3 * z.float().square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(learning_rate(step, steps, PEAK_RATE))
+        if step % 200 == 0 or step == steps - 1:
+            rate = (step + 1) * BATCH / (time.perf_counter() - started)
+            print(
+                f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s", flush=True
+            )
+    return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def latent_vectors(
+    model: nn.Module,
+    images: Any,
+    wanted: int,
+    *,
+    rng: torch.Generator,
+    device: str,
+    halved: bool = False,
+) -> Tensor:
+    """About `wanted` raw latent vectors (n, C), at most 64 of a picture, of at most 10,000 random
+    pictures, at half their size or not.
+    """
+    pictures = min(MOST_PICTURES, len(images), math.ceil(wanted / VECTORS_PER_PICTURE))
+    at, vectors = torch.randperm(len(images), generator=rng)[:pictures], []
+    for part in at.split(max(1, min(100, 100 * CROP**2 // images[:1].shape[-1] ** 2))):
+        x = torch.from_numpy(np.ascontiguousarray(images[part.numpy()])).to(device)
+        z = model.encode(shrunk(x, x.shape[-1] // 2) if halved else x).flatten(2)
+        vectors.append(
+            z[:, :, torch.randperm(z.shape[2], generator=rng)[:VECTORS_PER_PICTURE].to(device)]
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
+    return torch.cat(vectors)
+
+
+def fit_codebook(
+    model: nn.Module,
+    images: Any,
+    size: int,
+    *,
+    device: str,
+    seed: int = 0,
+    both_sizes: bool = False,
+) -> codebook.Codebook:
+    """k-means with `size` entries on 32 latent vectors an entry (100,000 at least); `both_sizes`:
+    half of them at half size.
+
+    Raises ValueError where the pictures hold fewer vectors than entries.
+    """
+    rng = torch.Generator().manual_seed(seed + 3)
+    wanted = max(100_000, size * VECTORS_PER_ENTRY)
+    shares = [False, True] if both_sizes else [False]
+    points = [
+        latent_vectors(model, images, wanted // len(shares), rng=rng, device=device, halved=halved)
+        for halved in shares
+    ]
+    points = torch.cat(points)
+    if not points.isfinite().all():
+        raise Diverged(
+            "the autoencoder's latents of training pictures are not finite, so no codebook can be fitted to them"
+        )
+    return codebook.fit(points, size, rng=rng)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair of uint8 pictures (B, 3, H, W), in dB, (B,); equal
+    pictures read 78 dB.
+    """
+    mse = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp(min=1e-3)
+    return 10 * (255**2 / mse).log10()
+
+
+@torch.inference_mode()
+def reconstruct(
+    model: nn.Module, book: codebook.Codebook, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 pictures through the autoencoder, through the codebook, and their tokens."""
+    z = model.encode(x)
+    ids = book.tokenize(z)
+    return model.decode(z), model.decode(book.detokenize(ids)), ids
+
+
+def reconstruction_scores(
+    model: nn.Module, book: codebook.Codebook, images: Any, device: str, *, batch: int = 100
+) -> dict[str, float]:
+    """Of pictures that slice to uint8 (n, 3, H, W): mean PSNR both ways, and how much of the
+    codebook they use.
+    """
+    plain, coarse, tokens = [], [], []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(device)
+        rebuilt, quantised, ids = reconstruct(model, book, x)
+        plain.append(psnr(x, rebuilt))
+        coarse.append(psnr(x, quantised))
+        tokens.append(ids)
+    scores = {
+        "psnr": torch.cat(plain).mean().item(),
+        "psnr_codebook": torch.cat(coarse).mean().item(),
+        "codebook_size": book.size,
+    }
+    return scores | book.statistics(torch.cat(tokens))

@@ -1,1 +1,0 @@
-"""How the networks that every family shares were trained."""

@@ -1,0 +1,196 @@
+"""A cell: everything that a configuration names, loaded, and the measurements it asks for."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.core import versions
+from benchmarks.core.environment import device_name, library_versions, pick_device
+from benchmarks.core.errors import BadInput
+from benchmarks.core.session import session
+from benchmarks.core.settings import many
+from benchmarks.core.store import digest
+from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
+from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
+from benchmarks.frozen.latents import LatentSet, prepare_latents, reconstruct
+from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.results.records import NO_RECIPE
+from benchmarks.stages.model import (
+    build_model,
+    choose_sampler,
+    model_arguments,
+    on_meta,
+    place_on,
+)
+from benchmarks.stages.sample import SamplingConfig
+from benchmarks.stages.sample_batch import best_batch
+from benchmarks.stages.score import Evaluator, prepare_evaluator
+from models.generator import GenerativeModel
+
+
+@dataclass
+class Cell:
+    """One (model, size, data, seed), before training."""
+
+    cfg: DictConfig
+    device: torch.device
+    dataset: Dataset
+    latent_space: LatentSpace
+    latents: LatentSet  # of the training images
+    model: GenerativeModel  # freshly initialised
+    meta_model: GenerativeModel  # the same without data: calls on it cost nothing and are counted
+    measurements: list[tuple[SamplingConfig, Evaluator]]
+    key: str  # names the training
+    machine_key: str  # names the untrained network on this machine: for what is timed of both
+
+    @property
+    def results(self) -> Path:
+        return Path(self.cfg.results_dir) / str(self.cfg.name)
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints, weights and samples."""
+        name = f"{self.cfg.model.name}-{self.cfg.size.name}-{self.key}"
+        return Path(self.cfg.cache_dir) / "cells" / name
+
+    @property
+    def compile_file(self) -> Path:
+        """What compiling this network's training step took and gave on this machine."""
+        name = f"{self.machine_key}-{self.cfg.train.batch}.json"
+        return Path(self.cfg.cache_dir) / "compile" / name
+
+    @property
+    def failure_file(self) -> Path:
+        """The record of a training that ended badly."""
+        return self.results / "records" / f"{self.key[:12]}.json"
+
+    def run_id(self, config: SamplingConfig, evaluator: Evaluator) -> str:
+        """Twelve hex digits that name a measurement."""
+        sampling, extractor = self.model.sampling_key(), evaluator.extractor.key
+        return digest(self.key, sampling, extractor, self.dataset.key, config)[:12]
+
+
+def prepare(cfg: DictConfig) -> Cell:
+    """Images to latents and evaluators (each cached), and a freshly initialised model."""
+    device = pick_device(cfg.device)
+    shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
+    extractors = load_extractors(cfg.features)
+    with session.stage("images"):
+        dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+    with session.stage("latents"):
+        space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
+        latents = prepare_latents(dataset, space, cache=cfg.cache_dir, device=device)
+    with session.stage("evaluators and floors"):
+        evaluators = [
+            _evaluator(cfg, extractor, dataset, space, latents, device) for extractor in extractors
+        ]
+
+    torch.manual_seed(cfg.seed)  # of the initial weights
+    codebook = space.codebook.whitened(latents.mean, latents.std)
+    classes, dropout = len(dataset.classes), cfg.train.label_dropout
+    model = build_model(cfg.model, shape, classes, codebook, label_dropout=dropout)
+    choose_sampler(model, cfg)
+    key = _training_key(cfg, latents, device)
+    machine_key = _machine_key(cfg, shape, device)
+    space = space.to(device)
+    if cfg.sample_batch == "auto":
+        file, network = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json", model
+        place_on(network, device)
+        precision = cfg.train.precision
+        batch = best_batch(network, space, latents, device, precision=precision, file=file)
+        cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
+    measurements = [(c, e) for c in sampling_grid(cfg, model) for e in evaluators]
+    meta = on_meta(model)
+    return Cell(
+        cfg=cfg,
+        device=device,
+        dataset=dataset,
+        latent_space=space,
+        latents=latents,
+        model=model,
+        meta_model=meta,
+        measurements=measurements,
+        key=key,
+        machine_key=machine_key,
+    )
+
+
+def _evaluator(
+    cfg: DictConfig,
+    extractor: FeatureExtractor,
+    dataset: Dataset,
+    space: LatentSpace,
+    latents: LatentSet,
+    device: torch.device,
+) -> Evaluator:
+    """The evaluator of one feature extractor; the hold-out is reconstructed only if not cached."""
+    rebuilt = partial(reconstruct, dataset.holdout, space, latents, device)
+    split = probe_split(cfg, extractor, dataset.classes)
+    return prepare_evaluator(
+        extractor,
+        dataset,
+        rebuilt,
+        key=latents.key,
+        cache=cfg.cache_dir,
+        device=device,
+        split=split,
+    )
+
+
+def _training_key(cfg: DictConfig, latents: LatentSet, device: torch.device) -> str:
+    """Names everything that determines the trained weights."""
+    train: Any = OmegaConf.to_container(cfg.train, resolve=True)
+    recipe = {name: value for name, value in train.items() if name not in NO_RECIPE}
+    installed = library_versions()
+    libraries = {name: installed.get(name) for name in ("torch", "diffusers", "transformers")}
+    model, lr, seed = model_arguments(cfg.model), float(cfg.model.lr), int(cfg.seed)
+    return digest(
+        "cell", versions.TRAINING, libraries, model, lr, recipe, seed, latents.key, device.type
+    )
+
+
+def _machine_key(cfg: DictConfig, shape: tuple[int, int, int], device: torch.device) -> str:
+    """Names an untrained network on this machine."""
+    model, precision = model_arguments(cfg.model), cfg.train.precision
+    torch_version = library_versions().get("torch")
+    return digest("network", model, shape, precision, device_name(device), torch_version)
+
+
+def sampling_grid(cfg: DictConfig, model: GenerativeModel) -> list[SamplingConfig]:
+    """The sampling configs of the sweep that this model supports; those it does not are named.
+
+    Raises BadInput where none is left.
+    """
+    requested, seeds = many(cfg.steps), many(cfg.sampling_seeds)
+    supported = model.supported_steps(requested)
+    left_out = [steps for steps in requested if steps not in supported]
+    if not supported:
+        try:
+            model.nfe(requested[0], 1.0)  # says which steps there are
+        except ValueError as error:
+            raise BadInput(f"model={cfg.model.name}: {error}") from None
+    if left_out:
+        print(f"{cfg.model.name}: measured at {supported} steps; it does not support {left_out}")
+
+    shared = {
+        "count": cfg.num_samples,
+        "batch": cfg.sample_batch,
+        "precision": cfg.train.precision,
+    }
+    grid = [
+        SamplingConfig(steps=steps, guidance=float(scale), seed=seed, **shared)
+        for steps in supported
+        for scale in many(cfg.guidance)
+        for seed in seeds
+    ]
+    fractions = [float(fraction) for fraction in cfg.train.snapshots]
+    if not fractions or model.sampler != model.samplers[0]:
+        return grid
+    # weights kept on the way, and those they lead to, are measured alike whatever is swept
+    most = SamplingConfig(steps=max(supported), guidance=1.0, seed=seeds[0], **shared)
+    grid += [] if most in grid else [most]
+    return grid + [most._replace(train_fraction=fraction) for fraction in fractions]

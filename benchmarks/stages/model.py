@@ -1,0 +1,160 @@
+"""A family from its configuration, and what it costs: the same construction, on a real device or on
+none.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from benchmarks.core.errors import BadInput
+from metrics import flops
+from models.codebook import Codebook
+from models.generator import Batch, GenerativeModel
+
+NOT_ARGUMENTS = (
+    "name",
+    "family",
+    "lr",
+)  # of conf/model/*.yaml; the rest goes to the class it names
+
+
+def model_arguments(model_cfg: Any) -> dict[str, Any]:
+    """`conf/model/*.yaml`, resolved, without what the harness keeps for itself."""
+    resolved = OmegaConf.to_container(model_cfg, resolve=True)
+    return {k: v for k, v in resolved.items() if k not in NOT_ARGUMENTS}
+
+
+def build_model(
+    model_cfg: Any,
+    latent_shape: Sequence[int],
+    num_classes: int,
+    codebook: Codebook,
+    *,
+    label_dropout: float = 0.1,
+) -> GenerativeModel:
+    """The family's model, initialised from torch's global seed. Raises BadInput for a configuration
+    its class refuses.
+    """
+    extra = dict(
+        latent_shape=tuple(latent_shape),
+        num_classes=num_classes,
+        codebook=codebook,
+        label_dropout=label_dropout,
+    )
+    try:
+        return instantiate(model_arguments(model_cfg), **extra)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise BadInput(f"model={model_cfg.get('name')}: {reason}") from error
+
+
+def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
+    """Set the model to draw as `conf/sampler` says; what another family's sampler has and this
+    one's has not is named and left out.
+
+    Raises BadInput for a value out of range.
+    """
+    choice = {
+        k: v for k, v in OmegaConf.to_container(cfg.sampler, resolve=True).items() if v is not None
+    }
+    name = choice.pop("name")
+    if name == "default":
+        name = None
+    elif name not in model.samplers:
+        print(
+            f"{cfg.model.name}: sampler={name} is not one of its own ({', '.join(model.samplers)}); using {model.samplers[0]}"
+        )
+        name = None
+    for option in [k for k in choice if k not in model.sampler_defaults]:
+        print(
+            f"{cfg.model.name}: sampler.{option} is not one of its options ({', '.join(model.sampler_defaults)}); left out"
+        )
+        del choice[option]
+    try:
+        model.set_sampler(name, **choice)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"model={cfg.model.name}: {error}") from None
+
+
+def place_on(model: GenerativeModel, device: torch.device) -> GenerativeModel:
+    """The model on `device`; on CUDA with the convolutions of classes that ask for it in
+    channels-last, as cuDNN wants them.
+    """
+    model.to(device)
+    for part in model.modules():
+        if device.type == "cuda" and getattr(type(part), "channels_last", False):
+            part.to(memory_format=torch.channels_last)
+    return model
+
+
+def on_meta(model: GenerativeModel) -> GenerativeModel:
+    """A copy without data, whose calls cost nothing and are counted."""
+    meta = copy.deepcopy(model).to("meta").eval()
+    meta.counted_macs = {}  # see `sampling_macs`
+    return meta
+
+
+def forward_macs(meta: GenerativeModel) -> int:
+    """MACs of the loss of one picture, a single forward pass, head included."""
+    channels, height, width = meta.latent_shape
+    batch = Batch(
+        torch.empty(1, channels, height, width, device="meta"),
+        torch.zeros(1, height * width, dtype=torch.long, device="meta"),
+        torch.zeros(1, dtype=torch.long, device="meta"),
+    )
+    return flops.count_macs(lambda: meta(batch, rng=torch.Generator()))
+
+
+def sampling_macs(meta: GenerativeModel, steps: int, guidance: float) -> int:
+    """MACs of sampling one image's latents: every network evaluation of a whole `sample` call.
+
+    Where all of them cost the same, one is counted, and multiplied. Elsewhere the call itself is,
+    once for each kind of guidance: counting 256 cached steps takes seconds.
+    """
+    labels = torch.zeros(1, dtype=torch.long, device="meta")
+    one = flops.count_macs(lambda: meta.evaluation(labels))
+    if one:
+        return one * meta.nfe(steps, guidance)
+    counted = getattr(meta, "counted_macs", {})
+    key = (steps, guidance == 1, *map(str, meta.sampling_key()))
+    if key not in counted:
+        counted[key] = flops.count_macs(
+            lambda: meta.sample(labels, steps=steps, guidance=guidance, rng=torch.Generator())
+        )
+    return counted[key]
+
+
+def image_cost(
+    meta: GenerativeModel, autoencoder: torch.nn.Module, steps: int, guidance: float
+) -> dict[str, float]:
+    """The columns of what one image costs, counted: GMACs and, twice as many, GFLOPs."""
+    generator = sampling_macs(meta, steps, guidance) / 1e9
+    decoder = decoder_macs(autoencoder, meta.latent_shape) / 1e9
+    whole = generator + decoder
+    return {
+        "gmacs_generator": generator,
+        "gmacs_decoder": decoder,
+        "gmacs_per_image": whole,
+        "gflops_per_image": 2 * whole,
+    }
+
+
+def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> int:
+    """MACs of decoding one picture's latents."""
+    meta = copy.deepcopy(autoencoder).to("meta")
+    return flops.count_macs(lambda: meta.decode(torch.empty(1, *latent_shape, device="meta")))
+
+
+def encoder_macs(autoencoder: torch.nn.Module, image_size: int) -> int:
+    """MACs of encoding one picture."""
+    meta = copy.deepcopy(autoencoder).to("meta")
+    return flops.count_macs(
+        lambda: meta.encode(
+            torch.empty(1, 3, image_size, image_size, dtype=torch.uint8, device="meta")
+        )
+    )

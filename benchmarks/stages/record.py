@@ -1,0 +1,137 @@
+"""What is written down of a measurement, or of what failed: a row of results.csv and everything it
+takes to repeat it.
+"""
+
+import traceback
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from benchmarks.core.environment import now, provenance
+from benchmarks.core.errors import Diverged
+from benchmarks.core.session import session
+from benchmarks.core.settings import shorten_paths
+from benchmarks.frozen.extractors import overlap, shipped_parts
+from benchmarks.results import records
+from benchmarks.stages.cell import Cell
+from benchmarks.stages.sample import Samples, SamplingConfig
+from benchmarks.stages.score import Evaluator, Scores
+from metrics import flops
+
+TRAINED = ("images", "flops", "seconds", "images_per_second", "utilisation")
+
+
+def record_measurement(
+    cell: Cell,
+    config: SamplingConfig,
+    evaluator: Evaluator,
+    trained: dict[str, Any],
+    samples: Samples,
+    cost: dict[str, float],
+    scores: Scores,
+) -> None:
+    """One row, and beside it what else a careful reader may ask."""
+    row = identity(cell) | sampling_columns(config, evaluator)
+    row |= {
+        "run_id": cell.run_id(config, evaluator),
+        "status": "ok",
+        "nfe": cell.model.nfe(config.steps, config.guidance),
+        "seconds_per_image": samples.seconds_per_image,
+        "images_per_second": 1 / samples.seconds_per_image,
+        "latency_seconds": samples.latency_seconds,
+        "peak_memory_mb": samples.peak_memory_mb,
+    }
+    row |= {f"train_{name}": trained[name] for name in TRAINED}
+    row |= evaluator.row_constants | scores.row | cost | samples.made
+    classes, diagnostics = cell.dataset.classes, dict(scores.diagnostics)
+    for name in ("kid_per_class", "fd_per_class"):
+        diagnostics[name] = {classes[k]: value for k, value in diagnostics[name].items()}
+    records.write(
+        cell.results,
+        row,
+        selection=scores.selection,
+        diagnostics=diagnostics,
+        train_log=trained["log"],
+        trained_by=trained["trained_by"],
+        compile=trained.get("compile"),
+        sampling_seed=config.seed,
+        **record_metadata(cell, evaluator),
+    )
+
+
+def record_failure(
+    cell: Cell,
+    error: Exception,
+    config: SamplingConfig | None = None,
+    evaluator: Evaluator | None = None,
+) -> None:
+    """A cell, or one measurement of it, that diverged or broke is a row too, never an absence."""
+    status = "diverged" if isinstance(error, Diverged) else "failed"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    row = identity(cell) | provenance(cell.device)
+    row |= {"run_id": cell.failure_file.stem, "status": status, "started_at": now()}
+    if config and evaluator:
+        row |= sampling_columns(config, evaluator) | {"run_id": cell.run_id(config, evaluator)}
+    text, metadata = traceback.format_exc(), record_metadata(cell, evaluator)
+    records.write(cell.results, row, reason=reason, traceback=text, **metadata)
+    name = f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed}"
+    line = f"{name} {status}: {reason} (traceback in the record {row['run_id']})"
+    session.complain(line, diverged=status == "diverged")
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """The columns that say which cell a row belongs to."""
+    cfg, model = cell.cfg, cell.model
+    return {
+        "family": cfg.model.family,
+        "model": cfg.model.name,
+        "size": cfg.size.name,
+        "params_m": flops.params(model) / 1e6,
+        "seed": cfg.seed,
+        "data": cell.dataset.name,
+        "num_classes": len(cell.dataset.classes),
+        "image_size": cell.dataset.image_size,
+        "autoencoder": cell.latent_space.name,
+        "latent_shape": "x".join(map(str, model.latent_shape)),
+        "objective": getattr(model, "objective", None),
+        "sampler": model.sampler_label(),
+        "num_samples": cfg.num_samples,
+        "reference_images": len(cell.dataset.reference),
+        "dtype": cfg.train.precision,
+    }
+
+
+def sampling_columns(config: SamplingConfig, evaluator: Evaluator) -> dict[str, Any]:
+    """The columns that say which measurement of its cell a row is."""
+    return {
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "features": evaluator.extractor.name,
+        "train_fraction": config.train_fraction,
+    }
+
+
+def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
+    """The resolved configuration, and fingerprints of everything a measurement rests on."""
+    config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
+    shorten_paths(config)
+    del config["stop_at"]  # of this process, not of what it measured
+    fingerprints = {
+        "data": cell.dataset.key,
+        "latents": cell.latent_space.key,
+        "training": cell.key,
+    }
+    extractor = evaluator.extractor if evaluator else None
+    if extractor:
+        named = {f"features_{name}": value for name, value in extractor.fingerprint.items()}
+        fingerprints |= {"features": extractor.key} | named
+    return {
+        "config": config,
+        "fingerprints": fingerprints,
+        "skipped": cell.dataset.skipped,
+        "aside": cell.dataset.aside,
+        "overlap": overlap(cell.cfg, cell.dataset.classes),
+        "shipped": shipped_parts(cell.cfg, extractor),
+        "probe_split": evaluator.probe_split if evaluator else None,
+        "evaluator": evaluator.key if evaluator else None,
+    }

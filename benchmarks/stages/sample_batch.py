@@ -1,0 +1,101 @@
+"""How many images to sample at once: what this device is fastest at, found once for each network
+and kept.
+
+Image i depends on (seed, i) alone, so that the batch decides about seconds and memory, and about
+rounding, but not about what is sampled.
+"""
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.core.store import read_json, write_json
+from benchmarks.frozen.autoencoder import LatentSpace
+from benchmarks.frozen.latents import LatentSet
+from benchmarks.stages.sample import SamplingConfig, seconds_of_a_batch
+from metrics import speed
+from models.generator import GenerativeModel
+
+ON_A_CPU = 128  # larger ones gained nothing on two cores (results/reference/performance.md)
+CANDIDATES = (32, 64, 128, 256, 512, 1024)
+ENOUGH = 1.05  # a batch twice as large must be this much faster, in images per second, to be taken
+TRIAL_STEPS = 8
+
+
+def best_batch(
+    generator: GenerativeModel,
+    space: LatentSpace,
+    data: LatentSet,
+    device: torch.device,
+    *,
+    precision: str,
+    file: Path,
+) -> int:
+    """Images at once for `generator`, which lies on `device`.
+
+    `file` keeps what was found, with the seconds per image of every batch that was tried.
+    """
+    if device.type == "cpu":
+        return ON_A_CPU
+    known = read_json(file)
+    if not isinstance(known, dict):
+        known = {"seconds_per_image": _tried(generator, space, data, device, precision)}
+        known["batch"] = chosen_batch(
+            {int(batch): seconds for batch, seconds in known["seconds_per_image"].items()}
+        )
+        write_json(file, known)
+    return known["batch"]
+
+
+def chosen_batch(seconds: dict[int, float]) -> int:
+    """The largest batch up to which each was faster than the one before it by ENOUGH."""
+    batches = sorted(seconds)
+    taken = batches[0]
+    for batch in batches[1:]:
+        if seconds[taken] / seconds[batch] < ENOUGH:
+            break
+        taken = batch
+    return taken
+
+
+def _tried(
+    generator: GenerativeModel,
+    space: LatentSpace,
+    data: LatentSet,
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
+    """Seconds per image by batch, up to where memory ends or larger ones gain nothing."""
+    seconds: dict[int, float] = {}
+    tokens = generator.latent_shape[1] * generator.latent_shape[2]
+    steps = (
+        TRIAL_STEPS
+        if generator.supported_steps([TRIAL_STEPS])
+        else max(generator.supported_steps(range(1, tokens + 1)))
+    )
+    for batch in CANDIDATES:
+        setting = SamplingConfig(
+            steps=steps, guidance=1.0, count=batch, batch=batch, seed=0, precision=precision
+        )
+        found = _seconds(generator, space, data, setting, device)
+        if found is None:
+            speed.free_memory()
+            break
+        seconds[batch] = found / batch
+        if chosen_batch(seconds) != batch:
+            break
+    return {str(batch): value for batch, value in seconds.items()}
+
+
+def _seconds(
+    generator: GenerativeModel,
+    space: LatentSpace,
+    data: LatentSet,
+    setting: SamplingConfig,
+    device: torch.device,
+) -> float | None:
+    """Of one batch; None where it does not fit into memory."""
+    try:
+        return seconds_of_a_batch(generator.eval(), space, data, setting, device)
+    except torch.cuda.OutOfMemoryError:
+        return None
