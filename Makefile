@@ -2,85 +2,87 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+RUN := @$(PY) -m benchmarks
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
-# PRESET: one of conf/experiment; empty picks gpu with CUDA, else cpu. ARGS: Hydra overrides.
+# the preset, a file of conf/experiment; empty: gpu with CUDA, else cpu
 PRESET ?=
+# what else a command is to be told; for bench, study, probe and reconstruct these are Hydra overrides
 ARGS ?=
-# of `make reference`; see the head of benchmarks/reference/__main__.py
-MINUTES ?=
-ONLY ?=
-DATA ?=
-OUT ?=
-UNPACK ?=
-LIST ?=
-REHEARSE ?=
-WEIGHTS_DATA ?=
-UNSEEN_DATA ?=
 
-space := $(subst ,, )
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test agreement lint cost perf reference commit-file report score compare weights judge-study clean
+.PHONY: help setup bench run test agreement lint report score compare cost perf reference publish \
+	study reconstruct probe train-frozen commit-file clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo '  PRESET=$(subst $(space),|,$(basename $(notdir $(wildcard conf/experiment/*.yaml))))'
-	@echo '  ARGS="steps=[4,8] data=imagefolder data.path=/images"'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@echo 'presets, as in `make bench PRESET=smoke`:'
+	@awk 'FNR == 1 {told = 0} /^# / && !/^# @/ && !told {name = FILENAME; sub(".*/", "", name); \
+		sub(".yaml", "", name); printf "  %-16s %s\n", name, substr($$0, 3); told = 1}' conf/experiment/*.yaml
 
 setup: $(READY) ## virtual environment .venv with pinned dependencies, editable install
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hub,dev]'
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/test-only torch-fidelity
+	$(PIP) torch
+	$(PIP) -e '.[hub,dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/test-only torch-fidelity
 	@touch $@
 
-bench: $(READY) ## train, sample and report the three families: results/<preset>/
-	$(PY) -m benchmarks.run $(if $(PRESET),experiment=$(PRESET)) $(ARGS)
+bench: run ## train, sample, score and report: results/<preset>/ (PRESET=smoke ARGS="seed=0,1")
 
-test: $(READY) ## the test suite, a process a core, four at most; then what measures time, alone (exit 5: ARGS leaves a part empty)
+run: $(READY)
+	$(RUN) run $(if $(PRESET),experiment=$(PRESET)) $(ARGS)
+
+report: $(READY) ## rebuild tables and plots from the records in results/ (ARGS=<folders>)
+	$(RUN) report $(ARGS)
+
+score: $(READY) ## score images made elsewhere: IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>
+	$(RUN) score "$(IMAGES)" "$(REFERENCE)" $(ARGS)
+
+compare: $(READY) ## two results folders, or two settings of one: A=results/x B=results/y (WHERE_A="guidance=1" WHERE_B="guidance=4")
+	$(RUN) compare "$(A)" $(if $(B),"$(B)") $(if $(WHERE_A),--where-a $(WHERE_A)) $(if $(WHERE_B),--where-b $(WHERE_B)) $(ARGS)
+
+cost: $(READY) ## count what every model and size costs, untrained: results/cost/
+	$(RUN) cost $(ARGS)
+
+perf: $(READY) ## every stage against the machine's ceiling and common baselines: results/perf/ (ARGS=--quick)
+	$(RUN) perf $(ARGS)
+
+reference: $(READY) ## make the studies of results/reference: MINUTES=9 ONLY=gpu DATA=<images> OUT=<folder>; LIST=1, REHEARSE=1, UNPACK=<folder>
+	$(RUN) reference $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(ONLY),--only '$(ONLY)') $(if $(DATA),--data '$(DATA)') \
+		$(if $(OUT),--out '$(OUT)') $(if $(UNPACK),--unpack '$(UNPACK)') $(if $(LIST),--list) $(if $(REHEARSE),--rehearse) $(ARGS)
+
+publish: $(READY) ## a small copy of a results folder, to commit: ARGS="results/cpu results/reference/cpu-procedural"
+	$(RUN) publish $(ARGS)
+
+study: $(READY) ## do the distances rise as real images are degraded? results/judge/ (ARGS="data=...")
+	$(RUN) study $(ARGS)
+
+reconstruct: $(READY) ## what the latents lose: results/reconstruct/ (ARGS="data=...")
+	$(RUN) reconstruct $(ARGS)
+
+probe: $(READY) ## speed and linear-probe accuracy of feature extractors (ARGS="data=... features=...")
+	$(RUN) probe $(ARGS)
+
+train-frozen: $(READY) ## retrain the shared autoencoder, codebook and judge: ARGS="<image folder> --unseen <another>"
+	$(RUN) train-frozen $(ARGS)
+
+test: $(READY) ## the tests, a process a core, four at most; then those that measure time, alone
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) || test $$? -eq 5
 	$(PY) -m pytest -m alone $(ARGS) || test $$? -eq 5
 
-agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc, installed beside the suite: results/agreement.json
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl
+agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
+	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl
 	AGREEMENT=results/agreement.json $(PY) -m pytest tests/test_agreement.py
 
 lint: $(READY) ## ruff's checks and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-cost: $(READY) ## counted cost of every model and size: results/cost/cost.csv
-	$(PY) -m benchmarks.cost
-
-perf: $(READY) ## every stage against the machine's ceiling and what users run today: results/perf/perf.csv; PERF=quick is shorter
-	$(PY) -m benchmarks.perf $(if $(filter quick,$(PERF)),--quick) $(ARGS)
-
-reference: $(READY) ## make what is missing or out of date of results/reference: MINUTES=9 ONLY=gpu DATA=<images> OUT=<folder>; LIST=1, REHEARSE=1, UNPACK=<folder>
-	@$(PY) -m benchmarks.reference $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(ONLY),--only '$(ONLY)') $(if $(DATA),--data '$(DATA)') \
-		$(if $(OUT),--out '$(OUT)') $(if $(UNPACK),--unpack '$(UNPACK)') $(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
-
 commit-file: ## write .commit, so that records name the code where it is carried without its repository
 	@echo "$$(git rev-parse --short=12 HEAD)$$(test -z "$$(git status --porcelain -- . ':!results')" || echo -dirty)" > .commit && cat .commit
-
-report: $(READY) ## rebuild tables and plots from the records in results/
-	$(PY) -m benchmarks.report
-
-score: $(READY) ## score pictures from anywhere: IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>
-	@test -n "$(IMAGES)" -a -n "$(REFERENCE)" || { echo "IMAGES=<folder|npz|parquet> REFERENCE=<the same, or one of conf/data> are needed"; exit 2; }
-	@$(PY) -m benchmarks.evaluate "$(IMAGES)" "$(REFERENCE)" $(ARGS)
-
-compare: $(READY) ## two results folders, row by row: A=results/x B=results/y; or two settings of one: A=results/x WHERE_A="guidance=1" WHERE_B="guidance=4"
-	@test -n "$(A)" -a -n "$(B)$(WHERE_A)$(WHERE_B)" || { echo "A=<results folder> B=<results folder> are needed, or A=<results folder> WHERE_A=\"guidance=1\" WHERE_B=\"guidance=4\""; exit 2; }
-	@$(PY) -m benchmarks.compare "$(A)" $(if $(B),"$(B)") --where-a '$(WHERE_A)' --where-b '$(WHERE_B)'
-
-weights: $(READY) ## retrain the shipped autoencoder, codebook and judge: WEIGHTS_DATA=<image folder> UNSEEN_DATA=<another, to score>
-	@test -n "$(WEIGHTS_DATA)" || { echo "WEIGHTS_DATA=<folder with train/<class>/* and val/<class>/*> is needed"; exit 2; }
-	$(PY) -m benchmarks.weights "$(WEIGHTS_DATA)" $(if $(UNSEEN_DATA),--unseen "$(UNSEEN_DATA)") $(ARGS)
-
-judge-study: $(READY) ## is the judge worth listening to: real pictures spoiled step by step: results/reference/judge/
-	$(PY) -m benchmarks.study results_dir=results/reference $(ARGS)
 
 clean: ## remove caches and results (never results/reference nor .venv)
 	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info

@@ -49,9 +49,9 @@ def run_cell(cfg: DictConfig) -> None:
         raise OutOfTime(f"{title} is not begun")
     cell = prepare(cfg)
     missing = [
-        (config, judge)
-        for config, judge in cell.measurements
-        if not is_recorded(cell, config, judge)
+        (config, evaluator)
+        for config, evaluator in cell.measurements
+        if not is_recorded(cell, config, evaluator)
     ]
     there = len(cell.measurements) - len(missing)
     print(f"{title}: {there} of {len(cell.measurements)} measurements are there", flush=True)
