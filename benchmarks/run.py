@@ -114,7 +114,7 @@ def train_and_measure(cell: Cell, missing: list[tuple[SamplingConfig, Evaluator]
 
 
 def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: dict) -> None:
-    """Sample at one sampling config (once for all evaluators), count, score, and write the record."""
+    """Sample (once for all evaluators), count, score and record one sampling config."""
     run_id = cell.run_id(config, evaluator)
     key = digest(trained["weights"], cell.model.sampling_key(), config)[:12]
     path = cell.work / f"samples-{key}.safetensors"
