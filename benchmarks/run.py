@@ -187,7 +187,8 @@ def out_of_time(cfg: DictConfig) -> bool:
 def with_preset(argv: Sequence[str]) -> list[str]:
     """The arguments, with the default preset where none is asked for."""
     arguments = list(argv)
-    if any(argument.lstrip("+").startswith("experiment=") for argument in arguments):
+    named = any(argument.lstrip("+").startswith("experiment=") for argument in arguments)
+    if named or {"-h", "--help"} & set(arguments):
         return arguments
     preset, why = "cpu", "no CUDA device"
     if torch.cuda.is_available():
