@@ -212,6 +212,11 @@ def start(*call: str) -> None:
     assert session.exit_code() == 0, f"{shlex.join(call)}: {session.errors}"
 
 
+def readme_runs() -> list[list[str]]:
+    """The arguments of the README's runs: the default bench first, then one on a user's images."""
+    return [call[1:] for call in calls_of(ROOT / "README.md") if call[0] == "run"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder as a user's clone may be: images, samples made elsewhere, results of one bench."""
@@ -223,7 +228,7 @@ def place(tmp_path_factory) -> Path:
     before, argv = Path.cwd(), sys.argv
     os.chdir(folder)
     try:
-        start("run", "experiment=cpu", *MINIATURE, *ONE_MODEL)
+        start("run", *with_preset(readme_runs()[0]), *MINIATURE, *ONE_MODEL, "name=cpu")
     finally:
         os.chdir(before)
         sys.argv = argv
@@ -274,14 +279,12 @@ def test_commands_run_in_miniature(clone, capfd):
         assert capfd.readouterr().out.strip(), f"{shlex.join(call)} prints nothing"
 
 
-def test_the_readme_s_benches_run_in_miniature(clone):
-    """The first command, and the one on a user's own images, write a report."""
-    runs = [call for call in calls_of(ROOT / "README.md") if call[0] == "run"][:2]
-    assert any("data=imagefolder" in call for call in runs)
-    for number, (_, *given) in enumerate(runs):
-        given = [here(word, clone) for word in given]
-        start("run", *with_preset(given), *MINIATURE, *ONE_MODEL[:2], f"name=readme-{number}")
-        assert (clone / "results" / f"readme-{number}" / "summary.md").exists()
+def test_the_readme_s_bench_of_own_images_runs_in_miniature(clone):
+    """Like the default bench, which has made `place`, it writes a report."""
+    given = [here(word, clone) for word in readme_runs()[1]]
+    assert "data=imagefolder" in given
+    start("run", *with_preset(given), *MINIATURE, *ONE_MODEL[:2], "name=own")
+    assert (clone / "results" / "own" / "summary.md").exists()
 
 
 def test_the_examples_of_extending_run_as_they_stand(clone, monkeypatch, capsys):
