@@ -28,7 +28,7 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.pretrained import CLASSES, load_pretrained
 
-SHIPPED = (
+SHIPPED_FOLDER = (
     ROOT / "models" / "weights"
 )  # the folder of the autoencoder and codebook that come with the suite
 PRETRAINED_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -57,7 +57,7 @@ class LatentSpace:
 
 def shipped_codebook_size() -> int:
     """Entries of the codebook in models/weights."""
-    return len(load_codebook(SHIPPED / "codebook.safetensors").entries)
+    return len(load_codebook(SHIPPED_FOLDER / "codebook.safetensors").entries)
 
 
 def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
@@ -78,7 +78,7 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
     that do not fit.
     """
     if cfg.kind == "shipped":
-        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors").expanduser()
+        path = Path(cfg.get("weights") or SHIPPED_FOLDER / "autoencoder.safetensors").expanduser()
         return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
     if cfg.kind not in CLASSES:
         raise BadInput(
@@ -129,7 +129,9 @@ def load_latent_space(
         )
     names = [str(cfg.name)] + ([key[:6]] if cfg.get("weights") else [])
     if not file and size is None and cfg.kind == "shipped" and not cfg.get("weights"):
-        codebook, codebook_key = _matching(SHIPPED / "codebook.safetensors", autoencoder, key)
+        codebook, codebook_key = _matching(
+            SHIPPED_FOLDER / "codebook.safetensors", autoencoder, key
+        )
     elif file:
         codebook, codebook_key = _matching(Path(file).expanduser(), autoencoder, key)
         names.append(codebook_key[:6])

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.core.store import digest, file_digest, load_weights, read_json
-from benchmarks.frozen.autoencoder import SHIPPED
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
 from benchmarks.images import hub, procedural
 from metrics.features import WEIGHTS, LocalFeatures
 
@@ -175,7 +175,7 @@ def overlap(cfg: Any, classes: list[str]) -> list[str] | None:
     """Classes of the data that the shipped weights were trained on; None where their names cannot
     tell.
     """
-    seen = set((read_json(SHIPPED / "data.json") or {}).get("classes", []))
+    seen = set((read_json(SHIPPED_FOLDER / "data.json") or {}).get("classes", []))
     comparable = cfg.data.source == "procedural" or all(
         re.fullmatch(r"n\d{8}", name) for name in classes
     )  # WordNet ids
