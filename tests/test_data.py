@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.core.errors import BadInput
 from benchmarks.images import dataset as dataset_module
 from benchmarks.images import procedural
-from benchmarks.images.dataset import Split, _decode, load_dataset
+from benchmarks.images.dataset import Split, _write_decoded, load_dataset
 from benchmarks.images.decode import to_pixels
 
 
@@ -368,14 +368,14 @@ def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
 
 
 def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch):
-    made, decode = [], _decode
+    made, decode = [], _write_decoded
 
     def slowly(*args):
         made.append(args)
         time.sleep(0.3)
         decode(*args)
 
-    monkeypatch.setattr(dataset_module, "_decode", slowly)
+    monkeypatch.setattr(dataset_module, "_write_decoded", slowly)
     with ThreadPoolExecutor(2) as pool:
         found = list(
             pool.map(
