@@ -20,7 +20,7 @@ from benchmarks.core.store import file_digest, load_weights, write_json, write_t
 from benchmarks.frozen import train_autoencoder
 from benchmarks.frozen.autoencoder import (
     PRETRAINED_FILES,
-    SHIPPED,
+    SHIPPED_FOLDER,
     LatentSpace,
     latent_shape,
     load_autoencoder,
@@ -183,7 +183,9 @@ def test_a_codebook_file_must_have_the_latents_channels(dataset, tmp_path):
 
 def test_a_codebook_of_other_latents_is_refused_where_its_card_says_so(dataset, tmp_path):
     for suffix in ("safetensors", "json"):
-        (tmp_path / f"codebook.{suffix}").write_bytes((SHIPPED / f"codebook.{suffix}").read_bytes())
+        (tmp_path / f"codebook.{suffix}").write_bytes(
+            (SHIPPED_FOLDER / f"codebook.{suffix}").read_bytes()
+        )
     Autoencoder().save(tmp_path / "other.safetensors")
     override = f"autoencoder.codebook={tmp_path / 'codebook.safetensors'}"
     assert load(tmp_path, dataset, override).name.startswith("shipped-")
@@ -274,7 +276,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, content):
 def test_another_network_s_weights_are_refused():
     with pytest.raises(BadInput, match="another network"):
         load_autoencoder(
-            composed(f"autoencoder.weights={SHIPPED / 'codebook.safetensors'}").autoencoder
+            composed(f"autoencoder.weights={SHIPPED_FOLDER / 'codebook.safetensors'}").autoencoder
         )
 
 
@@ -291,7 +293,7 @@ def test_files_that_came_with_the_suite_need_their_cards(tmp_path, monkeypatch):
 
 
 def test_every_card_has_its_file():
-    for room in SHIPPED:
+    for room in SHIPPED_FOLDER:
         assert {p.stem for p in room.glob("*.json")} - {"data"} == {
             p.stem for p in room.glob("*.safetensors")
         }
@@ -423,7 +425,11 @@ def test_the_autoencoder_costs_what_its_layers_say():
 def test_shipped_weights_are_small_described_and_whole():
     from metrics.features import WEIGHTS
 
-    for path in (SHIPPED / "autoencoder.safetensors", SHIPPED / "codebook.safetensors", WEIGHTS):
+    for path in (
+        SHIPPED_FOLDER / "autoencoder.safetensors",
+        SHIPPED_FOLDER / "codebook.safetensors",
+        WEIGHTS,
+    ):
         assert path.stat().st_size <= 6e6
         card = json.loads(path.with_suffix(".json").read_text())
         for field in (
@@ -440,16 +446,16 @@ def test_shipped_weights_are_small_described_and_whole():
             assert card[field] not in (None, "", {}), field
             assert f"**{field}**" in path.with_suffix(".md").read_text()
         assert card["sha256"] == file_digest(path)
-    assert json.loads((SHIPPED / "codebook.json").read_text())["autoencoder_sha256"] == file_digest(
-        SHIPPED / "autoencoder.safetensors"
-    )
+    assert json.loads((SHIPPED_FOLDER / "codebook.json").read_text())[
+        "autoencoder_sha256"
+    ] == file_digest(SHIPPED_FOLDER / "autoencoder.safetensors")
 
 
 def test_the_shipped_latents_are_as_good_as_the_issue_asks_on_classes_they_have_not_seen():
     """The scores in their cards; `make weights` measured them on the validation pictures of twenty
     other ImageNet classes.
     """
-    scores = json.loads((SHIPPED / "codebook.json").read_text())["scores"][
+    scores = json.loads((SHIPPED_FOLDER / "codebook.json").read_text())["scores"][
         "validation pictures of unseen classes, 64 px"
     ]
     assert (

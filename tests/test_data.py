@@ -1,4 +1,4 @@
-"""Pictures from every source, in every mode, into disjoint and deterministic splits; bad input in
+"""Images from every source, in every mode, into disjoint and deterministic splits; bad input in
 one clear line.
 """
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,14 @@ from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.images import dataset as dataset_module
-from benchmarks.images import procedural
-from benchmarks.images.dataset import Split, _decode, load_dataset
+from benchmarks.images import procedural, splits
+from benchmarks.images.dataset import Dataset, Split, load_dataset
 from benchmarks.images.decode import to_pixels
 
 
 class Config(SimpleNamespace):
+    """What `load_dataset` reads of a data configuration."""
+
     def get(self, key, default=None):
         return getattr(self, key, default)
 
@@ -37,27 +40,52 @@ def folder_config(root, **changes) -> Config:
     return Config(**(defaults | changes))
 
 
-def picture(seed: int, side: int = 40) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (side, side + 6, 3), dtype=np.uint8)
+def hub_config(root, **changes) -> Config:
+    return folder_config(root, source="hub", name="mine", config=None, **changes)
+
+
+def procedural_config() -> Config:
+    return Config(
+        source="procedural",
+        name="procedural",
+        image_size=32,
+        train_images=100,
+        reference_images=50,
+        seed=0,
     )
+
+
+def random_image(seed: int, side: int = 40) -> Image.Image:
+    shape = (side, side + 6, 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Three classes, ten training and three validation pictures each."""
-    for split, count in (("train", 10), ("val", 3)):
-        for k, name in enumerate(("ant", "bee", "cow")):
-            (tmp_path / "pics" / split / name).mkdir(parents=True)
+    """Three classes, ten training and three validation images each."""
+    for k, name in enumerate(("ant", "bee", "cow")):
+        for split, count, first in (("train", 10, 0), ("val", 3, 100)):
+            folder = tmp_path / "pics" / split / name
+            folder.mkdir(parents=True)
             for i in range(count):
-                picture(1000 * k + i + 100 * (split == "val")).save(
-                    tmp_path / "pics" / split / name / f"{i}.png"
-                )
+                random_image(1000 * k + i + first).save(folder / f"{i}.png")
     return tmp_path / "pics"
 
 
 def contents(split: Split) -> list[bytes]:
     return [image.tobytes() for image in split[:]]
+
+
+def sizes(dataset: Dataset) -> tuple[int, int, int]:
+    return len(dataset.train), len(dataset.reference), len(dataset.holdout)
+
+
+def all_contents(dataset: Dataset) -> list[bytes]:
+    return contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
 
 
 # --- procedural
@@ -78,35 +106,24 @@ def test_procedural_bytes_are_the_same_on_every_machine(size, stream, pinned):
     assert hashlib.sha256(images.tobytes()).hexdigest()[:16] == pinned
 
 
-def test_procedural_pictures_depend_on_index_and_seed_alone():
+def test_procedural_images_depend_on_index_and_seed_alone():
     few, many = procedural.generate(20, 32)[0], procedural.generate(200, 32, chunk=3)[0]
     assert np.array_equal(few, many[:20])
     assert not np.array_equal(few, procedural.generate(20, 32, seed=1)[0])
     assert len({image.tobytes() for image in many}) == 200
 
 
-def test_the_32_px_picture_is_the_64_px_one_halved():
-    small, large = (
-        procedural.generate(20, 32)[0].astype(int),
-        procedural.generate(20, 64)[0].astype(int),
-    )
+def test_the_32_px_image_is_the_64_px_one_halved():
+    small = procedural.generate(20, 32)[0].astype(int)
+    large = procedural.generate(20, 64)[0].astype(int)
     halved = large.reshape(20, 3, 32, 2, 32, 2).mean(axis=(3, 5))
     assert np.abs(small - halved).max() <= 1
 
 
-def test_procedural_splits_share_no_picture(tmp_path):
-    cfg = Config(
-        source="procedural",
-        name="procedural",
-        image_size=32,
-        train_images=100,
-        reference_images=50,
-        seed=0,
-    )
-    dataset = load_dataset(cfg, num_samples=30, cache=tmp_path)
-    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (100, 50, 30)
-    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)
-    assert len(set(everything)) == 180
+def test_procedural_splits_share_no_image(tmp_path):
+    dataset = load_dataset(procedural_config(), num_samples=30, cache=tmp_path)
+    assert sizes(dataset) == (100, 50, 30)
+    assert len(set(all_contents(dataset))) == 180
     assert dataset.holdout.labels.tolist() == [i % 10 for i in range(30)]
 
 
@@ -116,41 +133,34 @@ def test_procedural_splits_share_no_picture(tmp_path):
 def test_an_image_folder_is_split_without_overlap(root, tmp_path):
     dataset = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert dataset.classes == ["ant", "bee", "cow"] and dataset.name == "pics"
-    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (24, 6, 6)
-    assert (
-        dataset.reference.labels.tolist() == dataset.holdout.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    )
-    everything = contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)
-    assert len(set(everything)) == 36
+    assert sizes(dataset) == (24, 6, 6)
+    assert dataset.reference.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.holdout.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(set(all_contents(dataset))) == 36
     validation = {to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
-    assert set(contents(dataset.reference)) <= validation, (
-        "the held-out folder serves the reference"
-    )
+    assert set(contents(dataset.reference)) <= validation, "the val folder serves the reference"
+    assert dataset.aside == ["holdout"], "which found too few left"
 
 
 def test_one_folder_without_a_validation_split_works_too(root, tmp_path):
     dataset = load_dataset(folder_config(root / "train"), num_samples=6, cache=tmp_path / "cache")
-    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (18, 6, 6)
-    assert (
-        len(set(contents(dataset.train) + contents(dataset.reference) + contents(dataset.holdout)))
-        == 30
-    )
+    assert sizes(dataset) == (18, 6, 6)
+    assert len(set(all_contents(dataset))) == 30
 
 
 def test_the_split_is_deterministic_and_cached(root, tmp_path):
     first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a")
     second = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "b")
     assert first.key == second.key and contents(first.holdout) == contents(second.holdout)
+    # still listed as they were, but no longer readable: only the cache can serve
     for path in root.rglob("*.png"):
         before = path.stat()
-        path.write_bytes(
-            b"x" * before.st_size
-        )  # still listed, no longer readable: only the cache can serve
+        path.write_bytes(b"x" * before.st_size)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
 
 
-def test_a_subset_of_classes_and_pictures(root, tmp_path):
+def test_a_subset_of_classes_and_images(root, tmp_path):
     by_name = load_dataset(
         folder_config(root, classes=["cow", "ant"], reference_images=4),
         num_samples=2,
@@ -162,34 +172,40 @@ def test_a_subset_of_classes_and_pictures(root, tmp_path):
         num_samples=2,
         cache=tmp_path,
     )
-    assert by_count.classes == ["ant", "bee"] and np.bincount(by_count.train.labels).tolist() == [
-        4,
-        4,
-    ]
+    assert by_count.classes == ["ant", "bee"]
+    assert np.bincount(by_count.train.labels).tolist() == [4, 4]
+
+
+def test_any_prefix_of_a_dealt_split_is_class_balanced():
+    dealt = splits.round_robin([[1, 4, 7], [2, 5], [3, 6]])
+    assert dealt.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert [splits.quota(8, 3, label) for label in range(3)] == [3, 3, 2]
+
+
+def grey_image(mode: str) -> tuple[Image.Image, np.ndarray]:
+    """A ramp of greys in the given mode, and its values 0..255."""
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    if mode == "I;16":
+        return Image.fromarray((grey * 257).astype(np.uint16)), grey
+    if mode == "F":
+        return Image.fromarray(grey.astype(np.float32)), grey
+    plain = Image.fromarray(grey.astype(np.uint8))
+    if mode in ("P", "CMYK"):  # Pillow reaches these from RGB only
+        plain = plain.convert("RGB")
+    return plain.convert(mode), grey
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "I;16", "F"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
-    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
-    if mode == "I;16":
-        image = Image.fromarray((grey * 257).astype(np.uint16))
-    elif mode == "F":
-        image = Image.fromarray(grey.astype(np.float32))
-    else:
-        image = (
-            Image.fromarray(grey.astype(np.uint8))
-            .convert("RGB" if mode in ("P", "CMYK") else "L")
-            .convert(mode)
-        )
+    image, grey = grey_image(mode)
     path = tmp_path / ("x.tif" if mode in ("CMYK", "F") else "x.png")
     image.save(path)
     pixels = to_pixels(Image.open(path), 32)
     assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
     if mode != "1":
         expected = grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))
-        assert np.abs(pixels.astype(float) - expected).mean() < 6, (
-            "brightness survives the conversion"
-        )
+        error = np.abs(pixels.astype(float) - expected).mean()
+        assert error < 6, "brightness survives the conversion"
 
 
 def test_transparency_lies_over_white():
@@ -201,20 +217,17 @@ def test_the_crop_is_central_and_the_resize_antialiased():
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200  # only the central square is grey
     cropped = to_pixels(Image.fromarray(wide), 32)
-    assert (
-        cropped[:, :, 2:-2] == 200
-    ).all() and cropped.min() > 150  # the filter sees a little past the crop's edge
+    assert (cropped[:, :, 2:-2] == 200).all()
+    assert cropped.min() > 150, "the filter sees a little past the crop's edge"
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(to_pixels(Image.fromarray(stripes), 16).astype(int) - 128).max() < 40, (
-        "aliasing would give 0 or 255"
-    )
+    shrunk = to_pixels(Image.fromarray(stripes), 16).astype(int)
+    assert np.abs(shrunk - 128).max() < 40, "aliasing would give 0 or 255"
 
 
-def test_a_picture_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stays(root, tmp_path):
-    other = (
-        root / "val" / "ant" / "other.bmp"
-    )  # a fourth held-out ant: reference and floor then take all four
+def test_an_image_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stays(root, tmp_path):
+    # a fourth held-out ant: reference and hold-out then take all four
+    other = root / "val" / "ant" / "other.bmp"
     Image.new("RGB", (40, 40), "red").save(other)
     first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     Image.new("RGB", (40, 40), "blue").save(other)
@@ -224,28 +237,15 @@ def test_a_picture_replaced_by_one_of_the_same_size_is_noticed_and_the_split_sta
 
 
 def test_the_training_split_s_key_does_not_change_with_the_others(tmp_path):
-    cfg = Config(
-        source="procedural",
-        name="procedural",
-        image_size=32,
-        train_images=100,
-        reference_images=50,
-        seed=0,
-    )
-    few, many = (load_dataset(cfg, num_samples=n, cache=tmp_path) for n in (20, 30))
+    few, many = (load_dataset(procedural_config(), num_samples=n, cache=tmp_path) for n in (20, 30))
     assert few.train_key == many.train_key and few.key != many.key
 
 
 # --- bad input
 
 
-def broken(root, count):
-    for path in sorted((root / "train").rglob("*.png"))[:count]:
-        path.write_bytes(path.read_bytes()[:60])
-
-
 @pytest.mark.parametrize(
-    "changes, samples, said",
+    "changes, samples, message",
     [
         (dict(path="/nowhere/at/all"), 6, "data.path=/nowhere/at/all: no such folder"),
         (dict(path=None), 6, "data.path"),
@@ -259,46 +259,43 @@ def broken(root, count):
         (dict(source="nonsense"), 6, "data.source=nonsense"),
     ],
 )
-def test_bad_settings_are_named_in_one_line(root, tmp_path, changes, samples, said):
+def test_bad_settings_are_named_in_one_line(root, tmp_path, changes, samples, message):
     with pytest.raises(BadInput) as error:
         load_dataset(folder_config(root, **changes), num_samples=samples, cache=tmp_path / "cache")
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_without_pictures_and_a_class_without_pictures(root, tmp_path):
+def test_a_folder_without_images_and_a_class_without_images(root, tmp_path):
     (tmp_path / "empty" / "train" / "ant").mkdir(parents=True)
-    with pytest.raises(BadInput, match="no pictures"):
+    with pytest.raises(BadInput, match="no images"):
         load_dataset(folder_config(tmp_path / "empty"), num_samples=6, cache=tmp_path / "cache")
     (root / "train" / "dog").mkdir()
-    with pytest.raises(BadInput, match="class 'dog' has no training pictures"):
+    with pytest.raises(BadInput, match="class 'dog' has no training images"):
         load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     (tmp_path / "flat").mkdir()
-    picture(0).save(tmp_path / "flat" / "a.png")
+    random_image(0).save(tmp_path / "flat" / "a.png")
     with pytest.raises(BadInput, match="no class folders"):
         load_dataset(folder_config(tmp_path / "flat"), num_samples=6, cache=tmp_path / "cache")
 
 
-def test_too_many_unreadable_pictures_are_an_error(root, tmp_path):
-    broken(root, 3)
-    with pytest.raises(
-        BadInput, match=r"3 of 39 pictures are unreadable .* e\.g\. train/ant/0\.png"
-    ):
+def test_too_many_unreadable_images_are_an_error(root, tmp_path):
+    for path in sorted((root / "train").rglob("*.png"))[:3]:
+        cut_short(path)
+    with pytest.raises(BadInput, match=r"3 of 39 images are unreadable .*e\.g\. train/ant/0\.png"):
         load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
 
 
-def test_one_unreadable_picture_in_many_is_skipped_and_reported(tmp_path, capsys):
+def test_one_unreadable_image_in_many_is_skipped_and_reported(tmp_path, capsys):
     for name in ("ant", "bee"):
         (tmp_path / "pics" / name).mkdir(parents=True)
         for i in range(60):
-            picture(i, 8).save(tmp_path / "pics" / name / f"{i}.png")
-    path = tmp_path / "pics" / "bee" / "0.png"
-    path.write_bytes(path.read_bytes()[:60])
-    dataset = load_dataset(
-        folder_config(tmp_path / "pics"), num_samples=6, cache=tmp_path / "cache"
-    )
+            random_image(i, 8).save(tmp_path / "pics" / name / f"{i}.png")
+    cut_short(tmp_path / "pics" / "bee" / "0.png")
+    cfg = folder_config(tmp_path / "pics")
+    dataset = load_dataset(cfg, num_samples=6, cache=tmp_path / "cache")
     assert len(dataset.skipped) == 1 and "bee/0.png" in dataset.skipped[0]
     assert len(dataset.train) == 120 - 6 - 6 - 1
-    assert "1 unreadable picture(s) skipped" in capsys.readouterr().out
+    assert "1 unreadable image(s) skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["pixels.npy", "train.npy", "labels.npy", "meta.json"])
@@ -316,41 +313,36 @@ def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
 
 @pytest.fixture
 def parquet(tmp_path):
+    """Two classes in the hub's format, 20 training and 8 validation images."""
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])}
-    )
-    (tmp_path / "hub" / "data").mkdir(parents=True)
-    for split, count in (("train", 20), ("validation", 8)):
-        rows = {
-            "image": [picture(i + 50 * (split != "train")) for i in range(count)],
-            "label": [i % 2 for i in range(count)],
-        }
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(
-            tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
-        )
+    label = datasets.ClassLabel(names=["ant", "bee"])
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    for split, count, first in (("train", 20, 0), ("validation", 8, 50)):
+        images = [random_image(i + first) for i in range(count)]
+        rows = {"image": images, "label": [i % 2 for i in range(count)]}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return tmp_path / "hub"
 
 
+def validation_contents() -> set[bytes]:
+    return {to_pixels(random_image(i + 50), 32).tobytes() for i in range(8)}
+
+
 def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
-    cfg = folder_config(
-        parquet, source="hub", name="mine", config=None, held_out="validation", reference_images=8
-    )
+    cfg = hub_config(parquet, held_out="validation", reference_images=8)
     dataset = load_dataset(cfg, num_samples=4, cache=tmp_path / "cache")
     assert dataset.classes == ["ant", "bee"] and dataset.name == "mine"
-    assert (len(dataset.train), len(dataset.reference), len(dataset.holdout)) == (16, 8, 4)
-    validation = {to_pixels(picture(i + 50), 32).tobytes() for i in range(8)}
-    assert set(contents(dataset.reference)) == validation
+    assert sizes(dataset) == (16, 8, 4)
+    assert set(contents(dataset.reference)) == validation_contents()
 
 
-def test_a_held_out_split_of_another_name_is_found_and_said(parquet, tmp_path, capsys):
-    cfg = folder_config(
-        parquet, source="hub", name="mine", config=None, held_out="valid", reference_images=8
-    )
+def test_a_held_out_split_of_another_name_is_taken_and_named(parquet, tmp_path, capsys):
+    cfg = hub_config(parquet, held_out="valid", reference_images=8)
     dataset = load_dataset(cfg, num_samples=4, cache=tmp_path / "cache")
-    assert set(contents(dataset.reference)) == {
-        to_pixels(picture(i + 50), 32).tobytes() for i in range(8)
-    }
+    assert set(contents(dataset.reference)) == validation_contents()
     assert "data.held_out=valid" in capsys.readouterr().out
 
 
@@ -358,35 +350,27 @@ def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    cfg = folder_config("no-such-owner/no-such-data", source="hub", config=None, held_out="valid")
+    cfg = hub_config("no-such-owner/no-such-data", held_out="valid")
     with pytest.raises(BadInput) as error:
         load_dataset(cfg, num_samples=4, cache=tmp_path)
-    assert "data.path=no-such-owner/no-such-data" in str(error.value) and "\n" not in str(
-        error.value
-    )
-    assert "download" in str(error.value)
+    message = str(error.value)
+    assert "data.path=no-such-owner/no-such-data" in message and "\n" not in message
+    assert "download" in message
 
 
 def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch):
-    made, decode = [], _decode
+    written, write = [], dataset_module._write_decoded
 
-    def slowly(*args):
-        made.append(args)
+    def write_slowly(folder, **rest):
+        written.append(folder)
         time.sleep(0.3)
-        decode(*args)
+        return write(folder, **rest)
 
-    monkeypatch.setattr(dataset_module, "_decode", slowly)
+    def load(_) -> Dataset:
+        return load_dataset(folder_config(root), num_samples=3, cache=tmp_path / "cache")
+
+    monkeypatch.setattr(dataset_module, "_write_decoded", write_slowly)
     with ThreadPoolExecutor(2) as pool:
-        found = list(
-            pool.map(
-                lambda _: load_dataset(
-                    folder_config(root), num_samples=3, cache=tmp_path / "cache"
-                ),
-                range(2),
-            )
-        )
-    assert (
-        len(made) == 1
-        and found[0].key == found[1].key
-        and contents(found[0].train) == contents(found[1].train)
-    )
+        first, second = pool.map(load, range(2))
+    assert len(written) == 1 and first.key == second.key
+    assert contents(first.train) == contents(second.train)

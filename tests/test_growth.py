@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.frozen.autoencoder import SHIPPED, load_codebook
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.perf import bench, growth
 from benchmarks.stages.model import build_model, forward_macs, on_meta
 
@@ -30,7 +30,7 @@ def test_exponents_are_local_slopes_and_say_from_where_time_follows_the_flops():
 
 @pytest.mark.parametrize("name", growth.MODELS)
 def test_twice_the_width_is_nearly_four_times_the_work(name):
-    macs, book = [], load_codebook(SHIPPED / "codebook.safetensors")
+    macs, book = [], load_codebook(SHIPPED_FOLDER / "codebook.safetensors")
     for times in (1, 2):
         cfg = bench.config(f"model={name}", "size=xs")
         growth.widened(cfg, times)

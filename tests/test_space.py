@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.frozen.autoencoder import SHIPPED as FOLDER
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER as FOLDER
 from benchmarks.frozen.autoencoder import LatentSpace, load_autoencoder, load_codebook
 from benchmarks.frozen.latents import batch_indices, prepare_latents
 from benchmarks.frozen.train_autoencoder import psnr

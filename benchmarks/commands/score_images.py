@@ -129,7 +129,7 @@ def _of_dataset(
         )
     found = []
     for features in load_extractors(cfg.features):
-        split = probe_split(cfg, features, dataset.classes)
+        split = probe_split(cfg.data, features, dataset.classes)
         found.append(
             prepare_evaluator(
                 features,

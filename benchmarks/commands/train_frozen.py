@@ -30,7 +30,7 @@ from benchmarks.core.environment import device_name, git_state
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.store import atomic_file, file_digest, load_weights, write_json
 from benchmarks.frozen import train_autoencoder, train_extractor
-from benchmarks.frozen.autoencoder import SHIPPED, load_codebook
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.images import procedural
 from benchmarks.images.dataset import Dataset, load_dataset
 from metrics.features import WEIGHTS as JUDGE_WEIGHTS
@@ -267,7 +267,7 @@ def run_stage(
         for suffix in (".safetensors", ".md", ".json"):
             os.replace(path.with_suffix(suffix), out / f"{stage}{suffix}")
     write_json(
-        SHIPPED / "data.json" if args.out is None else out / "data.json",
+        SHIPPED_FOLDER / "data.json" if args.out is None else out / "data.json",
         {"classes": pictures.classes},
     )
     print(json.dumps({"stage": stage, "seconds": round(seconds), "scores": scores}), flush=True)
@@ -310,7 +310,7 @@ def main(argv: Sequence[str]) -> None:
             run_stage(
                 stage,
                 pictures,
-                args.out or (JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED),
+                args.out or (JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED_FOLDER),
                 args,
                 device,
             )

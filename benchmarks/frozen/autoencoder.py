@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput, Diverged
+from benchmarks.core.settings import is_whole
 from benchmarks.core.store import (
     ROOT,
     digest,
@@ -28,12 +29,11 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.pretrained import CLASSES, load_pretrained
 
-SHIPPED = (
-    ROOT / "models" / "weights"
-)  # the folder of the autoencoder and codebook that come with the suite
+SHIPPED_FOLDER = ROOT / "models" / "weights"  # of the autoencoder and codebook of the suite
 PRETRAINED_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-DEFAULT_SIZE = 2048
-SMALLEST, LARGEST = 2, 65536
+DEFAULT_SIZE = 2048  # entries of a codebook that is fitted where nobody says how many
+SMALLEST, LARGEST = 2, 65536  # entries of a codebook
+MOST_AT_ONCE = 128  # images of 64 px to encode or decode together
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,37 @@ class LatentSpace:
         )
 
     def at_once(self, image_size: int) -> int:
-        """Pictures to encode or decode together: as many pixels as 128 pictures of 64 px have."""
-        return max(1, min(128, 128 * 64**2 // image_size**2))
+        """Images to encode or decode together: as many pixels as 128 images of 64 px have."""
+        return max(1, min(MOST_AT_ONCE, MOST_AT_ONCE * 64**2 // image_size**2))
 
 
 def shipped_codebook_size() -> int:
     """Entries of the codebook in models/weights."""
-    return len(load_codebook(SHIPPED / "codebook.safetensors").entries)
+    return len(load_codebook(SHIPPED_FOLDER / "codebook.safetensors").entries)
 
 
 def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latents of square pictures. Raises BadInput for a size or an autoencoder
-    that cannot be used.
+    """(C, H, W) of the latents of square images under `conf/autoencoder/*.yaml`.
+
+    Raises BadInput for a size or an autoencoder that cannot be used.
     """
     autoencoder = Autoencoder() if cfg.kind == "trained" else load_autoencoder(cfg)[0]
     factor, side = autoencoder.factor, image_size // autoencoder.factor
-    if image_size % factor or side < 4:
+    if image_size % factor or side < 4:  # a U-Net halves the latents' side twice
         raise BadInput(
-            f"data.image_size={image_size}: autoencoder={cfg.name} takes multiples of {factor} from {4 * factor} px up"
+            f"data.image_size={image_size}: autoencoder={cfg.name} takes multiples of {factor} "
+            f"from {4 * factor} px up"
         )
     return autoencoder.channels, side, side
 
 
 def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
-    """An autoencoder that needs no training, frozen, and its fingerprint. Raises BadInput for files
-    that do not fit.
+    """An autoencoder that needs no training, frozen, and the sha256 of its files.
+
+    Raises BadInput for files that do not fit.
     """
     if cfg.kind == "shipped":
-        path = Path(cfg.get("weights") or SHIPPED / "autoencoder.safetensors").expanduser()
+        path = Path(cfg.get("weights") or SHIPPED_FOLDER / "autoencoder.safetensors").expanduser()
         return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
     if cfg.kind not in CLASSES:
         raise BadInput(
@@ -86,17 +89,15 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
         )
     folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
     try:
-        return load_pretrained(cfg.kind, folder), file_digest(
-            *(folder / name for name in PRETRAINED_FILES)
-        )
+        autoencoder = load_pretrained(cfg.kind, folder)
     except ValueError as error:
-        raise BadInput(
-            f"autoencoder.path={cfg.path}: not a {cfg.kind}: {str(error)[:200]}"
-        ) from None
+        reason = str(error)[:200]
+        raise BadInput(f"autoencoder.path={cfg.path}: not a {cfg.kind}: {reason}") from None
+    return autoencoder, file_digest(*(folder / name for name in PRETRAINED_FILES))
 
 
 def load_codebook(path: Path) -> Codebook:
-    """A codebook from its file. Raises BadInput for one that does not fit."""
+    """A codebook from its file, frozen. Raises BadInput for one that does not fit."""
     try:
         with safe_open(str(path), "pt") as file:
             shape = file.get_slice("entries").get_shape()
@@ -104,7 +105,8 @@ def load_codebook(path: Path) -> Codebook:
         raise BadInput(f"autoencoder.codebook: {path} is not a codebook ({error})") from None
     if len(shape) != 2:
         raise BadInput(
-            f"autoencoder.codebook: {path} is not a codebook (its entries are {len(shape)}-dimensional)"
+            f"autoencoder.codebook: {path} is not a codebook "
+            f"(its entries are {len(shape)}-dimensional)"
         )
     return load_weights(Codebook(*shape), path, "autoencoder.codebook")
 
@@ -113,80 +115,87 @@ def load_latent_space(
     cfg: Any, dataset: Dataset, *, cache: str | Path, device: torch.device
 ) -> LatentSpace:
     """The latent space of `conf/autoencoder/*.yaml` for one data set; what is trained or fitted on
-    its pictures is cached.
+    its images is cached.
 
     A codebook file is read where one is given; else one is fitted where `codebook_size` is set or
     the autoencoder has none. Raises BadInput.
     """
+    cache = Path(cache)
     if cfg.kind == "trained":
-        autoencoder, key = _trained(cfg, dataset, Path(cache), device)
+        autoencoder, key = _train(cfg.images, cfg.get("seed"), dataset, cache, device)
     else:
         autoencoder, key = load_autoencoder(cfg)
     file, size = cfg.get("codebook"), cfg.get("codebook_size")
-    if file and size is not None and cfg.kind == "shipped":
-        raise BadInput(
-            "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: set one of them"
-        )
-    names = [str(cfg.name)] + ([key[:6]] if cfg.get("weights") else [])
-    if not file and size is None and cfg.kind == "shipped" and not cfg.get("weights"):
-        codebook, codebook_key = _matching(SHIPPED / "codebook.safetensors", autoencoder, key)
-    elif file:
-        codebook, codebook_key = _matching(Path(file).expanduser(), autoencoder, key)
+    names = [str(cfg.name)]  # one name for each latent space: reports group by it
+    if cfg.get("weights"):
+        names.append(key[:6])
+    if file:
+        # the other kinds have a default size, which nobody has asked for
+        if size is not None and cfg.kind == "shipped":
+            raise BadInput(
+                "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: "
+                "set one of them"
+            )
+        path = Path(file).expanduser()
+        codebook, codebook_key = _load_matching(path, autoencoder, key)
         names.append(codebook_key[:6])
+    elif size is None and cfg.kind == "shipped" and not cfg.get("weights"):
+        path = SHIPPED_FOLDER / "codebook.safetensors"
+        codebook, codebook_key = _load_matching(path, autoencoder, key)
     else:
-        size = DEFAULT_SIZE if size is None else _whole(cfg, "codebook_size", SMALLEST, LARGEST)
-        codebook, codebook_key = _fitted(
-            autoencoder.to(device), key, size, dataset, Path(cache), device
-        )
+        size = DEFAULT_SIZE if size is None else _checked("codebook_size", size, SMALLEST, LARGEST)
+        codebook, codebook_key = _fit(autoencoder.to(device), key, size, dataset, cache, device)
         names.append(str(size))
     return LatentSpace(autoencoder, codebook, "-".join(names), digest(key, codebook_key))
 
 
-def _matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:
+def _load_matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:
     """A codebook file and its sha256. Raises BadInput for one that is of other latents, as far as
     its channels and its card tell.
     """
     codebook = load_codebook(path)
-    if codebook.entries.shape[1] != autoencoder.channels:
+    channels = codebook.entries.shape[1]
+    if channels != autoencoder.channels:
         raise BadInput(
-            f"autoencoder.codebook: {path} has {codebook.entries.shape[1]} channels, the latents {autoencoder.channels}"
+            f"autoencoder.codebook: {path} has {channels} channels, "
+            f"the latents {autoencoder.channels}"
         )
     stated = (read_json(path.with_suffix(".json")) or {}).get("autoencoder_sha256")
     if stated and stated != key:
         raise BadInput(
-            f"autoencoder.codebook: {path} was fitted on the latents of another autoencoder ({stated[:12]}...), says its card"
+            f"autoencoder.codebook: {path} was fitted on the latents of another autoencoder "
+            f"({stated[:12]}...), says its card"
         )
     return codebook, file_digest(path)
 
 
-def _trained(
-    cfg: Any, dataset: Dataset, cache: Path, device: torch.device
+def _train(
+    images: Any, seed: Any, dataset: Dataset, cache: Path, device: torch.device
 ) -> tuple[Autoencoder, str]:
-    """The shipped architecture, trained on this data's training pictures and cached; and its
-    sha256.
+    """The shipped architecture, trained on this data's training images and cached; and its sha256.
+
+    `images` is how many to train on, repeats included. Raises BadInput, and Diverged for weights
+    that are not finite.
     """
-    if not isinstance(cfg.images, int) or cfg.images < train_autoencoder.BATCH:
+    least = train_autoencoder.BATCH
+    if not isinstance(images, int) or images < least:
         raise BadInput(
-            f"autoencoder.images={cfg.images}: how many pictures to train on, repeats included; {train_autoencoder.BATCH} or more"
+            f"autoencoder.images={images}: how many images to train on, repeats included; "
+            f"{least} or more"
         )
+    _checked("seed", seed, 0)
     model = Autoencoder()
+    # the shapes, so that another architecture is another artefact
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    key = digest(
-        "autoencoder",
-        versions.AUTOENCODER,
-        shapes,
-        cfg.images,
-        _whole(cfg, "seed", 0),
-        dataset.train_key,
-        device.type,
-    )
+    version = versions.AUTOENCODER
+    key = digest("autoencoder", version, shapes, images, seed, dataset.train_key, device.type)
     path = cache / "autoencoder" / f"{key}.safetensors"
-    ready = read_tensors(path, key)
-    if ready:
-        model.load_state_dict(ready[0])
+    cached = read_tensors(path, key)
+    if cached:
+        model.load_state_dict(cached[0])
     else:
         model = train_autoencoder.train_autoencoder(
-            dataset.train, count=cfg.images, device=device.type, seed=cfg.seed
+            dataset.train, count=images, device=device.type, seed=seed
         )
         if not all(p.isfinite().all() for p in model.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
@@ -194,33 +203,27 @@ def _trained(
     return model.eval().requires_grad_(False), file_digest(path)
 
 
-def _whole(cfg: Any, name: str, least: int, most: int | None = None) -> int:
+def _checked(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A setting of the autoencoder that must be a whole number. Raises BadInput naming it."""
-    value = cfg.get(name)
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < least
-        or (most is not None and value > most)
-    ):
-        raise BadInput(
-            f"autoencoder.{name}={value}: a whole number from {least}{f' to {most}' if most else ' up'}"
-        )
+    if not is_whole(value, least) or (most is not None and value > most):
+        bounds = f"{least} up" if most is None else f"{least} to {most}"
+        raise BadInput(f"autoencoder.{name}={value}: a whole number from {bounds}")
     return value
 
 
-def _fitted(
+def _fit(
     autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device
 ) -> tuple[Codebook, str]:
-    """A codebook fitted on the latents of this data's training pictures and cached; and its sha256,
-    for it may differ between machines.
+    """A codebook fitted on the latents of this data's training images and cached, and its sha256.
+
+    The sha256 names it, not the key: machines round differently, and k-means magnifies that.
     """
     key = digest("codebook", versions.CODEBOOK, key, size, dataset.train_key, device.type)
     path = cache / "codebook" / f"{key}.safetensors"
-    ready = read_tensors(path, key)
-    if ready:
-        codebook = Codebook(*ready[0]["entries"].shape)
-        codebook.load_state_dict(ready[0])
+    cached = read_tensors(path, key)
+    if cached:
+        codebook = Codebook(*cached[0]["entries"].shape)
+        codebook.load_state_dict(cached[0])
         return codebook.requires_grad_(False), file_digest(path)
     try:
         codebook = train_autoencoder.fit_codebook(
@@ -228,7 +231,7 @@ def _fitted(
         )
     except ValueError as error:
         raise BadInput(
-            f"autoencoder.codebook_size={size}: {error}; lower it or add training pictures"
+            f"autoencoder.codebook_size={size}: {error}; lower it or add training images"
         ) from None
     write_tensors(path, key, codebook.state_dict())
     return codebook.requires_grad_(False), file_digest(path)

@@ -1,4 +1,4 @@
-"""The feature networks behind a distance: which there are, whose weights, and what they may have
+"""The feature extractors behind a distance: which there are, whose weights, and what they may have
 seen before.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.core.store import digest, file_digest, load_weights, read_json
-from benchmarks.frozen.autoencoder import SHIPPED
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
 from benchmarks.images import hub, procedural
 from metrics.features import WEIGHTS, LocalFeatures
 
@@ -22,7 +22,7 @@ DINOV2_FILES = ("config.json", "model.safetensors")
 
 
 class Unavailable(BadInput):
-    """A feature network that is not on this machine and could not be fetched: others may still be
+    """A feature extractor that is not on this machine and could not be fetched; others may still be
     measured.
     """
 
@@ -37,6 +37,7 @@ class FeatureExtractor:
     net: nn.Module
     weights: str  # sha256
     dtype: str = "float32"
+    shipped: bool = False  # its weights came with the suite: models/weights/data.json tells of what
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -54,41 +55,45 @@ class FeatureExtractor:
 
 
 def load_extractors(cfg: Any) -> list[FeatureExtractor]:
-    """The feature networks of `conf/features/*.yaml`, one or several. Raises BadInput for weights
-    that do not fit.
+    """The feature extractors of `conf/features/*.yaml`, one or several.
 
-    Of several, one that is not to be had is named in one line and left out; where none is left,
-    that is an error.
+    Of several, one that is not to be had is named in one line and left out. Raises BadInput where
+    none is left, and for weights that do not fit.
     """
     loaders = {"local": _local, "inception": _inception, "dinov2": _dinov2}
     wanted = [name for name in loaders if name in cfg]
     if not wanted:
         raise BadInput(f"features: none of {', '.join(loaders)} is asked for")
-    found, reasons = [], []
+    extractors, reasons = [], []
     for name in wanted:
         try:
-            found.append(loaders[name](cfg[name]))
+            extractors.append(loaders[name](cfg[name]))
         except Unavailable as error:
             reasons.append(str(error))
-    if not found:
+    if not extractors:
         raise BadInput("; ".join(reasons))
     for reason in reasons:
         session.print_once(f"not measured: {reason}")
-    return found
+    return extractors
 
 
 def _local(cfg: Any) -> FeatureExtractor:
+    """The classifier that came with the suite, or another one of its architecture."""
     path = Path(cfg.get("weights") or WEIGHTS).expanduser()
     try:
+        # the number of classes that it was trained on, which the network has to be built with
         with safe_open(str(path), "pt") as file:
             classes, _ = file.get_slice("head.weight").get_shape()
     except (OSError, ValueError, SafetensorError) as error:
-        mend = "the local judge's; FID's go to features.inception.weights"
         raise BadInput(
-            f"features.weights: {path} is not a whole safetensors file of {mend} ({error})"
+            f"features.weights: {path} is not a whole safetensors file of the local feature "
+            f"extractor's weights; FID's go to features.inception.weights ({error})"
         ) from None
     return FeatureExtractor(
-        "local", load_weights(LocalFeatures(classes), path, "features.weights"), file_digest(path)
+        name="local",
+        net=load_weights(LocalFeatures(classes), path, "features.weights"),
+        weights=file_digest(path),
+        shipped=not cfg.get("weights"),
     )
 
 
@@ -99,11 +104,7 @@ def _published() -> Path:
     try:
         if "inception" not in session.unreachable:
             return inception.published_weights()
-    except (
-        OSError,
-        RuntimeError,
-        HTTPException,
-    ) as error:  # torch.hub raises the second for a wrong hash
+    except (OSError, RuntimeError, HTTPException) as error:  # the second is for a wrong hash
         session.unreachable["inception"] = " ".join(str(error).split())[:100]
     raise OSError(session.unreachable["inception"])
 
@@ -114,27 +115,29 @@ def _inception(cfg: Any) -> FeatureExtractor:
     """
     from metrics import inception
 
-    mend = f"download {inception.URL} elsewhere and give the file as features.inception.weights"
     path = Path(cfg.weights).expanduser() if cfg.get("weights") else None
     if path and not path.is_file():
         raise BadInput(f"features.inception.weights={path}: no such file")
     try:
         inception.extractor_class()
         path = path or _published()
-        net, weights = inception.InceptionFeatures(path), file_digest(path)
+        net = inception.InceptionFeatures(path)
     except ImportError as error:
         raise Unavailable(str(error)) from None
     except OSError as error:
         raise Unavailable(
-            f"features=inception: its weights could not be fetched ({error}); {mend}"
+            f"features=inception: its weights could not be fetched ({error}); download "
+            f"{inception.URL} elsewhere and give the file as features.inception.weights"
         ) from None
     except ValueError as error:
         raise BadInput(f"features.inception.weights: {error}") from None
+    weights = file_digest(path)
     name = "inception" if weights.startswith(inception.PUBLISHED) else f"inception-{weights[:8]}"
-    return FeatureExtractor(name, net, weights)
+    return FeatureExtractor(name=name, net=net, weights=weights)
 
 
 def _dinov2(cfg: Any) -> FeatureExtractor:
+    """DINOv2 from a folder or the hub; transformers is imported only where it is asked for."""
     from metrics.dinov2 import Dinov2Features
 
     try:
@@ -142,52 +145,50 @@ def _dinov2(cfg: Any) -> FeatureExtractor:
     except hub.Unreachable as error:
         raise Unavailable(str(error)) from None
     try:
-        return FeatureExtractor(
-            "dinov2", Dinov2Features(folder), file_digest(*(folder / name for name in DINOV2_FILES))
-        )
+        net = Dinov2Features(folder)
     except ValueError as error:
         raise BadInput(f"features.dinov2.path: {error}") from None
+    weights = file_digest(*(folder / name for name in DINOV2_FILES))
+    return FeatureExtractor(name="dinov2", net=net, weights=weights)
 
 
-def shipped_parts(cfg: Any, features: FeatureExtractor | None) -> list[str]:
-    """Which of the networks behind a measurement are the shipped ones."""
-    autoencoder = cfg.autoencoder.kind == "shipped" and not cfg.autoencoder.get("weights")
-    codebook = (
-        autoencoder
-        and not cfg.autoencoder.get("codebook")
-        and not cfg.autoencoder.get("codebook_size")
-    )
-    judge = (
-        features is not None and features.name == "local" and not cfg.features.local.get("weights")
-    )
-    return [
-        name
-        for name, is_shipped in (
-            ("autoencoder", autoencoder),
-            ("codebook", codebook),
-            ("judge", judge),
-        )
-        if is_shipped
-    ]
+def shipped_parts(autoencoder: Any, extractor: FeatureExtractor | None) -> list[str]:
+    """Which of the networks behind a measurement came with the suite.
 
-
-def overlap(cfg: Any, classes: list[str]) -> list[str] | None:
-    """Classes of the data that the shipped weights were trained on; None where their names cannot
-    tell.
+    `autoencoder` is its configuration. Returns some of autoencoder, codebook and judge.
     """
-    seen = set((read_json(SHIPPED / "data.json") or {}).get("classes", []))
-    comparable = cfg.data.source == "procedural" or all(
-        re.fullmatch(r"n\d{8}", name) for name in classes
-    )  # WordNet ids
-    return [name for name in classes if name in seen] if comparable else None
+    parts = []
+    if autoencoder.kind == "shipped" and not autoencoder.get("weights"):
+        parts.append("autoencoder")
+        if not autoencoder.get("codebook") and not autoencoder.get("codebook_size"):
+            parts.append("codebook")
+    if extractor is not None and extractor.shipped:
+        parts.append("judge")
+    return parts
 
 
-def probe_split(cfg: Any, features: FeatureExtractor, classes: list[str]) -> str:
-    """Where the probe's real pictures come from: `train` if the judge has certainly not trained on
-    those, else `holdout`.
+def overlap(source: str, classes: list[str]) -> list[str] | None:
+    """Classes of the data (from `data.source`) that the shipped weights were trained on; None where
+    their names cannot tell.
     """
-    if cfg.data.source == "procedural":
-        unseen = features.name != "local" or cfg.data.seed != procedural.WEIGHTS_SEED
+    # WordNet ids mean the same everywhere; "dog" may be any dog
+    named_by_wordnet = all(re.fullmatch(r"n\d{8}", name) for name in classes)
+    if source != "procedural" and not named_by_wordnet:
+        return None
+    seen = set((read_json(SHIPPED_FOLDER / "data.json") or {}).get("classes", []))
+    return [name for name in classes if name in seen]
+
+
+def probe_split(data: Any, extractor: FeatureExtractor, classes: list[str]) -> str:
+    """Where the label probe's real images come from: `train` if the extractor has certainly not
+    trained on those, else `holdout`.
+
+    `data` is the data set's configuration, `classes` its class names. A probe on images that an
+    extractor knows by heart is too good.
+    """
+    if data.source == "procedural":
+        unseen = extractor.name != "local" or data.seed != procedural.WEIGHTS_SEED
     else:
-        unseen = "judge" in shipped_parts(cfg, features) and overlap(cfg, classes) == []
+        # published extractors may have trained on any image of the web
+        unseen = extractor.shipped and overlap(data.source, classes) == []
     return "train" if unseen else "holdout"

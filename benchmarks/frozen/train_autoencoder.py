@@ -1,5 +1,5 @@
-"""The shared latent space, made: train the autoencoder, fit a codebook on its latents, measure what
-either loses.
+"""How the shared latent space is made: train the autoencoder, fit a codebook on its latents, and
+measure what either loses.
 """
 
 import math
@@ -16,22 +16,21 @@ from benchmarks.core.errors import Diverged
 from models import codebook
 from models.autoencoder import Autoencoder, to_float, to_uint8
 
-CROP = 64  # larger pictures are trained on in crops of this side
+CROP = 64  # larger images are trained on in crops of this side
 BATCH = 16
 PEAK_RATE = 2e-3
 FEATURES = 32  # convolutions with at least as many channels on both sides are between feature maps
-HALVED = 6  # every sixth batch is of pictures at half their size
-NOISED, NOISE = (
-    4,
-    0.2,
-)  # every fourth picture's latents; about the error that 2,048 codebook entries make
-VECTORS_PER_ENTRY = 32
-VECTORS_PER_PICTURE = 64
-MOST_PICTURES = 10_000
+HALVED = 6  # every sixth batch is of images at half their size
+NOISED = 4  # every fourth image's latents get noise,
+NOISE = 0.2  # of about the error that 2,048 codebook entries make
+LEAST_VECTORS = 100_000  # latent vectors that a codebook is fitted on, and at least
+VECTORS_PER_ENTRY = 32  # for each of its entries
+VECTORS_PER_IMAGE = 64
+MOST_IMAGES = 10_000
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 2%, then a cosine to zero."""
+    """At step 0..steps-1: linear warm-up over 2%, then a cosine to zero."""
     warm = max(1, steps // 50)
     return peak * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
@@ -45,8 +44,9 @@ def places(count: int, wanted: int, rng: torch.Generator) -> Tensor:
 def batches(
     images: Any, labels: np.ndarray, steps: int, size: int, rng: torch.Generator, device: str
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, uint8 pictures, labels), randomly mirrored, of anything that indexes to uint8 (n, 3,
-    H, W) arrays.
+    """`steps` times (step, images, labels) of a shuffled and randomly mirrored batch of `size`.
+
+    `images` is anything that indexes to uint8 (n, 3, H, W) arrays; what comes is uint8 on `device`.
     """
     order = places(len(images), steps * size, rng)
     for step in range(steps):
@@ -58,37 +58,34 @@ def batches(
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """uint8 pictures, bilinear and antialiased, to `size` px."""
-    return to_uint8(
-        F.interpolate(
-            to_float(images),
-            size=(size, size),
-            mode="bilinear",
-            antialias=True,
-            align_corners=False,
-        )
+    """uint8 images (B, 3, H, W), bilinear and antialiased, to (B, 3, size, size)."""
+    x = F.interpolate(
+        to_float(images), size=(size, size), mode="bilinear", antialias=True, align_corners=False
     )
+    return to_uint8(x)
 
 
 def cropped(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """One random window for the whole batch; smaller pictures stay as they are."""
-    top, left = (
-        int(torch.randint(max(1, side - size + 1), (1,), generator=rng))
-        for side in images.shape[-2:]
-    )
+    """One random window for the whole batch; smaller images stay as they are."""
+    height, width = images.shape[-2:]
+    top = int(torch.randint(max(1, height - size + 1), (1,), generator=rng))
+    left = int(torch.randint(max(1, width - size + 1), (1,), generator=rng))
     return images[..., top : top + size, left : left + size]
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """Mean over pictures of log MSE: minus PSNR, up to a factor, so that flat pictures count as
-    much as busy ones.
+    """Mean over images of log MSE, which is minus PSNR up to a factor.
+
+    So flat images count as much as busy ones. 1e-4 keeps the slope finite where both are equal.
     """
-    return ((out.float() - target).square().mean(dim=(1, 2, 3)) + 1e-4).log().mean()
+    mse = (out.float() - target).square().mean(dim=(1, 2, 3))
+    return (mse + 1e-4).log().mean()
 
 
 def noised(z: Tensor, rng: torch.Generator) -> Tensor:
-    """Noise on every fourth picture's latents, relative to their root mean square: a codebook will
-    lose less of what survives it.
+    """Noise on every fourth image's latents, relative to their root mean square.
+
+    A decoder that bears noise loses less to a codebook, whose error looks like it.
     """
     noise = torch.zeros(z.shape)
     noise[::NOISED] = torch.randn(noise[::NOISED].shape, generator=rng)
@@ -106,22 +103,24 @@ class Optimizer:
         self.inner = [
             m.weight for m in convolutions if min(m.in_channels, m.out_channels) >= FEATURES
         ]
+        # Muon takes matrices only: (outputs, inputs * height * width), copies of the weights
         self.flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self.inner]
         inner = {id(weight) for weight in self.inner}
         rest = [p for p in model.parameters() if id(p) not in inner]
-        self.both = [torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)]
+        adamw = torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.optimizers: list[torch.optim.Optimizer] = [adamw]
         if self.flat:
-            self.both.append(
-                torch.optim.Muon(
-                    self.flat, lr=peak, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-                )
+            # updates of AdamW's size, so that one learning rate serves both
+            muon = torch.optim.Muon(
+                self.flat, lr=peak, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
             )
+            self.optimizers.append(muon)
 
     def step(self, rate: float) -> None:
         """One update from the parameters' gradients, at this learning rate."""
         for weight, flat in zip(self.inner, self.flat, strict=True):
             flat.grad = weight.grad.flatten(1)
-        for optimizer in self.both:
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -133,23 +132,21 @@ class Optimizer:
 def train_autoencoder(
     images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None
 ) -> nn.Module:
-    """From scratch on `count` pictures, repeats included; `images` is anything that indexes to
-    uint8 (n, 3, H, W) arrays.
+    """From scratch on `count` images, repeats included; `images` is anything that indexes to uint8
+    (n, 3, H, W) arrays.
 
     `model` is a new Autoencoder, or another network with an `encoder` and a `decoder` to compare it
-    with.
+    with. Returns it frozen; nothing checks that its weights are finite.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
     model = (model or Autoencoder()).to(device, memory_format=torch.channels_last)
     optimizer = Optimizer(model, PEAK_RATE)
-    steps, started, none = (
-        max(1, count // BATCH),
-        time.perf_counter(),
-        np.zeros(len(images), np.int64),
-    )
-    for step, x, _ in batches(images, none, steps, BATCH, rng, device):
+    steps, started = max(1, count // BATCH), time.perf_counter()
+    no_labels = np.zeros(len(images), np.int64)
+    for step, x, _ in batches(images, no_labels, steps, BATCH, rng, device):
         x = cropped(x, CROP, rng)
+        # small images too: a data set may be of 32 px
         if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
             x = shrunk(x, x.shape[-1] // 2)
         target = to_float(x).contiguous(memory_format=torch.channels_last)
@@ -158,14 +155,14 @@ def train_autoencoder(
             out = model.decoder(noised(z, rng))
         loss = reconstruction_loss(out, target)
         model.zero_grad()
+        # the second term keeps the latents' scale, which the first leaves free, from drifting
         (loss + 1e-3 * z.float().square().mean()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(learning_rate(step, steps, PEAK_RATE))
         if step % 200 == 0 or step == steps - 1:
             rate = (step + 1) * BATCH / (time.perf_counter() - started)
-            print(
-                f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s", flush=True
-            )
+            line = f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s"
+            print(line, flush=True)
     return model.eval().requires_grad_(False)
 
 
@@ -179,19 +176,23 @@ def latent_vectors(
     device: str,
     halved: bool = False,
 ) -> Tensor:
-    """About `wanted` raw latent vectors (n, C), at most 64 of a picture, of at most 10,000 random
-    pictures, at half their size or not.
+    """About `wanted` raw latent vectors (n, C), at most 64 of an image, of at most 10,000 random
+    images, at half their size or not.
     """
-    pictures = min(MOST_PICTURES, len(images), math.ceil(wanted / VECTORS_PER_PICTURE))
-    at, vectors = torch.randperm(len(images), generator=rng)[:pictures], []
-    for part in at.split(max(1, min(100, 100 * CROP**2 // images[:1].shape[-1] ** 2))):
-        x = torch.from_numpy(np.ascontiguousarray(images[part.numpy()])).to(device)
-        z = model.encode(shrunk(x, x.shape[-1] // 2) if halved else x).flatten(2)
-        vectors.append(
-            z[:, :, torch.randperm(z.shape[2], generator=rng)[:VECTORS_PER_PICTURE].to(device)]
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
+    count = min(MOST_IMAGES, len(images), math.ceil(wanted / VECTORS_PER_IMAGE))
+    chosen = torch.randperm(len(images), generator=rng)[:count]
+    side = images[:1].shape[-1]
+    # as many pixels together as 100 images of 64 px have
+    batch = max(1, min(100, 100 * CROP**2 // side**2))
+    vectors = []
+    for at in chosen.split(batch):
+        x = torch.from_numpy(np.ascontiguousarray(images[at.numpy()])).to(device)
+        if halved:
+            x = shrunk(x, x.shape[-1] // 2)
+        z = model.encode(x).flatten(2)
+        # the same places of each image of a batch
+        positions = torch.randperm(z.shape[2], generator=rng)[:VECTORS_PER_IMAGE].to(device)
+        vectors.append(z[:, :, positions].transpose(1, 2).flatten(0, 1))
     return torch.cat(vectors)
 
 
@@ -205,38 +206,41 @@ def fit_codebook(
     both_sizes: bool = False,
 ) -> codebook.Codebook:
     """k-means with `size` entries on 32 latent vectors an entry (100,000 at least); `both_sizes`:
-    half of them at half size.
+    half of them of images at half size.
 
-    Raises ValueError where the pictures hold fewer vectors than entries.
+    Raises ValueError where the images hold fewer vectors than entries, Diverged where latents are
+    not finite.
     """
     rng = torch.Generator().manual_seed(seed + 3)
-    wanted = max(100_000, size * VECTORS_PER_ENTRY)
-    shares = [False, True] if both_sizes else [False]
-    points = [
-        latent_vectors(model, images, wanted // len(shares), rng=rng, device=device, halved=halved)
-        for halved in shares
-    ]
-    points = torch.cat(points)
+    wanted = max(LEAST_VECTORS, size * VECTORS_PER_ENTRY)
+    halvings = [False, True] if both_sizes else [False]
+    vectors = []
+    for halved in halvings:
+        count = wanted // len(halvings)
+        vectors.append(latent_vectors(model, images, count, rng=rng, device=device, halved=halved))
+    points = torch.cat(vectors)
     if not points.isfinite().all():
         raise Diverged(
-            "the autoencoder's latents of training pictures are not finite, so no codebook can be fitted to them"
+            "the autoencoder's latents of training images are not finite, "
+            "so no codebook can be fitted to them"
         )
     return codebook.fit(points, size, rng=rng)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of uint8 pictures (B, 3, H, W), in dB, (B,); equal
-    pictures read 78 dB.
-    """
+    """Peak signal-to-noise ratio of each pair of uint8 images (B, 3, H, W), in dB, (B,)."""
+    # the least error keeps equal images finite: they have 78 dB
     mse = (a.float() - b.float()).square().mean(dim=(1, 2, 3)).clamp(min=1e-3)
     return 10 * (255**2 / mse).log10()
 
 
 @torch.inference_mode()
-def reconstruct(
+def round_trip(
     model: nn.Module, book: codebook.Codebook, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pictures through the autoencoder, through the codebook, and their tokens."""
+    """uint8 images (B, 3, H, W) through the autoencoder and through the codebook, both uint8 (B, 3,
+    H, W), and their tokens (B, h*w).
+    """
     z = model.encode(x)
     ids = book.tokenize(z)
     return model.decode(z), model.decode(book.detokenize(ids)), ids
@@ -245,19 +249,19 @@ def reconstruct(
 def reconstruction_scores(
     model: nn.Module, book: codebook.Codebook, images: Any, device: str, *, batch: int = 100
 ) -> dict[str, float]:
-    """Of pictures that slice to uint8 (n, 3, H, W): mean PSNR both ways, and how much of the
+    """Of images that slice to uint8 (n, 3, H, W): mean PSNR in dB both ways, and how much of the
     codebook they use.
     """
-    plain, coarse, tokens = [], [], []
+    autoencoder_psnr, codebook_psnr, tokens = [], [], []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).to(device)
-        rebuilt, quantised, ids = reconstruct(model, book, x)
-        plain.append(psnr(x, rebuilt))
-        coarse.append(psnr(x, quantised))
+        rebuilt, quantised, ids = round_trip(model, book, x)
+        autoencoder_psnr.append(psnr(x, rebuilt))
+        codebook_psnr.append(psnr(x, quantised))
         tokens.append(ids)
     scores = {
-        "psnr": torch.cat(plain).mean().item(),
-        "psnr_codebook": torch.cat(coarse).mean().item(),
+        "psnr": torch.cat(autoencoder_psnr).mean().item(),
+        "psnr_codebook": torch.cat(codebook_psnr).mean().item(),
         "codebook_size": book.size,
     }
     return scores | book.statistics(torch.cat(tokens))

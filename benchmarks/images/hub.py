@@ -5,6 +5,7 @@ networks.
 import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.images.folder import Entry
 
-HELD_OUT = ("validation", "valid", "val")
+HELD_OUT_NAMES = ("validation", "valid", "val")
 
 
 class Unreachable(BadInput):
@@ -32,11 +33,10 @@ def folder(path: str, files: Sequence[str], key: str) -> Path:
     """The folder that holds `files` of a pretrained network: `path` itself, or a snapshot of that
     name on the hub.
 
-    Raises BadInput, in one line that says which files to put where. `key` is the setting that names
-    the path.
+    `key` is the setting that names the path. Raises BadInput, in one line that says which files to
+    put where; Unreachable where the hub is to blame.
     """
     local = Path(path).expanduser()
-    mend = f"download {' and '.join(files)} of {path} elsewhere and give their folder as {key}"
     if local.is_dir():
         missing = [name for name in files if not (local / name).is_file()]
         if missing:
@@ -50,99 +50,134 @@ def folder(path: str, files: Sequence[str], key: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(files)))
     except Exception as error:  # the client raises whatever its network and cache layers raise
-        reason = " ".join(str(error).split())[:160]
         session.unreachable[path] = (
-            f"{key}={path}: the hub did not give it ({type(error).__name__}: {reason}); {mend}"
+            f"{key}={path}: the hub did not give it ({_reason(error)}); "
+            f"download {' and '.join(files)} of {path} elsewhere and give their folder as {key}"
         )
         raise Unreachable(session.unreachable[path]) from None
 
 
-def _load(cfg: Any):
-    """The data set's splits. Raises BadInput, in one line, for whatever keeps `datasets` from
-    giving them.
+def _reason(error: Exception) -> str:
+    """An error of some library in part of a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def list_hub(
+    path: str, *, config: str | None, held_out: str | None
+) -> tuple[list[str], list[Entry]]:
+    """Class names and one entry per image, of the training split and of the held-out one.
+
+    `path` is a name on the hub, with its `config`, or a local folder of parquet files. Where there
+    is no split called `held_out`, one of the usual names is taken if there is one. Raises BadInput,
+    in one line, for data that cannot be had or used.
     """
-    if str(cfg.path) in session.unreachable:
-        raise BadInput(session.unreachable[str(cfg.path)])
+    loaded = _load(path, config)
+    if "train" not in loaded:
+        raise BadInput(f"data.path={path}: has no split called train, only {', '.join(loaded)}")
+    splits = ["train"]
+    held_out_split = next((name for name in (held_out, *HELD_OUT_NAMES) if name in loaded), None)
+    if held_out_split is not None:
+        splits.append(held_out_split)
+    if held_out_split != held_out:
+        print(
+            f"data.held_out={held_out}: no such split; "
+            f"images are held out of {held_out_split or 'train'}"
+        )
+    image_column, label_column = _columns(loaded["train"], path)
+    values: set[Any] = set()
+    for name in splits:
+        values.update(loaded[name].unique(label_column))
+    label_of = {value: label for label, value in enumerate(sorted(values))}
+    size = _parquet_bytes(path)
+    entries = []
+    for name in splits:
+        split = _undecoded(loaded[name], image_column)
+        # of a local folder the fingerprint would tell where it lies, not what is in it
+        stamp = f"{name}:{size or split._fingerprint}"
+        for i, value in enumerate(split[label_column]):
+            open_image = partial(_open_row, split, i, image_column)
+            is_held_out = name == held_out_split
+            entries.append(
+                Entry(label_of[value], f"{name}:{i}", f"{stamp}:{i}", is_held_out, open_image)
+            )
+    return _class_names(loaded["train"].features[label_column], list(label_of)), entries
+
+
+def _load(path: str, config: str | None) -> Any:
+    """The data set's splits by name. Raises BadInput, in one line, for whatever keeps `datasets`
+    from giving them.
+    """
+    if path in session.unreachable:
+        raise BadInput(session.unreachable[path])
     try:
         import datasets
     except ImportError:
         raise BadInput(
-            f"data.path={cfg.path}: hub and parquet data need the `datasets` package; `pip install datasets`"
+            f"data.path={path}: hub and parquet data need the `datasets` package; "
+            "`pip install datasets`"
         ) from None
-    path = Path(str(cfg.path)).expanduser()
+    local = Path(path).expanduser()
     datasets.disable_progress_bars()
     _hush()
     try:
-        if path.is_dir():
-            return datasets.load_dataset(str(path)), datasets
-        return datasets.load_dataset(str(cfg.path), cfg.get("config")), datasets
-    except (
-        Exception
-    ) as error:  # the library raises whatever its network, file and script layers raise
-        what = "not readable as parquet" if path.is_dir() else "the hub did not give it"
-        reason = " ".join(str(error).split())[:160]
-        mend = "download its parquet files elsewhere and give their folder as data.path"
-        session.unreachable[str(cfg.path)] = (
-            f"data.path={cfg.path}: {what} ({type(error).__name__}: {reason}); {mend}"
+        if local.is_dir():
+            return datasets.load_dataset(str(local))
+        return datasets.load_dataset(path, config)
+    # the library raises whatever its network, file and script layers raise
+    except Exception as error:
+        what = "not readable as parquet" if local.is_dir() else "the hub did not give it"
+        session.unreachable[path] = (
+            f"data.path={path}: {what} ({_reason(error)}); "
+            "download its parquet files elsewhere and give their folder as data.path"
         )
-        raise BadInput(session.unreachable[str(cfg.path)]) from None
+        raise BadInput(session.unreachable[path]) from None
 
 
-def _columns(split: Any, datasets: Any, path: Any) -> tuple[str, str]:
-    """Names of the picture and the label column."""
-    picture = next((k for k, f in split.features.items() if isinstance(f, datasets.Image)), None)
-    label = next((k for k, f in split.features.items() if isinstance(f, datasets.ClassLabel)), None)
-    label = label or next((k for k in ("label", "labels") if k in split.features), None)
-    if picture is None or label is None:
+def _columns(split: Any, path: str) -> tuple[str, str]:
+    """Names of the image and the label column. Raises BadInput where either is missing."""
+    import datasets
+
+    image = label = None
+    for name, feature in split.features.items():
+        if image is None and isinstance(feature, datasets.Image):
+            image = name
+        if label is None and isinstance(feature, datasets.ClassLabel):
+            label = name
+    if label is None:  # plain numbers or strings under a usual name will do
+        label = next((name for name in ("label", "labels") if name in split.features), None)
+    if image is None or label is None:
         raise BadInput(
-            f"data.path={path}: needs an image column and a label column, has {', '.join(split.features)}"
+            f"data.path={path}: needs an image column and a label column, "
+            f"has {', '.join(split.features)}"
         )
-    return picture, label
+    return image, label
 
 
-def list_hub(cfg: Any) -> tuple[list[str], list[Entry]]:
-    """Class names and one entry per picture, of the training split and of `data.held_out` where
-    there is one.
-    """
-    loaded, datasets = _load(cfg)
-    if "train" not in loaded:
-        raise BadInput(f"data.path={cfg.path}: has no split called train, only {', '.join(loaded)}")
-    held_out = next((name for name in (cfg.get("held_out"), *HELD_OUT) if name in loaded), None)
-    if held_out != cfg.get("held_out"):
-        print(
-            f"data.held_out={cfg.get('held_out')}: no such split; pictures are held out of {held_out or 'train'}"
-        )
-    picture, label = _columns(loaded["train"], datasets, cfg.path)
-    feature = loaded["train"].features[label]
-    numbers = sorted(
-        {
-            value
-            for name in filter(None, ("train", held_out))
-            for value in loaded[name].unique(label)
-        }
-    )
-    classes = [
-        feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in numbers
-    ]
-    number = {value: i for i, value in enumerate(numbers)}
-    entries, folder = [], Path(str(cfg.path)).expanduser()
-    size = sum(p.stat().st_size for p in folder.rglob("*.parquet")) if folder.is_dir() else 0
-    for name in filter(None, ("train", held_out)):
-        split = loaded[name].cast_column(picture, datasets.Image(decode=False))
-        stamp = f"{name}:{size or split._fingerprint}"
-        for i, value in enumerate(split[label]):
-            entries.append(
-                Entry(
-                    number[value],
-                    f"{name}:{i}",
-                    f"{stamp}:{i}",
-                    name == held_out,
-                    lambda s=split, i=i: _open(s[i][picture]),
-                )
-            )
-    return classes, entries
+def _class_names(feature: Any, values: list[Any]) -> list[str]:
+    """Names of the values of a label column, as far as the data set knows them."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.int2str(value) for value in values]
+    return [str(value) for value in values]
 
 
-def _open(cell: dict) -> Image.Image:
-    """A picture as `datasets` stores it undecoded: bytes in the table, or a path beside it."""
+def _parquet_bytes(path: str) -> int:
+    """Size of the parquet files of a local folder; 0 for a name on the hub."""
+    local = Path(path).expanduser()
+    if not local.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in local.rglob("*.parquet"))
+
+
+def _undecoded(split: Any, column: str) -> Any:
+    """The split with its images as stored, so that reading labels decodes none."""
+    import datasets
+
+    return split.cast_column(column, datasets.Image(decode=False))
+
+
+def _open_row(split: Any, row: int, column: str) -> Image.Image:
+    """An image as `datasets` stores it undecoded: bytes in the table, or a path beside it."""
+    cell = split[row][column]
     return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.core.settings import compose
-from benchmarks.frozen.autoencoder import SHIPPED, load_codebook
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages.model import build_model, place_on
 from benchmarks.stages.sample import bf16_weights
@@ -208,7 +208,7 @@ def random_latents(
 def generator(name: str, size: str, side: int, device: torch.device) -> tuple[GenerativeModel, Any]:
     """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
     cfg = compose(f"model={name}", f"size={size}")
-    book = load_codebook(SHIPPED / "codebook.safetensors")
+    book = load_codebook(SHIPPED_FOLDER / "codebook.safetensors")
     return place_on(build_model(cfg.model, (4, side, side), CLASSES, book), device), cfg
 
 

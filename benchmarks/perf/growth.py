@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.core.store import atomic_file, seeded
-from benchmarks.frozen.autoencoder import SHIPPED, load_codebook
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.perf.bench import CLASSES, Bench, compose, drawing, random_latents
 from benchmarks.reports import plots
@@ -66,7 +66,7 @@ def saved_mb(call: Callable[[], Any]) -> float:
 
 def points(device: torch.device, repeats: int, most: int | None = None) -> Iterator[list[object]]:
     """Rows of COLUMNS; of each axis the first `most` values."""
-    book = load_codebook(SHIPPED / "codebook.safetensors")
+    book = load_codebook(SHIPPED_FOLDER / "codebook.safetensors")
     for name in MODELS:
         for grows, (values, _) in AXES.items():
             for value in values[:most]:

@@ -129,7 +129,7 @@ def _evaluator(
 ) -> Evaluator:
     """The evaluator of one feature extractor; the hold-out is reconstructed only if not cached."""
     rebuilt = partial(reconstruct, dataset.holdout, space, latents, device)
-    split = probe_split(cfg, extractor, dataset.classes)
+    split = probe_split(cfg.data, extractor, dataset.classes)
     return prepare_evaluator(
         extractor,
         dataset,

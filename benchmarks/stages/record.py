@@ -130,8 +130,8 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
         "fingerprints": fingerprints,
         "skipped": cell.dataset.skipped,
         "aside": cell.dataset.aside,
-        "overlap": overlap(cell.cfg, cell.dataset.classes),
-        "shipped": shipped_parts(cell.cfg, extractor),
+        "overlap": overlap(cell.cfg.data.source, cell.dataset.classes),
+        "shipped": shipped_parts(cell.cfg.autoencoder, extractor),
         "probe_split": evaluator.probe_split if evaluator else None,
         "evaluator": evaluator.key if evaluator else None,
     }

@@ -27,7 +27,7 @@ def examine(cfg: DictConfig) -> None:
     judges = load_extractors(cfg.features)
     dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     held_out = (dataset.reference, dataset.reference.labels)
-    splits = {probe_split(cfg, features, dataset.classes) for features in judges}
+    splits = {probe_split(cfg.data, features, dataset.classes) for features in judges}
     fitted_on = probe_images(
         dataset, "holdout" if "holdout" in splits else "train"
     )  # the same for all, so that they compare

@@ -61,7 +61,7 @@ def reconstruct(cfg: DictConfig) -> None:
         / f"{dataset.name}-{dataset.image_size}-{latents.name}-{book.size}.png"
     )
     rebuilt = [
-        train_autoencoder.reconstruct(model, book, part)[:2]
+        train_autoencoder.round_trip(model, book, part)[:2]
         for part in shown.split(latents.at_once(dataset.image_size))
     ]
     picture([shown, *(torch.cat(both) for both in zip(*rebuilt, strict=True))], path)

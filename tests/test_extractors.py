@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.frozen import train_extractor
-from benchmarks.frozen.autoencoder import SHIPPED
+from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
 from benchmarks.frozen.extractors import (
     FeatureExtractor,
     load_extractors,
@@ -125,7 +125,7 @@ def test_damaged_weights_are_refused_by_their_hash(tmp_path, damage):
 
 def test_the_probe_never_sees_pictures_the_judge_trained_on():
     (local,) = features()
-    seen = json.loads((SHIPPED / "data.json").read_text())["classes"]
+    seen = json.loads((SHIPPED_FOLDER / "data.json").read_text())["classes"]
     trained_on = [name for name in seen if name.startswith("n")]
     folder = composed("data=imagefolder", "data.path=/x")
     assert probe_split(folder, local, trained_on[:3]) == "holdout"
