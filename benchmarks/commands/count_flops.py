@@ -30,18 +30,12 @@ from models.diffusion import Diffusion
 from models.dit import PAPER_SIZES, DiT
 from models.generator import GenerativeModel
 
-CONF = Path(__file__).parent.parent / "conf"
 COLUMNS = ["model", "family", "size", "patch", "latent_shape", "num_classes", "params_m", "gmacs"]
 GROWTH = ["model", "size", "side", "steps", "gflops_per_image", "forward_passes"]
 NUM_CLASSES = 1000
 SIDES = (8, 16, 32, 64)
 STEPS = 16
 ORDER = ["xs", "s", "b", "l", "xl"]
-
-
-def names(group: str) -> list[str]:
-    """The YAML files of a config group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def row(name: str, family: str, size: str, model: GenerativeModel) -> list[object]:
@@ -63,12 +57,12 @@ def row(name: str, family: str, size: str, model: GenerativeModel) -> list[objec
 def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Iterator[list[object]]:
     """Every model x size of conf/, smallest first, or of the sizes that are wanted."""
     sizes = sorted(
-        wanted or names("size"),
+        wanted or config_names("size"),
         key=lambda size: (ORDER.index(size) if size in ORDER else len(ORDER), size),
     )
     for size in sizes:
         shape = (4, 8, 8) if size == "xs" else (4, 16, 16)
-        for name in names("model"):
+        for name in config_names("model"):
             cfg = compose(f"model={name}", f"size={size}")
             with torch.device("meta"):
                 model = build_model(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
@@ -82,7 +76,7 @@ def resolutions(
     choice, else in its own number.
     """
     for side in sides:
-        for name in names("model"):
+        for name in config_names("model"):
             cfg = compose(f"model={name}", f"size={size}")
             with torch.device("meta"):
                 model = (

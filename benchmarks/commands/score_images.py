@@ -150,7 +150,7 @@ def row(judge: Evaluator, images: np.ndarray, labels: torch.Tensor | None) -> di
     known = {
         "num_samples": len(images),
         "reference_images": len(judge.reference),
-        "features": judge.features.name,
+        "features": judge.extractor.name,
     }
     found = records.clean(
         known | judge.row_constants | scores.row | {"image_size": images.shape[-1]}
@@ -169,7 +169,7 @@ def report(cfg: DictConfig, path: Path, reference: str) -> None:
     for judge in judges(cfg, reference, images, labels, path):
         found, dim = row(judge, images, labels), judge.reference.shape[1]
         name, few = (
-            distance_name(judge.features.name),
+            distance_name(judge.extractor.name),
             min(len(images), len(judge.reference)) < 2 * dim,
         )
         shown = [column for column in SHOWN if found.get(column) is not None]
@@ -198,7 +198,7 @@ def report(cfg: DictConfig, path: Path, reference: str) -> None:
         line = found | {
             "images": path.name,
             "reference": Path(reference).name,
-            "features_sha256": judge.features.weights,
+            "features_sha256": judge.extractor.weights,
         }
         write_json(
             Path(cfg.results_dir)
