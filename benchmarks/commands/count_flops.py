@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from benchmarks.core import cli
-from benchmarks.core.settings import compose
+from benchmarks.core.settings import compose, config_names
 from benchmarks.core.store import atomic_file
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.reports import plots
