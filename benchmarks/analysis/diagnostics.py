@@ -1,5 +1,5 @@
-"""What a careful reader asks of a group of rows, as Markdown tables: errors between seeds, excess
-over floors, copies, classes, ties.
+"""What a careful reader asks of a group of rows, as tables: errors between seeds, excess over
+floors, copies, classes, ties.
 """
 
 import itertools
@@ -17,203 +17,162 @@ from benchmarks.analysis.differences import (
     over_seeds,
 )
 
-Table = tuple[list[str], list[list[object]]]
+Table = tuple[list[str], list[list[object]]]  # header, rows
 MOST_CLASSES = 3
 MOST_CURVES = 8  # compared with each other: more would be a page of pairs
+MANIFOLD = ("precision", "recall", "density", "coverage")
 
 
-def excess(part: pd.DataFrame) -> pd.Series:
-    """Distance above the family's own floor: the codebook's for models of tokens, the autoencoder's
-    for diffusion.
+def excess(rows: pd.DataFrame) -> pd.Series:
+    """Distance above the family's own floor: the codebook's for models of tokens, else the
+    autoencoder's.
     """
-    tokens = part["family"] == "ar"
-    return part["fd"] - part["fd_floor_codebook"].where(tokens, part["fd_floor_autoencoder"])
+    tokens = rows["family"] == "ar"
+    return rows["fd"] - rows["fd_floor_codebook"].where(tokens, rows["fd_floor_autoencoder"])
 
 
-def at_best(part: pd.DataFrame) -> pd.DataFrame:
-    """Of `verdicts.own_best` rows, one a curve: at its most steps, its first drawing."""
-    part = part.sort_values(["steps", "sampling_seed"], ascending=[False, True]).drop_duplicates(
-        "curve"
-    )
-    return part.set_index("curve", drop=False).loc[in_order(part.reset_index(drop=True))]
+def at_most_steps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `verdicts.own_best` rows, one a curve: at its most steps, its first sampling."""
+    rows = rows.sort_values(["steps", "sampling_seed"], ascending=[False, True])
+    rows = rows.drop_duplicates("curve")
+    return rows.set_index("curve", drop=False).loc[in_order(rows.reset_index(drop=True))]
 
 
-def quality(part: pd.DataFrame) -> Table:
+def quality(best: pd.DataFrame) -> Table:
     """Each curve at its best: every measure of it."""
-    part, rows = at_best(part), []
-    for (_, row), above in zip(part.iterrows(), excess(part), strict=True):
-        said = row["diagnostics"]
-        gap = (
-            row["fd_train"] - said["fd_train_floor"]
-            if said.get("fd_train_floor") is not None
-            else None
-        )
-        kid = f"{row['kid']:.3g} ± {row['kid_stderr']:.2g}" if pd.notna(row["kid"]) else None
-        share = row["memorised_fraction"]
-        share = (
-            f"{share:.3g}{' FLAGGED' * bool(said.get('memorised_flagged'))}"
-            if pd.notna(share)
-            else None
-        )
-        manifold = [row[name] for name in ("precision", "recall", "density", "coverage")]
-        excesses = [above, row["fd"] - row["fd_floor_real"], gap, said.get("fd_infinity")]
-        rows.append([row["curve"], row["steps"], row["fd"], *excesses, kid, *manifold, share])
-    features = part["features"].iloc[0]
-    header = [
-        "model",
-        "steps",
-        distance_name(features),
-        "above own floor",
-        "above real pictures",
-        "the same, to training pictures",
-    ]
-    return [
-        *header,
-        "at infinite N (secondary)",
-        f"KID[{features}] ± SE",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "memorised share",
-    ], rows
+    best = at_most_steps(best)
+    rows = []
+    for (_, row), above in zip(best.iterrows(), excess(best), strict=True):
+        diagnostics = row["diagnostics"]
+        gap, kid, copies = None, None, None
+        if diagnostics.get("fd_train_floor") is not None:
+            gap = row["fd_train"] - diagnostics["fd_train_floor"]
+        if pd.notna(row["kid"]):
+            kid = f"{row['kid']:.3g} ± {row['kid_stderr']:.2g}"
+        if pd.notna(row["memorised_fraction"]):
+            copies = f"{row['memorised_fraction']:.3g}"
+            copies += " FLAGGED" if diagnostics.get("memorised_flagged") else ""
+        distances = [row["fd"], above, row["fd"] - row["fd_floor_real"], gap]
+        manifold = [row[name] for name in MANIFOLD]
+        infinity = diagnostics.get("fd_infinity")
+        rows.append([row["curve"], row["steps"], *distances, infinity, kid, *manifold, copies])
+    features = best["features"].iloc[0]
+    distances = ["above own floor", "above real images", "the same, to training images"]
+    header = ["model", "steps", distance_name(features), *distances]
+    header += ["at infinite N (secondary)", f"KID[{features}] ± SE", *MANIFOLD]
+    return [*header, "memorised fraction"], rows
 
 
-def classes(part: pd.DataFrame) -> Table:
-    """Each curve at its best: the classes that stand out most, for worse and better: by distance
-    where every class had pictures enough for it, else by KID within the class over its error.
+def classes(best: pd.DataFrame) -> Table:
+    """Each curve at its best: the classes that stand out most, for worse and better.
+
+    By distance where every class had images enough for it, else by KID within the class over its
+    error.
     """
     rows = []
-    for _, row in at_best(part).iterrows():
-        kernels, distances = (
-            row["diagnostics"].get(name) or {} for name in ("kid_per_class", "fd_per_class")
-        )
+    for _, row in at_most_steps(best).iterrows():
+        kernels = row["diagnostics"].get("kid_per_class") or {}
+        distances = row["diagnostics"].get("fd_per_class") or {}
         if distances and len(distances) == len(kernels):
-            found = [(value, f"{name} {value:.3g}") for name, value in distances.items()]
+            measure = distance_name(row["features"])
+            marks = [(value, f"{name} {value:.3g}") for name, value in distances.items()]
         else:
-            found = [
+            measure = "KID ± SE"
+            marks = [
                 (value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}")
                 for name, (value, error) in kernels.items()
             ]
-        said = [text for _, text in sorted(found, reverse=True)]
-        if len(said) >= 2 * MOST_CLASSES:
-            measure = (
-                distance_name(row["features"])
-                if distances and len(distances) == len(kernels)
-                else "KID ± SE"
-            )
-            rows.append(
-                [
-                    row["curve"],
-                    measure,
-                    ", ".join(said[:MOST_CLASSES]),
-                    ", ".join(said[: -MOST_CLASSES - 1 : -1]),
-                ]
-            )
+        texts = [text for _, text in sorted(marks, reverse=True)]
+        if len(texts) >= 2 * MOST_CLASSES:
+            worst, best_first = texts[:MOST_CLASSES], texts[::-1][:MOST_CLASSES]
+            rows.append([row["curve"], measure, ", ".join(worst), ", ".join(best_first)])
     return ["model", "measure within the class", "worst classes", "best classes"], rows
 
 
-def seeds(part: pd.DataFrame) -> Table:
-    """Where several were trained or drawn: means, and the standard deviations between trainings,
-    between drawings, and of the bootstrap.
+def seeds(rows: pd.DataFrame) -> Table:
+    """Where several were trained or sampled: means, and the standard deviations between trainings,
+    between samplings, and of the bootstrap.
 
-    `part` has a `curve` whose name leaves training seeds out. Trainings are drawn from with the
-    same noise and labels, so a crossed analysis of variance takes the two apart: from each mean
-    square the residual's is taken away (empty where nothing is left).
+    `rows` have a `curve` whose name leaves training seeds out.
     """
-    rows = []
-    for (name, steps), same in part.groupby(["curve", "steps"], sort=False):
-        block = same.pivot_table(index="training", columns="sampling_seed", values="fd").dropna(
-            axis=1
-        )
-        trained, drawn = block.shape
-        if max(trained, drawn) < 2:
+    table = []
+    for (name, steps), same in rows.groupby(["curve", "steps"], sort=False):
+        block = same.pivot_table(index="training", columns="sampling_seed", values="fd")
+        block = block.dropna(axis=1)
+        if max(block.shape) < 2:
             continue
-        between, across = block.mean(axis=1).var() * drawn, block.mean(axis=0).var() * trained
-        residual = (
-            block.sub(block.mean(axis=1), axis=0).sub(block.mean(axis=0), axis=1)
-            + block.to_numpy().mean()
-        )
-        residual = (
-            (residual**2).to_numpy().sum() / ((trained - 1) * (drawn - 1))
-            if min(trained, drawn) > 1
-            else 0.0
-        )
-        variances = [(between - residual) / drawn, (across - residual) / trained]
         bootstrap = (same["fd_std"] ** 2).mean() ** 0.5
-        rows.append(
-            [
-                name,
-                steps,
-                trained,
-                drawn,
-                block.to_numpy().mean(),
-                *(v**0.5 if v >= 0 else None for v in variances),
-                bootstrap,
-            ]
-        )
-    header = [
-        "model",
-        "steps",
-        "trainings",
-        "drawings",
-        "mean fd",
-        "SD between trainings",
-        "SD between drawings",
-        "bootstrap SD",
-    ]
-    return header, rows
+        deviations = [v**0.5 if v >= 0 else None for v in _variances(block)]
+        table.append([name, steps, *block.shape, block.to_numpy().mean(), *deviations, bootstrap])
+    header = ["model", "steps", "trainings", "samplings", "mean fd"]
+    header += ["SD between trainings", "SD between samplings", "bootstrap SD"]
+    return header, table
 
 
-def ties(best: pd.DataFrame, found: dict[str, dict[str, Any]]) -> Table:
+def _variances(block: pd.DataFrame) -> tuple[float, float]:
+    """Between trainings (rows) and between samplings (columns) of distances.
+
+    All trainings are sampled with the same noise and labels, so a crossed analysis of variance
+    takes the two apart: from each mean square the residual's is taken away.
+    """
+    trainings, samplings = block.shape
+    between = block.mean(axis=1).var() * samplings
+    across = block.mean(axis=0).var() * trainings
+    residual = 0.0
+    if min(trainings, samplings) > 1:
+        left = block.sub(block.mean(axis=1), axis=0).sub(block.mean(axis=0), axis=1)
+        left = left + block.to_numpy().mean()
+        residual = (left**2).to_numpy().sum() / ((trainings - 1) * (samplings - 1))
+    return (between - residual) / samplings, (across - residual) / trainings
+
+
+def ties(best: pd.DataFrame, by_id: dict[str, dict[str, Any]]) -> Table:
     """Every pair of models at its best: the second's distance and label accuracy less the first's,
     the errors, and the verdict.
 
-    `best` are `verdicts.own_best` rows with a `curve` whose name leaves training seeds out: where
-    both were trained with several of the same seeds, the error is that of the differences between
-    them; else it covers the pictures drawn, not training again.
+    `best` are `verdicts.own_best` rows with a `curve` whose name leaves training seeds out, `by_id`
+    their records. Where both were trained with several of the same seeds, the error is that of the
+    differences between them; else it covers the samples, not training again.
     """
     best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
     means = best.groupby("curve")["fd"].mean().sort_values().head(MOST_CURVES)
     rows = []
-    for one, other in itertools.combinations(means.index, 2):
+    for first, second in itertools.combinations(means.index, 2):
         a, b = (
             best[best["curve"] == name].sort_values(["seed", "sampling_seed"])
-            for name in (one, other)
+            for name in (first, second)
         )
-        apart = _over_shared_seeds("fd", a, b, MARGIN * means[one]) or difference(
-            *(found[x.iloc[0]["run_id"]] for x in (a, b))
-        )
-        labels = _over_shared_seeds("label_accuracy", a, b, ACCURACY_MARGIN) or accuracy_difference(
-            a.iloc[0], b.iloc[0]
-        )
-        told = {"tie": "a tie", "inconclusive": "inconclusive"}.get(labels.verdict)
-        basis = f" ({labels.basis})" * labels.basis.startswith("SE")
-        said = f"{labels.value:+.3f} ± {labels.error:.2g}{basis}{f', {told}' if told else ''}"
-        names = [f"{name}, {_setting(x.iloc[0])}" for name, x in ((one, a), (other, b))]
-        rows.append(
-            [*names, apart.value, f"{apart.error:.3g} ({apart.basis})", apart.verdict, said]
-        )
-    return [
-        "first",
-        "second",
-        "second - first",
-        "± error",
-        "the second is",
-        "label accuracy, second - first",
-    ], rows
+        distance = _over_shared_seeds("fd", a, b, MARGIN * means[first])
+        if distance is None:
+            distance = difference(*(by_id[side.iloc[0]["run_id"]] for side in (a, b)))
+        names = [f"{name}, {_setting(x.iloc[0])}" for name, x in ((first, a), (second, b))]
+        error = f"{distance.error:.3g} ({distance.basis})"
+        rows.append([*names, distance.value, error, distance.verdict, _accuracies(a, b)])
+    header = ["first", "second", "second - first", "± error", "the second is"]
+    return [*header, "label accuracy, second - first"], rows
+
+
+def _accuracies(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """The difference in label accuracy in words."""
+    labels = _over_shared_seeds("label_accuracy", a, b, ACCURACY_MARGIN)
+    if labels is None:
+        labels = accuracy_difference(a.iloc[0], b.iloc[0])
+    text = f"{labels.value:+.3f} ± {labels.error:.2g}"
+    if labels.basis.startswith("SE"):
+        text += f" ({labels.basis})"
+    words = {"tie": ", a tie", "inconclusive": ", inconclusive"}
+    return text + words.get(labels.verdict, "")
 
 
 def _setting(row: pd.Series) -> str:
-    return f"{row['steps']:.0f} steps" + f", guidance {row['guidance']:g}" * bool(
-        row["guidance"] != 1
-    )
+    steps = f"{row['steps']:.0f} steps"
+    return steps if row["guidance"] == 1 else f"{steps}, guidance {row['guidance']:g}"
 
 
 def _over_shared_seeds(
     measure: str, a: pd.DataFrame, b: pd.DataFrame, margin: float
 ) -> Difference | None:
     """Over the training seeds both have, where there are several."""
-    one, other = (x.groupby(["seed", "sampling_seed"])[measure].mean() for x in (a, b))
-    shared = pd.concat([one, other], axis=1).dropna().groupby("seed").mean()
+    first, second = (x.groupby(["seed", "sampling_seed"])[measure].mean() for x in (a, b))
+    shared = pd.concat([first, second], axis=1).dropna().groupby("seed").mean()
     return over_seeds(*shared.T.values.tolist(), margin) if len(shared) > 1 else None

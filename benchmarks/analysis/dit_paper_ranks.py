@@ -30,49 +30,49 @@ FEWEST = 3  # models, below which ranks say nothing at all
 RESAMPLED = 2000
 
 
-def rungs(part: pd.DataFrame, found: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def models_of_the_paper(rows: pd.DataFrame, by_id: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row for each of the paper's models among these: without guidance, at its most steps,
-    seeds and drawings averaged.
+    seeds and samplings averaged.
 
     Columns size, tokens, gmacs (of a forward pass), published, fd, fd_std, lr. Empty where a model
-    was trained in more than one way, or the models on different numbers of pictures: ranks would
-    then be of something else.
+    was trained in more than one way, or the models on different numbers of images: ranks would then
+    be of something else.
     """
-    part = part[(part["model"] == "dit") & part["size"].isin(SIZES) & (part["guidance"] == 1)]
-    rows = []
-    for _, row in part.iterrows():
-        model = found[row["run_id"]]["config"]["model"]
-        _, height, width = map(int, row["latent_shape"].split("x"))
-        tokens, gmacs = (
-            height * width // model["denoiser"]["patch"] ** 2,
-            row["train_flops"] / row["train_images"] / 6e9,
-        )
-        way = (row.get("objective"), row.get("sampler"), row["train_images"], model.get("lr"))
-        rows.append(
-            {
-                **row[["size", "steps", "fd", "fd_std", "train_images"]],
-                "tokens": tokens,
-                "gmacs": gmacs,
-                "way": way,
-                "lr": way[-1],
-            }
-        )
-    table = pd.DataFrame(rows)
+    wanted = (rows["model"] == "dit") & rows["size"].isin(SIZES) & (rows["guidance"] == 1)
+    table = pd.DataFrame(
+        [
+            _of_row(row, by_id[row["run_id"]]["config"]["model"])
+            for _, row in rows[wanted].iterrows()
+        ]
+    )
     if table.empty:
         return table
-    table = table[[pair in PUBLISHED for pair in zip(table["size"], table["tokens"], strict=True)]]
-    table = table[table["steps"] == table.groupby(["size", "tokens"])["steps"].transform("max")]
-    if (table.groupby(["size", "tokens"])["way"].nunique() > 1).any() or table[
-        "train_images"
-    ].nunique() > 1:
+    table = table[[pair in PUBLISHED for pair in _pairs(table)]]
+    groups = table.groupby(["size", "tokens"])
+    table = table[table["steps"] == groups["steps"].transform("max")]
+    several_ways = (table.groupby(["size", "tokens"])["way"].nunique() > 1).any()
+    if several_ways or table["train_images"].nunique() > 1:
         return table.iloc[:0]
-    table = table.groupby(["size", "tokens"], as_index=False)[
-        ["gmacs", "fd", "fd_std", "lr"]
-    ].mean()
-    table["published"] = [
-        PUBLISHED[pair] for pair in zip(table["size"], table["tokens"], strict=True)
-    ]
+    measures = ["gmacs", "fd", "fd_std", "lr"]
+    table = table.groupby(["size", "tokens"], as_index=False)[measures].mean()
+    table["published"] = [PUBLISHED[pair] for pair in _pairs(table)]
     return table.sort_values("published", ascending=False, ignore_index=True)
+
+
+def _of_row(row: pd.Series, model: dict[str, Any]) -> dict[str, Any]:
+    _, height, width = map(int, row["latent_shape"].split("x"))
+    lr = model.get("lr")
+    return {
+        **row[["size", "steps", "fd", "fd_std", "train_images"]],
+        "tokens": height * width // model["denoiser"]["patch"] ** 2,
+        "gmacs": row["train_flops"] / row["train_images"] / 6e9,  # 3 passes, 2 FLOPs a MAC
+        "way": (row.get("objective"), row.get("sampler"), row["train_images"], lr),
+        "lr": lr,
+    }
+
+
+def _pairs(table: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(zip(table["size"], table["tokens"], strict=True))
 
 
 def predictors(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -86,50 +86,38 @@ def agreement(table: pd.DataFrame, rng: np.random.Generator) -> tuple[float, flo
     distances moved by their errors.
     """
     fd, published, count = table["fd"].to_numpy(), table["published"].to_numpy(), len(table)
-    drawn = []
-    while len(drawn) < RESAMPLED:
-        some = rng.integers(count, size=count)
-        if len(set(some)) < 2:
+    correlations: list[float] = []
+    while len(correlations) < RESAMPLED:
+        resample = rng.integers(count, size=count)
+        if len(set(resample)) < 2:
             continue  # one model alone has no rank
         moved = fd + table["fd_std"].to_numpy() * rng.standard_normal(count)
-        drawn.append(spearmanr(moved[some], published[some]).statistic)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+        correlations.append(spearmanr(moved[resample], published[resample]).statistic)
+    low, high = np.quantile(correlations, [0.025, 0.975])
     return float(spearmanr(fd, published).statistic), float(low), float(high)
 
 
 def section(
-    part: pd.DataFrame, found: dict[str, dict[str, Any]]
+    rows: pd.DataFrame, by_id: dict[str, dict[str, Any]]
 ) -> tuple[list[str], list[list[object]], list[str]]:
     """Header and rows of the table, and what follows from it in words; all empty for fewer than
     three of the paper's models.
     """
-    table = rungs(part, found)
+    table = models_of_the_paper(rows, by_id)
     if len(table) < FEWEST:
         return [], [], []
     ours, low, high = agreement(table, np.random.default_rng(0))
-    missing = len(PUBLISHED) - len(table)
     lines = [
-        f"Spearman correlation with the published FID over {len(table)} of the paper's 12 models: {ours:.3f} "
-        f"(95% interval {low:.3f} to {high:.3f}).",
-        *(
-            f"{name}: {spearmanr(values, table['published']).statistic:.3f} on the same models."
-            for name, values in predictors(table).items()
-        ),
+        f"Spearman correlation with the published FID over {len(table)} of the paper's "
+        f"{len(PUBLISHED)} models: {ours:.3f} (95% interval {low:.3f} to {high:.3f})."
     ]
-    lines += [f"{missing} models were not trained: nothing is known of their place."] * bool(
-        missing
-    )
-    names = [
-        f"DiT-{size.upper()}, {tokens} tokens"
-        for size, tokens in zip(table["size"], table["tokens"], strict=True)
-    ]
+    for name, values in predictors(table).items():
+        correlation = spearmanr(values, table["published"]).statistic
+        lines.append(f"{name}: {correlation:.3f} on the same models.")
+    if missing := len(PUBLISHED) - len(table):
+        lines.append(f"{missing} models were not trained: nothing is known of their place.")
+    names = [f"DiT-{size.upper()}, {tokens} tokens" for size, tokens in _pairs(table)]
     values = table[["gmacs", "lr", "published", "fd", "fd_std"]].to_numpy().tolist()
-    header = [
-        "model",
-        "GMACs",
-        "learning rate",
-        "published FID-50K at 400K steps",
-        distance_name(part["features"].iloc[0]),
-        "± SD",
-    ]
+    header = ["model", "GMACs", "learning rate", "published FID-50K at 400K steps"]
+    header += [distance_name(rows["features"].iloc[0]), "± SD"]
     return header, [[name, *row] for name, row in zip(names, values, strict=True)], lines

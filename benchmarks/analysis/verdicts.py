@@ -2,10 +2,9 @@
 steps are not worth paying for.
 
 Only settings a user could have chosen are compared: at each step count a model without guidance and
-at its own best, by distance to *training* pictures. Seeds are averaged. Two points are not told
-apart where they differ by less than two standard deviations: of one training each, by the paired
-bootstrap of both (it covers the pictures drawn, not training again); of several, by Student's
-limit.
+at its own best, by distance to *training* images. Seeds are averaged. Two rows are not told apart
+where they differ by less than two standard deviations: of one training each, by the paired
+bootstrap of both (it covers the images, not training again); of several, by Student's limit.
 """
 
 import math
@@ -17,21 +16,17 @@ import pandas as pd
 
 from benchmarks.analysis.differences import over_seeds
 
-RECIPE = [
-    "model",
-    "size",
-    "objective",
-    "budget",
-    "dtype",
-    "variant",
-]  # what is trained; another seed is the same again
+# what is trained; another seed is the same again
+RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]
 COSTS = {
     "gflops_per_image": ("GFLOPs per image", "GFLOPs"),
     "latency_seconds": ("seconds of latency", "s"),
 }
-SHARES = (2.0, 1.5, 1.1)  # of the best distance: the targets asked about
+TARGETS = (2.0, 1.5, 1.1)  # times the best distance: what is asked to be reached for the least
 MOST_BUDGETS = 4
-TWICE = "heun"  # asks the network twice a step: a curve of its own, else at equal step counts it would hide what costs half
+# evaluates the network twice a step: a curve of its own, for at equal step counts it would hide
+# what costs half
+TWICE = "heun"
 AVERAGED = (
     "fd",
     "label_accuracy",
@@ -45,144 +40,123 @@ AVERAGED = (
 
 
 def frontier(cost: Any, distance: Any) -> np.ndarray:
-    """The Pareto frontier: which points (both lower is better) no other point beats or equals in
-    one and beats in the other, (n,) bool.
+    """The Pareto frontier, (n,) bool: what no other point beats in one and equals or beats in both.
+
+    Both are better lower; of equal points the first stays.
     """
     cost, distance = np.asarray(cost, float), np.asarray(distance, float)
     order = np.lexsort((distance, cost))
-    best = np.minimum.accumulate(np.r_[np.inf, distance[order][:-1]])
+    # the lowest distance among all that cost less
+    best_before = np.minimum.accumulate(np.r_[np.inf, distance[order][:-1]])
     kept = np.zeros(len(cost), bool)
-    kept[order] = distance[order] < best
+    kept[order] = distance[order] < best_before
     return kept
 
 
 def tied(a: pd.Series, b: pd.Series) -> bool:
     """Whether two rows' distances are not told apart; never so where an error is unknown."""
-    seeds = [row.get("by_seed") or {} for row in (a, b)]
-    shared = sorted(seeds[0].keys() & seeds[1].keys())
+    seeds_a, seeds_b = a.get("by_seed") or {}, b.get("by_seed") or {}
+    shared = sorted(seeds_a.keys() & seeds_b.keys())
     if len(shared) > 1:
-        return (
-            over_seeds(*([found[seed] for seed in shared] for found in seeds), math.inf).verdict
-            == "tie"
-        )
-    redrawn = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
-    paired = (
-        all(redrawn)
-        and a.get("sampling_seed") == b.get("sampling_seed")
-        and a.get("num_samples") == b.get("num_samples")
-    )
-    error = (
-        statistics.stdev(x - y for x, y in zip(*redrawn, strict=True))
-        if paired
-        else math.hypot(a["fd_std"], b["fd_std"])
-    )
-    return bool(abs(a["fd"] - b["fd"]) < 2 * error)
+        first, second = [seeds_a[s] for s in shared], [seeds_b[s] for s in shared]
+        return over_seeds(first, second, math.inf).verdict == "tie"
+    return bool(abs(a["fd"] - b["fd"]) < 2 * _error(a, b))
 
 
-def own_best(part: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per recipe and step count (and what else is to be kept apart), the rows of its own best
-    guidance and sampler.
+def _error(a: pd.Series, b: pd.Series) -> float:
+    """The standard deviation of a difference, paired where both were resampled alike."""
+    bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
+    alike = all(a.get(name) == b.get(name) for name in ("sampling_seed", "num_samples"))
+    if alike and all(bootstraps):
+        return statistics.stdev(x - y for x, y in zip(*bootstraps, strict=True))
+    return math.hypot(a["fd_std"], b["fd_std"])
 
-    That is the lowest distance to *training* pictures, the mean over seeds and drawings, of the
-    settings that most trainings have. A column `pick` says that rows are of a choice, and which:
-    empty here, or `heun` beside other samplers of the same recipe.
+
+def own_best(rows: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Per recipe and step count (and `within`), the rows of its own best guidance and sampler.
+
+    That is the lowest distance to *training* images, the mean over seeds, of the settings that most
+    trainings have. A column `pick` says which choice a row is of: empty here, or `heun` beside
+    other samplers of the same recipe.
     """
-    kept, keys = [], [name for name in (*RECIPE, "steps", *within) if name in part]
-    part = split_heun(part)
-    for _, rows in part.groupby([*keys, "pick"], dropna=False, sort=False):
-        if len(rows[["guidance", "sampler"]].drop_duplicates()) > 1:
-            settings = rows.groupby(["guidance", "sampler"], as_index=False, dropna=False)
+    keys = [name for name in (*RECIPE, "steps", *within) if name in rows]
+    kept = []
+    for _, same in split_heun(rows).groupby([*keys, "pick"], dropna=False, sort=False):
+        if len(same[["guidance", "sampler"]].drop_duplicates()) > 1:
+            settings = same.groupby(["guidance", "sampler"], as_index=False, dropna=False)
             means = settings.agg(fd_train=("fd_train", "mean"), trainings=("training", "nunique"))
-            best = means.sort_values(
+            order = means.sort_values(
                 ["trainings", "fd_train", "guidance"], ascending=[False, True, True]
-            ).iloc[0]
-            rows = rows[
-                (rows["guidance"] == best["guidance"]) & (rows["sampler"] == best["sampler"])
-            ]
-        kept.append(rows)
+            )
+            best = order.iloc[0]
+            is_best = same["guidance"] == best["guidance"]
+            same = same[is_best & (same["sampler"] == best["sampler"])]
+        kept.append(same)
     return pd.concat(kept).sort_index()
 
 
-def split_heun(part: pd.DataFrame) -> pd.DataFrame:
-    """With a column `pick`: `heun` for its rows where the recipe was drawn with other samplers,
-    too, else empty.
-    """
-    twice = part["sampler"].astype(str).str.startswith(TWICE)
-    beside = twice & ~twice.groupby(
-        [part[name] for name in RECIPE if name in part], dropna=False
-    ).transform("all")
-    return part.assign(pick=np.where(beside, TWICE, ""))
+def split_heun(rows: pd.DataFrame) -> pd.DataFrame:
+    """With a column `pick`: `heun` for its rows where the recipe has other samplers, too."""
+    twice = rows["sampler"].astype(str).str.startswith(TWICE)
+    recipe = [rows[name] for name in RECIPE if name in rows]
+    alone = twice.groupby(recipe, dropna=False).transform("all")
+    return rows.assign(pick=np.where(twice & ~alone, TWICE, ""))
 
 
-def chosen(part: pd.DataFrame) -> pd.DataFrame:
+def chosen(rows: pd.DataFrame) -> pd.DataFrame:
     """Each recipe at its own best; of a sweep over guidance without guidance, too, told apart by
     `pick`.
     """
-    recipe = [name for name in RECIPE if name in part]
-    if not (part.groupby(recipe, dropna=False)["guidance"].nunique() > 1).any():
-        return own_best(part)
-    plain = part[part["guidance"] == 1]
-    found = [_picked(own_best(plain), "no guidance")] if len(plain) else []
-    for _, rows in own_best(part).groupby([*recipe, "pick"], dropna=False, sort=False):
-        if not (
-            found and rows.index.isin(found[0].index).all()
-        ):  # else no guidance is its best at every step count
-            found.append(_picked(rows, "best guidance"))
-    return pd.concat(found, ignore_index=True)
+    recipe = [name for name in RECIPE if name in rows]
+    if not (rows.groupby(recipe, dropna=False)["guidance"].nunique() > 1).any():
+        return own_best(rows)
+    unguided = rows[rows["guidance"] == 1]
+    picked = [_picked(own_best(unguided), "no guidance")] if len(unguided) else []
+    for _, best in own_best(rows).groupby([*recipe, "pick"], dropna=False, sort=False):
+        # where no guidance is its best at every step count, there is nothing more to show
+        if not (picked and best.index.isin(picked[0].index).all()):
+            picked.append(_picked(best, "best guidance"))
+    return pd.concat(picked, ignore_index=True)
 
 
-def _picked(part: pd.DataFrame, said: str) -> pd.DataFrame:
-    return part.assign(pick=[", ".join(filter(None, [pick, said])) for pick in part["pick"]])
+def _picked(rows: pd.DataFrame, choice: str) -> pd.DataFrame:
+    return rows.assign(pick=[f"{pick}, {choice}" if pick else choice for pick in rows["pick"]])
 
 
-def rows_to_show(part: pd.DataFrame) -> pd.DataFrame:
-    """`chosen` rows, several drawings of one setting of the same weights as their mean."""
-    return over_drawings(chosen(part))
+def over_samplings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Several samplings of the same weights and setting as their mean; `fd_std` stays one's."""
+    keys = ["training", "train_fraction", "steps", "guidance", "sampler", "pick"]
+    samplings = rows.groupby([name for name in keys if name in rows], dropna=False)
+    if samplings.ngroups == len(rows):
+        return rows
+    means = samplings[[name for name in AVERAGED if name in rows]].transform("mean")
+    fd_std = samplings["fd_std"].transform(lambda std: (std**2).mean() ** 0.5)
+    return rows.assign(**means, fd_std=fd_std)[samplings.cumcount() == 0]
 
 
-def over_drawings(part: pd.DataFrame) -> pd.DataFrame:
-    """Several drawings of the same weights and setting as their mean; `fd_std` stays that of one
-    drawing.
-    """
-    keys = [
-        name
-        for name in ("training", "train_fraction", "steps", "guidance", "sampler", "pick")
-        if name in part
-    ]
-    drawings = part.groupby(keys, dropna=False)
-    if drawings.ngroups == len(part):
-        return part
-    averages = (
-        drawings[[name for name in AVERAGED if name in part]]
-        .transform("mean")
-        .assign(fd_std=drawings["fd_std"].transform(lambda sd: (sd**2).mean() ** 0.5))
-    )
-    first = drawings.cumcount() == 0
-    return part.assign(**averages)[first]
+def rows_to_show(rows: pd.DataFrame) -> pd.DataFrame:
+    """`chosen` rows, several samplings of one setting as their mean."""
+    return over_samplings(chosen(rows))
 
 
-def averaged(part: pd.DataFrame) -> pd.DataFrame:
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each curve and step count: means over K seeds, and `fd_std` that mean's error.
 
-    Seeds differ by their pictures, too, so their variance holds both; with few seeds it may come
-    out below the pictures' own, which it cannot be: the larger is taken. `by_seed` keeps the
-    distances.
+    Seeds differ by their samples, too, so their variance holds both. With few seeds it may come out
+    below the samples' own, which it cannot be: the larger is taken. `by_seed` keeps the distances.
     """
-    found, measures = [], [name for name in ("fd", "seconds_per_image", *COSTS) if name in part]
-    for _, rows in part.groupby(["curve", "steps"], sort=False):
-        row = {**rows.iloc[0], **rows[measures].mean(), "by_seed": {}}
-        if len(rows) > 1:
-            row["fd_std"] = math.sqrt(
-                max((rows["fd_std"] ** 2).mean(), rows["fd"].var()) / len(rows)
-            )
-            row |= {
-                "diagnostics": {},
-                "by_seed": dict(zip(rows["seed"], rows["fd"], strict=True))
-                if "seed" in rows
-                else {},
-            }
-        found.append(row)
-    return pd.DataFrame(found)
+    measures = [name for name in ("fd", "seconds_per_image", *COSTS) if name in rows]
+    means = []
+    for _, same in rows.groupby(["curve", "steps"], sort=False):
+        row = {**same.iloc[0], **same[measures].mean(), "by_seed": {}}
+        if len(same) > 1:
+            variance = max((same["fd_std"] ** 2).mean(), same["fd"].var())
+            row["fd_std"] = math.sqrt(variance / len(same))
+            row["diagnostics"] = {}
+            if "seed" in same:
+                row["by_seed"] = dict(zip(same["seed"], same["fd"], strict=True))
+        means.append(row)
+    return pd.DataFrame(means)
 
 
 def _named(row: pd.Series) -> str:
@@ -194,98 +168,101 @@ def _steps(count: float) -> str:
 
 
 def _round_budgets(values: pd.Series) -> list[float]:
-    """At most four of 1, 2, 5, 10, ... that part the points: above the cheapest, below the dearest."""
+    """At most four of 1, 2, 5, 10, ...: above the cheapest of the values, below the dearest."""
     low, high = math.log10(values.min()), math.log10(values.max())
-    steps = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    inside = [b for b in steps if values.min() <= b < values.max()]
-    take = np.linspace(0, len(inside) - 1, min(MOST_BUDGETS, len(inside))).round().astype(int)
-    return [inside[i] for i in take]
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    steps = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
+    inside = [budget for budget in steps if values.min() <= budget < values.max()]
+    places = np.linspace(0, len(inside) - 1, min(MOST_BUDGETS, len(inside)))
+    return [inside[i] for i in places.round().astype(int)]
 
 
-def cheapest(part: pd.DataFrame, name: str) -> list[str]:
+def cheapest(rows: pd.DataFrame, name: str) -> list[str]:
     """For each target distance, what reaches it for the least of each cost, and what may: cheaper,
     and above it by less than the error.
     """
-    lines, best = [], part["fd"].min()
-    for target in [best * share for share in SHARES]:
-        reached, found = part[part["fd"] <= target], []
-        for column, (_, unit) in COSTS.items():
-            row = reached.loc[reached[column].idxmin()]
-            near = part[
-                (part["fd"] > target)
-                & (part["fd"] - 2 * part["fd_std"] <= target)
-                & (part[column] < row[column])
-            ]
-            near = near.sort_values(column).drop_duplicates("curve")
-            perhaps = (
-                f" (within the error also {', '.join(_named(r) for _, r in near.iterrows())})"
-                if len(near)
-                else ""
-            )
-            found.append(f"{_named(row)} for {row[column]:.3g} {unit}{perhaps}")
-        lines.append(
-            f"{name} of {target:.3g} or less costs least with {found[0]}; in latency with {found[1]}."
+    lines, best = [], rows["fd"].min()
+    for target in [best * factor for factor in TARGETS]:
+        gflops, latency = (_cheapest_to(target, rows, column) for column in COSTS)
+        line = (
+            f"{name} of {target:.3g} or less costs least with {gflops}; in latency with {latency}."
         )
+        lines.append(line)
     return lines
 
 
-def best_under(part: pd.DataFrame) -> list[str]:
-    """For several budgets of each cost, the best point and what is not told apart from it."""
+def _cheapest_to(target: float, rows: pd.DataFrame, column: str) -> str:
+    reached = rows[rows["fd"] <= target]
+    row = reached.loc[reached[column].idxmin()]
+    within_error = (rows["fd"] > target) & (rows["fd"] - 2 * rows["fd_std"] <= target)
+    near = rows[within_error & (rows[column] < row[column])]
+    near = near.sort_values(column).drop_duplicates("curve")
+    answer = f"{_named(row)} for {row[column]:.3g} {COSTS[column][1]}"
+    if len(near):
+        others = ", ".join(_named(other) for _, other in near.iterrows())
+        answer += f" (within the error also {others})"
+    return answer
+
+
+def best_under(rows: pd.DataFrame) -> list[str]:
+    """For several budgets of each cost, the best row and what is not told apart from it."""
     lines = []
     for column, (meaning, _) in COSTS.items():
-        for budget in _round_budgets(part[column]):
-            rows = part[part[column] <= budget].sort_values("fd")
-            best = rows.iloc[0]
-            others = rows[rows["curve"] != best["curve"]].drop_duplicates("curve")
+        for budget in _round_budgets(rows[column]):
+            affordable = rows[rows[column] <= budget].sort_values("fd")
+            best = affordable.iloc[0]
+            others = affordable[affordable["curve"] != best["curve"]].drop_duplicates("curve")
             ties = [row["curve"] for _, row in others.iterrows() if tied(best, row)]
-            lines.append(
-                f"Up to {budget:g} {meaning}: {_named(best)}"
-                + f"; not told apart from {', '.join(ties)}" * bool(ties)
-                + "."
-            )
+            line = f"Up to {budget:g} {meaning}: {_named(best)}"
+            if ties:
+                line += f"; not told apart from {', '.join(ties)}"
+            lines.append(line + ".")
     return lines
 
 
-def enough_steps(part: pd.DataFrame) -> list[str]:
+def enough_steps(rows: pd.DataFrame) -> list[str]:
     """Per curve, the fewest steps that no larger count measured improves on by more than the error
     (which need not be small).
     """
     lines = []
-    for name, rows in part.groupby("curve", sort=False):
-        rows = rows.sort_values("steps")
-        if len(rows) < 2:
+    for name, curve in rows.groupby("curve", sort=False):
+        curve = curve.sort_values("steps")
+        if len(curve) < 2:
             continue
-        for i in range(len(rows)):
-            later = rows.iloc[i + 1 :]
-            if all(
-                row["fd"] >= rows.iloc[i]["fd"] or tied(rows.iloc[i], row)
-                for _, row in later.iterrows()
-            ):
-                break
-        enough = rows.iloc[i]
-        said = (
-            f"still improving at {_steps(enough['steps'])}, the most measured"
-            if i == len(rows) - 1
-            else ""
-        )
-        said = said or f"no more steps are told apart from {_steps(enough['steps'])}"
-        lines.append(f"{name}: {said}, at {enough['fd']:.3g} ± {enough['fd_std']:.2g}.")
+        enough = next(row for i, row in enumerate(_rows(curve)) if _is_enough(curve, i))
+        if enough["steps"] == curve["steps"].iloc[-1]:
+            verdict = f"still improving at {_steps(enough['steps'])}, the most measured"
+        else:
+            verdict = f"no more steps are told apart from {_steps(enough['steps'])}"
+        lines.append(f"{name}: {verdict}, at {enough['fd']:.3g} ± {enough['fd_std']:.2g}.")
     return lines
 
 
-def answers(part: pd.DataFrame, name: str) -> list[str]:
+def _rows(table: pd.DataFrame) -> list[pd.Series]:
+    return [row for _, row in table.iterrows()]
+
+
+def _is_enough(curve: pd.DataFrame, i: int) -> bool:
+    """Whether no later row of a curve is better by more than the error."""
+    row = curve.iloc[i]
+    later = _rows(curve.iloc[i + 1 :])
+    return all(other["fd"] >= row["fd"] or tied(row, other) for other in later)
+
+
+def answers(rows: pd.DataFrame, name: str) -> list[str]:
     """All of it as lines, of the rows of one comparable group, each with its `curve` (whose name
     leaves seeds out).
 
-    Nothing for fewer than two points. Trainings of different budgets are compared as they are, and
+    Nothing for fewer than two rows. Trainings of different budgets are compared as they are, and
     said to be.
     """
-    part = part[
-        part["fd"].notna() & part["gflops_per_image"].notna() & part["latency_seconds"].notna()
-    ]
-    if len(part) < 2:
+    known = rows["fd"].notna() & rows["gflops_per_image"].notna() & rows["latency_seconds"].notna()
+    rows = rows[known]
+    if len(rows) < 2:
         return []
-    spread = part["train_flops"].max() / part["train_flops"].min()
-    uneven = [f"Training budgets differ by a factor of {spread:.3g}."] if spread > 1.05 else []
-    part = averaged(part)
-    return [*uneven, *cheapest(part, name), *best_under(part), *enough_steps(part)]
+    lines = []
+    spread = rows["train_flops"].max() / rows["train_flops"].min()
+    if spread > 1.05:
+        lines.append(f"Training budgets differ by a factor of {spread:.3g}.")
+    rows = averaged(rows)
+    return lines + cheapest(rows, name) + best_under(rows) + enough_steps(rows)

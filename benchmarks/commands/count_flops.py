@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
 from benchmarks.core.settings import compose, config_names
 from benchmarks.core.store import atomic_file
@@ -106,7 +107,7 @@ def resolution_plot(table: pd.DataFrame, path: Path) -> None:
             rows["side"] ** 2,
             rows["gflops_per_image"],
             line,
-            marker=plots.MARKERS[i % len(plots.MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             label=f"{name}, {counts} steps",
         )
     ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()

@@ -1,7 +1,10 @@
-"""Records to pictures: distance against what it costs, loss against training FLOPs, floors and
-errors beside them.
+"""Panels to plots: distance against what it costs, precision against recall, and loss against
+training FLOPs, with floors and errors beside them.
+
+At most eight curves share a pair of axes; where there are more, each model has its own.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.analysis import verdicts
-from benchmarks.analysis.curves import curve_names, distance_label, groups, in_order
+from benchmarks.analysis.curves import curve_names, distance_label, in_order
+from benchmarks.analysis.panel import Look, Panel, facets, look
 from benchmarks.core.store import atomic_file
 
 FLOORS = [
-    ("fd_floor_real", "real vs real", "-"),
+    ("fd_floor_real", "real images", "-"),
     ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
     ("fd_floor_autoencoder", "autoencoder", "--"),
-    ("fd_floor_codebook", "codebook (AR's)", ":"),
+    ("fd_floor_codebook", "codebook", ":"),
 ]
 AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
@@ -29,11 +34,11 @@ AXES = {
     "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
     "latency_seconds": ("latency of one image (s)", "fd_vs_latency"),
 }
-MARKERS = "osD^vPX"
-PICKED = {
-    "no guidance": {"linestyle": "--", "alpha": 0.5},
-    "heun": {"linestyle": ":"},
-}  # of one network's curves
+ACROSS = 3  # axes side by side
+SMALL = 9  # points: still legible where a page shows the figure 800 px wide
+
+Facet = tuple[str, list[str]]  # title, curve names
+Draw = Callable[[Any, list[str]], None]  # curves of these names onto axes
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -45,213 +50,328 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    figure, axes = plt.subplots(1, count, figsize=(6.4 * count, 4.8), squeeze=False)
-    return figure, list(axes[0])
-
-
-def _plain_log_ticks(axis: Any) -> None:
-    """1, 2, 5, 10, ... along a logarithmic x axis, and no labels between them."""
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.tick_params(axis="x", labelsize=8)
-
-
-def _style(i: int) -> dict[str, Any]:
-    return dict(color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)], markersize=5)
-
-
-def _floor_lines(axis: Any, part: pd.DataFrame) -> None:
-    """The floors and the anchor as lines, their values in the legend, and the distance's axis from
-    a little below the latents' own floors.
-
-    A line beyond that is named only: an axis that reaches it would flatten the curves.
+def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:
+    """Distance against the column `x`: a curve per network and choice, the frontier of all, and the
+    floors as lines.
     """
-    lines = {
-        f"floor: {name}": (part[column].median(), style)
-        for column, name, style in FLOORS
-        if part[column].notna().any()
-    }
-    anchor = [found["fd_anchor"] for found in part["diagnostics"] if found.get("fd_anchor")]
-    if anchor:
-        lines["anchor: mean colour only"] = (anchor[0], "-.")
-    least = part[["fd", "fd_floor_autoencoder", "fd_floor_codebook"]].min().min()
-    axis.set_yscale("log")
-    axis.set_ylim(
-        0.85 * least, 1.1 * max(part["fd"].max(), *([anchor[0]] if anchor else []), 1.3 * least)
-    )
-    for name, (value, style) in lines.items():
-        off = " (off the axis)" * bool(value < 0.85 * least)
-        axis.axhline(
-            value, color="0.45", linewidth=1, linestyle=style, label=f"{name}, {value:.3g}{off}"
+    figure, places = _blocks([panel.facets() for panel in panels])
+    for panel, block in zip(panels, places, strict=True):
+        limits, floors = _limits(panel), _floors(panel)
+
+        def draw(axis: Any, names: list[str], panel: Panel = panel) -> None:
+            for name in names:
+                curve = panel.curve(name).sort_values(x)
+                _with_errors(axis, curve[x], curve, name, panel.looks[name])
+
+        for axis, (title, names) in zip(block.axes, panel.facets(), strict=True):
+            draw(axis, names)
+            _frontier(axis, panel.means, x)
+            for label, (value, line) in floors.items():
+                axis.axhline(value, color="0.45", linewidth=1, linestyle=line, label=label)
+            _distance_axis(axis, limits)
+            _cost_axis(axis, x, panel.shown["steps"])
+            axis.set_title(title, fontsize=SMALL + 1)
+        _finish(block, panel.title, AXES[x][0], distance_label(panel.first), panel.looks)
+    return save(figure, folder / f"{AXES[x][1]}.png")
+
+
+def training_plot(panels: list[Panel], folder: Path) -> Path | None:
+    """Distance against training FLOPs, from weights kept on the way; None where none were.
+
+    At the model's most steps without guidance.
+    """
+    kept = [panel for panel in panels if (panel.with_kept["train_fraction"] < 1).any()]
+    if not kept:
+        return None
+    tables = [_on_the_way(panel.with_kept) for panel in kept]
+    groups = [_facets_of(table) for table in tables]
+    figure, places = _blocks(groups)
+    for panel, table, group, block in zip(kept, tables, groups, places, strict=True):
+        looks = _plain_looks(table)
+        for axis, (title, names) in zip(block.axes, group, strict=True):
+            for name in names:
+                curve = table[table["curve"] == name].sort_values("train_flops")
+                label = f"{name} ({curve['steps'].iloc[0]:.0f} steps)"
+                _with_errors(axis, curve["train_flops"], curve, label, looks[name])
+            axis.set(xscale="log", yscale="log")
+            axis.set_title(title, fontsize=SMALL + 1)
+            _plain_log_ticks(axis)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
+        warning = (
+            "before its last point a run's learning rate has not yet decayed:\n"
+            "a training of that length alone would end elsewhere"
         )
+        label = distance_label(panel.first)
+        _finish(block, f"{panel.title}\n{warning}", "training FLOPs (3 x forward)", label, looks)
+    return save(figure, folder / "fd_vs_training.png")
+
+
+def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
+    """Precision against recall as guidance grows; None without a sweep of guidance.
+
+    Each model at its most steps, each scale with its best sampler.
+    """
+    swept = [
+        panel
+        for panel in panels
+        if panel.rows["guidance"].nunique() > 1 and panel.rows["recall"].notna().any()
+    ]
+    if not swept:
+        return None
+    tables = [_by_guidance(panel.rows) for panel in swept]
+    groups = [_facets_of(table) for table in tables]
+    figure, places = _blocks(groups)
+    for panel, table, group, block in zip(swept, tables, groups, places, strict=True):
+        looks = _plain_looks(table)
+        for axis, (title, names) in zip(block.axes, group, strict=True):
+            for name in names:
+                curve = table[table["curve"] == name].sort_values("guidance")
+                axis.plot(curve["recall"], curve["precision"], label=name, **looks[name].style())
+                _mark_scales(axis, curve)
+            axis.set_title(title, fontsize=SMALL + 1)
+        title = f"{panel.title}\nnumbers are guidance scales"
+        _finish(block, title, "recall (higher is better)", "precision (higher is better)", looks)
+    return save(figure, folder / "precision_recall.png")
+
+
+def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) -> Path | None:
+    """Training loss against training FLOPs, of finished trainings, a block per kind of loss.
+
+    `variants` tells records of one model apart. Kinds do not compare with each other.
+    """
+    kinds: dict[str, dict[str, np.ndarray]] = {}
+    models: dict[str, str] = {}
+    for record, variant in zip(records, variants, strict=True):
+        log = record.get("train_log")
+        if not log or record["row"].get("train_fraction") != 1:
+            continue
+        kind, name = _kind_of_loss(record["row"]), _training_name(record["row"], variant)
+        kinds.setdefault(kind, {})[name] = np.array(log, dtype=float)
+        models[name] = record["row"]["model"]
+    if not kinds:
+        return None
+    ordered = sorted(kinds.items())
+    groups = [facets({name: models[name] for name in sorted(logs)}) for _, logs in ordered]
+    figure, places = _blocks(groups)
+    for (kind, logs), group, block in zip(ordered, groups, places, strict=True):
+        for axis, (title, names) in zip(block.axes, group, strict=True):
+            for place, name in enumerate(names):
+                flops, loss = logs[name][:, 1], logs[name][:, 2]
+                point = "." if len(loss) == 1 else None  # a line of one point is none
+                axis.plot(flops, loss, label=name, linewidth=1, color=f"C{place}", marker=point)
+            axis.set(xscale="log")
+            axis.set_title(title, fontsize=SMALL + 1)
+            _plain_log_ticks(axis)
+        _finish(block, "", "training FLOPs (3 x forward)", kind, {})
+    return save(figure, folder / "loss_vs_flops.png")
+
+
+def _kind_of_loss(row: dict[str, Any]) -> str:
+    if row["family"] == "ar":
+        return f"{row['objective']} cross-entropy (nats)"
+    return f"{row['objective']} mean squared error"
+
+
+def _training_name(row: dict[str, Any], variant: str) -> str:
+    name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, "
+    name += f"seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
+    return f"{name}, {variant}" if variant else name
+
+
+def _on_the_way(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of weights kept on the way, and those they led to."""
+    kept = rows[rows["train_fraction"] < 1]
+    setting = ["training", "steps", "guidance", "sampler"]
+    rows = rows.merge(kept[setting].drop_duplicates("training"), on=setting)
+    rows = verdicts.over_samplings(rows)
+    return rows.assign(curve=curve_names(rows))
+
+
+def _by_guidance(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each model at its most steps, each guidance scale with its best sampler."""
+    rows = rows[rows["steps"] == rows.groupby("training")["steps"].transform("max")]
+    rows = verdicts.over_samplings(verdicts.own_best(rows, within=("guidance",)))
+    return rows.assign(curve=curve_names(rows))
+
+
+def _facets_of(table: pd.DataFrame) -> list[Facet]:
+    models = table.drop_duplicates("curve").set_index("curve")["model"]
+    return facets({name: str(models[name]) for name in in_order(table)})
+
+
+def _plain_looks(table: pd.DataFrame) -> dict[str, Look]:
+    return {name: look(place) for place, name in enumerate(in_order(table))}
+
+
+def _with_errors(axis: Any, x: pd.Series, curve: pd.DataFrame, label: str, of: Look) -> None:
+    errors = curve["fd_std"].fillna(0)
+    axis.errorbar(x, curve["fd"], yerr=errors, label=label, capsize=2, **of.style())
+
+
+def _frontier(axis: Any, means: pd.DataFrame, x: str) -> None:
+    """What no curve of the panel beats, as a wide grey line."""
+    best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
+    look_of_it = {"color": "k", "linewidth": 4, "alpha": 0.12}
+    axis.step(best[x], best["fd"], where="post", label="Pareto frontier of all", **look_of_it)
+
+
+def _mark_scales(axis: Any, curve: pd.DataFrame) -> None:
+    for _, row in curve.iterrows():
+        place = (row["recall"], row["precision"])
+        offset = {"textcoords": "offset points", "xytext": (4, 4)}
+        axis.annotate(f"{row['guidance']:g}", place, fontsize=SMALL - 1, **offset)
+
+
+def _floors(panel: Panel) -> dict[str, tuple[float, Any]]:
+    """The floors and the anchor by their labels, with their values: height and line."""
+    low, _ = _limits(panel)
+    values = [
+        (f"floor: {name}", panel.rows[column].median(), line)
+        for column, name, line in FLOORS
+        if panel.rows[column].notna().any()
+    ]
+    if (anchor := _anchor(panel)) is not None:
+        values.append(("mean colours only", anchor, "-."))
+    lines = {}
+    for name, value, line in values:
+        # an axis that reaches a line far below the curves would flatten them
+        off = " (off the axis)" if value < low else ""
+        lines[f"{name}, {value:.3g}{off}"] = (value, line)
+    return lines
+
+
+def _anchor(panel: Panel) -> float | None:
+    """The distance of images that keep only their mean colour."""
+    anchors = [diagnostics.get("fd_anchor") for diagnostics in panel.rows["diagnostics"]]
+    return next((anchor for anchor in anchors if anchor), None)
+
+
+def _limits(panel: Panel) -> tuple[float, float]:
+    """The distance's axis: from a little below the latents' own floors to above everything."""
+    columns = ["fd", "fd_floor_autoencoder", "fd_floor_codebook"]
+    least = panel.shown[columns].min().min()
+    highest = [panel.shown["fd"].max(), 1.3 * least]
+    if (anchor := _anchor(panel)) is not None:
+        highest.append(anchor)
+    return 0.85 * least, 1.1 * max(highest)
+
+
+def _distance_axis(axis: Any, limits: tuple[float, float]) -> None:
+    axis.set_yscale("log")
+    axis.set_ylim(*limits)
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def distance_plot(rows: pd.DataFrame, x: str, folder: Path) -> Path:
-    """Distance against `x`, a curve per model and setting, their Pareto frontier, the floors as
-    lines, one panel per comparable group.
-    """
-    panels = groups(rows)
-    figure, axes = _panels(len(panels))
-    for axis, (title, part) in zip(axes, panels, strict=True):
-        part = verdicts.rows_to_show(part)
-        part = part.assign(curve=curve_names(part))
-        part["network"] = [
-            name.removesuffix(f", {pick}")
-            for name, pick in zip(part["curve"], part["pick"], strict=True)
-        ]
-        names = in_order(part)
-        networks = list(
-            dict.fromkeys(part.loc[part["curve"] == name, "network"].iat[0] for name in names)
-        )
-        for name in names:
-            curve = part[part["curve"] == name].sort_values(x)
-            style = _style(networks.index(curve["network"].iloc[0]))
-            for pick in curve["pick"].iloc[0].split(", "):
-                style |= PICKED.get(pick, {})
-            axis.errorbar(
-                curve[x],
-                curve["fd"],
-                yerr=curve["fd_std"].fillna(0),
-                label=name,
-                capsize=2,
-                **style,
-            )
-        means = verdicts.averaged(part.assign(curve=curve_names(part.assign(seed=0))))
-        best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
-        axis.step(
-            best[x],
-            best["fd"],
-            where="post",
-            color="k",
-            linewidth=4,
-            alpha=0.12,
-            label="Pareto frontier",
-        )
-        _floor_lines(axis, part)
-        axis.set(xscale="log", xlabel=AXES[x][0], ylabel=distance_label(part))
-        axis.set_title(title, fontsize=9)
-        axis.grid(alpha=0.3, which="both", linewidth=0.5)
-        if x == "steps":
-            ticks = sorted(part["steps"].unique())
-            axis.set_xticks(ticks, [f"{t:.0f}" for t in ticks])
-            axis.xaxis.minorticks_off()
-        else:
-            _plain_log_ticks(axis)
-        axis.legend(
-            fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3
-        )  # below: floors and curves fill the axes
-    return save(figure, folder / f"{AXES[x][1]}.png")
-
-
-def training_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Distance against training FLOPs, from weights kept on the way, at the model's most steps
-    without guidance; None where none were.
-    """
-    panels = [(title, part) for title, part in groups(rows) if (part["train_fraction"] < 1).any()]
-    if not panels:
-        return None
-    figure, axes = _panels(len(panels))
-    for axis, (title, part) in zip(axes, panels, strict=True):
-        kept = part[part["train_fraction"] < 1]
-        setting = ["training", "steps", "guidance", "sampler"]
-        part = verdicts.over_drawings(
-            part.merge(kept[setting].drop_duplicates("training"), on=setting)
-        )
-        part = part.assign(curve=curve_names(part))
-        for i, name in enumerate(in_order(part)):
-            curve = part[part["curve"] == name].sort_values("train_flops")
-            steps = f" ({curve['steps'].iloc[0]:.0f} steps)"
-            axis.errorbar(
-                curve["train_flops"],
-                curve["fd"],
-                yerr=curve["fd_std"].fillna(0),
-                label=name + steps,
-                capsize=2,
-                **_style(i),
-            )
-        axis.set(
-            xscale="log",
-            yscale="log",
-            xlabel="training FLOPs (3 x forward)",
-            ylabel=distance_label(part),
-        )
-        axis.set_title(
-            f"before its last point a run's learning rate has not yet decayed: a training of that length alone would end elsewhere\n{title}",
-            fontsize=8,
-        )
+def _cost_axis(axis: Any, x: str, steps: pd.Series) -> None:
+    axis.set_xscale("log")
+    if x == "steps":
+        ticks = sorted(steps.unique())
+        axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+        axis.xaxis.minorticks_off()
+    else:
         _plain_log_ticks(axis)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.grid(alpha=0.3, which="both", linewidth=0.5)
-        axis.legend(fontsize=7)
-    return save(figure, folder / "fd_vs_training.png")
 
 
-def guidance_plot(rows: pd.DataFrame, folder: Path) -> Path | None:
-    """Precision against recall as guidance grows, each model at its most steps, each scale at its
-    best sampler; None without a sweep.
+def _plain_log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, ... along a logarithmic x axis, and no labels between them.
+
+    Over more than three decades 1, 10, 100, ... only, else the labels would run into each other.
     """
-    panels = [
-        (title, part)
-        for title, part in groups(rows)
-        if part["guidance"].nunique() > 1 and part["recall"].notna().any()
-    ]
-    if not panels:
-        return None
-    figure, axes = _panels(len(panels))
-    for axis, (title, part) in zip(axes, panels, strict=True):
-        part = part[part["steps"] == part.groupby("training")["steps"].transform("max")]
-        part = verdicts.over_drawings(verdicts.own_best(part, within=("guidance",)))
-        part = part.assign(curve=curve_names(part))
-        for i, name in enumerate(in_order(part)):
-            curve = part[part["curve"] == name].sort_values("guidance")
-            axis.plot(curve["recall"], curve["precision"], label=name, **_style(i))
-            for _, row in curve.iterrows():
-                place = (row["recall"], row["precision"])
-                axis.annotate(
-                    f"{row['guidance']:g}",
-                    place,
-                    textcoords="offset points",
-                    xytext=(4, 4),
-                    fontsize=7,
-                )
-        axis.set(xlabel="recall (higher is better)", ylabel="precision (higher is better)")
-        axis.set_title(f"numbers are guidance scales\n{title}", fontsize=9)
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.legend(fontsize=7)
-    return save(figure, folder / "precision_recall.png")
+    low, high = axis.get_xlim()
+    wide = high / max(low, 1e-30) > 1e3
+    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def loss_plot(found: list[tuple[dict[str, Any], str]], folder: Path) -> Path | None:
-    """Of records of whole trainings, each with what tells it from others of its model: training
-    loss against training FLOPs; one panel per kind of loss, since they do not compare with each
-    other.
-    """
-    logs: dict[str, dict[str, np.ndarray]] = {}
-    for record, variant in found:
-        row, log = record["row"], record.get("train_log")
-        if log:
-            kind = (
-                f"{row['objective']} cross-entropy (nats)"
-                if row["family"] == "ar"
-                else f"{row['objective']} mean squared error"
-            )
-            name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
-            name += f", {variant}" * bool(variant)
-            logs.setdefault(kind, {})[name] = np.array(log, dtype=float)
-    if not logs:
-        return None
-    figure, axes = _panels(len(logs))
-    for axis, (kind, curves) in zip(axes, sorted(logs.items()), strict=True):
-        for name, log in sorted(curves.items()):
-            axis.plot(log[:, 1], log[:, 2], label=name, linewidth=1)
-        axis.set(xscale="log", xlabel="training FLOPs (3 x forward)", ylabel=kind)
-        _plain_log_ticks(axis)
+def _blocks(groups: list[list[Facet]]) -> tuple[Any, list[Any]]:
+    """A figure with a block of axes for each group of facets, one block below the other."""
+    most = max(len(group) for group in groups)
+    alone = 5.5 if len(groups) == 1 else 4.0  # inches of a block of one pair of axes
+    heights = [alone if len(group) == 1 else _height(len(group)) for group in groups]
+    width = 8.0 if most == 1 else 10.0
+    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
+    blocks = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for block, group in zip(blocks, groups, strict=True):
+        across = min(ACROSS, len(group))
+        down = -(-len(group) // across)
+        grid = block.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for unused in list(grid.flat)[len(group) :]:
+            unused.remove()
+    return figure, list(blocks)
+
+
+def _height(count: int) -> float:
+    """Inches of a block of several axes, its legend included."""
+    return 2.6 * -(-count // ACROSS) + 1.8
+
+
+def _finish(block: Any, title: str, x: str, y: str, looks: dict[str, Look]) -> None:
+    """Titles, labels, grid lines and legends of a block."""
+    for axis in block.axes:
         axis.grid(alpha=0.3, which="both", linewidth=0.5)
-        axis.legend(fontsize=7)
-    return save(figure, folder / "loss_vs_flops.png")
+        axis.tick_params(labelsize=SMALL)
+    block.suptitle(title, fontsize=SMALL)
+    for axis in _lowest(block.axes):
+        axis.set_xlabel(x, fontsize=SMALL)
+        axis.tick_params(labelbottom=True)
+    block.supylabel(y, fontsize=SMALL)
+    if len(block.axes) == 1:
+        handles, labels = block.axes[0].get_legend_handles_labels()
+    else:
+        handles, labels = _shared_legend(block.axes, looks)
+    place = {"loc": "outside lower center", "ncols": 3, "handlelength": 3.5}
+    block.legend(handles, labels, fontsize=SMALL, **place)
+
+
+def _lowest(axes: list[Any]) -> list[Any]:
+    """The lowest axes of every column of a grid."""
+    across = min(ACROSS, len(axes))
+    return axes[-across:]
+
+
+def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], list[str]]:
+    """The legend of several axes: what they have in common once; the rest in each of them.
+
+    Where curves differ within their axes by the line alone, their common legend says what lines
+    mean, and colours need no explanation: they are the axes' own.
+    """
+    choices = {name: name.split(", ", 1)[-1] for name in looks}
+    per_axis = [axis.get_legend_handles_labels() for axis in axes]
+    lines_only = all(len(_colours(labels, looks)) <= 1 for _, labels in per_axis) and looks
+    handles, texts = [], []
+    for axis, (own_handles, labels) in zip(axes, per_axis, strict=True):
+        inside = []
+        for handle, label in zip(own_handles, labels, strict=True):
+            if label not in looks and looks and _is_common(label, per_axis):
+                if label not in texts:
+                    handles.append(handle)
+                    texts.append(label)
+            elif lines_only:
+                text = choices[label] if ", " in label else label
+                if text not in texts:
+                    handles.append(_line_of(looks[label]))
+                    texts.append(text)
+            else:
+                inside.append((handle, label))
+        if inside:
+            axis.legend(*zip(*inside, strict=True), fontsize=SMALL - 2)
+    return handles, texts
+
+
+def _colours(labels: list[str], looks: dict[str, Look]) -> set[str]:
+    return {looks[label].colour for label in labels if label in looks}
+
+
+def _is_common(label: str, per_axis: list[tuple[list[Any], list[str]]]) -> bool:
+    return all(label in labels for _, labels in per_axis)
+
+
+def _line_of(of: Look) -> Line2D:
+    """A sample of a line and its marker, in grey."""
+    style = of.style() | {"color": "0.3", "marker": "o"}
+    style["markerfacecolor"] = "white" if of.hollow else "0.3"
+    return Line2D([], [], **style)

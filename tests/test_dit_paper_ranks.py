@@ -53,7 +53,7 @@ def test_the_sizes_are_those_of_the_models():
 
 
 def test_what_needs_no_training_ranks_the_paper_s_models_as_the_design_says():
-    table = dit_paper_ranks.rungs(*measured(dit_paper_ranks.PUBLISHED))
+    table = dit_paper_ranks.models_of_the_paper(*measured(dit_paper_ranks.PUBLISHED))
     found = {
         name: spearmanr(values, table["published"]).statistic
         for name, values in dit_paper_ranks.predictors(table).items()
@@ -64,7 +64,7 @@ def test_what_needs_no_training_ranks_the_paper_s_models_as_the_design_says():
 
 
 def test_the_right_order_correlates_fully_and_noise_widens_the_interval():
-    table = dit_paper_ranks.rungs(
+    table = dit_paper_ranks.models_of_the_paper(
         *measured({pair: fid / 10 for pair, fid in dit_paper_ranks.PUBLISHED.items()})
     )
     rng = np.random.default_rng

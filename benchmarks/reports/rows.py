@@ -1,0 +1,115 @@
+"""The main tables of a panel: what was measured, and what training it took."""
+
+import re
+
+import pandas as pd
+
+from benchmarks.analysis.curves import FEW, distance_name, too_few
+from benchmarks.analysis.panel import Panel
+from benchmarks.results.columns import BY_NAME
+from benchmarks.results.tables import show
+
+MEASURED = [
+    "steps",
+    "nfe",
+    "guidance",
+    "fd",
+    "fd_std",
+    "label_accuracy",
+    "gflops_per_image",
+    "seconds_per_image",
+    "images_per_second",
+    "latency_seconds",
+    "peak_memory_mb",
+]
+TRAINED = [
+    "model",
+    "size",
+    "seed",
+    "variant",
+    "params_m",
+    "train_images",
+    "train_flops",
+    "train_seconds",
+    "train_images_per_second",
+    "train_utilisation",
+]
+ARROWS = {-1: "↓", 1: "↑", 0: ""}  # towards better
+
+
+def heading(name: str, features: str) -> str:
+    """A column's heading: its name, its unit, and an arrow towards better."""
+    column = BY_NAME.get(name)
+    if column is None:
+        return "differs in" if name == "variant" else name
+    label = re.sub("_(m|mb|seconds)$", "", name).replace("_", " ")
+    if name == "fd":
+        label = distance_name(features)
+    # "seconds per image" says its unit already
+    unit = f"({column.unit})" if column.unit and " per " not in label else ""
+    return " ".join(word for word in (label, unit, ARROWS[column.better]) if word)
+
+
+def measured(panel: Panel) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of what was measured, a block a curve, in the panel's order."""
+    columns = MEASURED.copy()
+    if (panel.shown.groupby("model")["sampler"].nunique() > 1).any():
+        columns.insert(columns.index("guidance"), "sampler")
+    features = str(panel.first["features"])
+    header = ["model", *(heading(name, features) for name in columns)]
+    if too_few(panel.first):
+        header[1 + columns.index("fd")] += f" ({FEW})"
+    rows = []
+    for name in panel.names:
+        curve = panel.curve(name).sort_values(["steps", "guidance"])
+        rows += curve[["curve", *columns]].values.tolist()
+    return header, rows
+
+
+def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of the training table: one row per trained network."""
+    rows = panel.rows.drop_duplicates("training")
+    columns = [name for name in TRAINED if name != "variant" or panel.rows["variant"].any()]
+    return [heading(name, "") for name in columns], rows[columns].values.tolist()
+
+
+def as_text(panel: Panel) -> list[str]:
+    """The table of what was measured, for a terminal."""
+    header, rows = measured(panel)
+    cells = [header] + [[show(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["", panel.title.replace("\n", ", ")]
+    for row in cells:
+        lines.append("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    return lines
+
+
+def explained() -> list[str]:
+    """What each column of both tables means, one line each."""
+    names = [name for name in [*MEASURED, *TRAINED] if name in BY_NAME]
+    return [f"- {heading(name, 'local')}: {BY_NAME[name].meaning}" for name in names]
+
+
+def failures(records: list[dict], variants: list[str]) -> list[str]:
+    """One line for each record that failed or diverged: which network, which measurement, why."""
+    lines = []
+    for record, variant in zip(records, variants, strict=True):
+        row = record["row"]
+        if row["status"] == "ok":
+            continue
+        words = [f"{row['model']} {row['size']} seed {row['seed']}", variant]
+        if row.get("steps"):
+            words.append(f"{row['steps']} steps, guidance {row['guidance']:g}, {row['sampler']}")
+        name = ", ".join(word for word in words if word)
+        lines.append(f"{row['status']}: {name}: {record.get('reason', '')}")
+    return lines
+
+
+def code_versions(rows: pd.DataFrame) -> list[str]:
+    """By which commits and versions of torch these rows were made."""
+    lines = []
+    versions = rows[["git_sha", "git_dirty", "torch"]].drop_duplicates().astype(str)
+    for sha, dirty, torch in versions.values.tolist():
+        changed = " with uncommitted changes" if dirty == "True" else ""
+        lines.append(f"Code {sha}{changed}, torch {torch}.")
+    return lines
