@@ -87,6 +87,7 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
         raise BadInput(
             f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}"
         )
+    # `path` may name the hub or a folder; both end as a folder on this machine
     folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
     try:
         autoencoder = load_pretrained(cfg.kind, folder)
@@ -98,6 +99,7 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
 
 def load_codebook(path: Path) -> Codebook:
     """A codebook from its file, frozen. Raises BadInput for one that does not fit."""
+    # the shape says how large a Codebook to build before its weights can be loaded
     try:
         with safe_open(str(path), "pt") as file:
             shape = file.get_slice("entries").get_shape()
@@ -160,6 +162,7 @@ def _load_matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebo
             f"autoencoder.codebook: {path} has {channels} channels, "
             f"the latents {autoencoder.channels}"
         )
+    # tokens of other latents would be of the right shape, and nonsense
     stated = (read_json(path.with_suffix(".json")) or {}).get("autoencoder_sha256")
     if stated and stated != key:
         raise BadInput(
@@ -197,6 +200,7 @@ def _train(
         model = train_autoencoder.train_autoencoder(
             dataset.train, count=images, device=device.type, seed=seed
         )
+        # a cache must never hold what diverged: the next run would take it for good
         if not all(p.isfinite().all() for p in model.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
         write_tensors(path, key, model.state_dict())

@@ -61,6 +61,7 @@ def load_extractors(cfg: Any) -> list[FeatureExtractor]:
     none is left, and for weights that do not fit.
     """
     loaders = {"local": _local, "inception": _inception, "dinov2": _dinov2}
+    # several configurations merge into one, each under a key of its own
     wanted = [name for name in loaders if name in cfg]
     if not wanted:
         raise BadInput(f"features: none of {', '.join(loaders)} is asked for")
@@ -72,6 +73,7 @@ def load_extractors(cfg: Any) -> list[FeatureExtractor]:
             reasons.append(str(error))
     if not extractors:
         raise BadInput("; ".join(reasons))
+    # a sweep loads them for every cell
     for reason in reasons:
         session.print_once(f"not measured: {reason}")
     return extractors
@@ -101,6 +103,7 @@ def _published() -> Path:
     """FID's weights. Raises OSError, in one line, where they cannot be fetched or come damaged."""
     from metrics import inception
 
+    # a failed download is not tried again by the next cell of a sweep
     try:
         if "inception" not in session.unreachable:
             return inception.published_weights()
@@ -131,6 +134,7 @@ def _inception(cfg: Any) -> FeatureExtractor:
         ) from None
     except ValueError as error:
         raise BadInput(f"features.inception.weights: {error}") from None
+    # a distance is FID only over the one network that published FIDs are of
     weights = file_digest(path)
     name = "inception" if weights.startswith(inception.PUBLISHED) else f"inception-{weights[:8]}"
     return FeatureExtractor(name=name, net=net, weights=weights)

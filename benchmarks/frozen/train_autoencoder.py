@@ -37,6 +37,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def places(count: int, wanted: int, rng: torch.Generator) -> Tensor:
     """`wanted` indices below `count`: shuffled epoch after shuffled epoch."""
+    # whole epochs, so that every image is seen equally often up to one
     epochs = [torch.randperm(count, generator=rng) for _ in range(math.ceil(wanted / count))]
     return torch.cat(epochs)[:wanted]
 
@@ -157,6 +158,7 @@ def train_autoencoder(
         model.zero_grad()
         # the second term keeps the latents' scale, which the first leaves free, from drifting
         (loss + 1e-3 * z.float().square().mean()).backward()
+        # a log's slope is steep where images are nearly right, as flat ones soon are
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(learning_rate(step, steps, PEAK_RATE))
         if step % 200 == 0 or step == steps - 1:
@@ -241,6 +243,7 @@ def round_trip(
     """uint8 images (B, 3, H, W) through the autoencoder and through the codebook, both uint8 (B, 3,
     H, W), and their tokens (B, h*w).
     """
+    # raw latents: a codebook speaks those until it is told how they were whitened
     z = model.encode(x)
     ids = book.tokenize(z)
     return model.decode(z), model.decode(book.detokenize(ids)), ids

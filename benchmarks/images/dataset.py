@@ -89,6 +89,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
         # results of a folder of one's own are named after the folder
         name = Path(str(cfg.path)).name if cfg.name == "imagefolder" else cfg.name
         write = partial(_write_decoded, name=name, listing=listing, size=size, held_out=held_out)
+    # of all that determines the pixels; the contents have another hash, Dataset.key
     key = digest("data", versions.DATA, cfg.source, str(cfg.get("path")), size, held_out, contents)
     dataset = _load_or_write(Path(cache) / "data" / key, key, size, write)
     if dataset.skipped:
@@ -145,6 +146,7 @@ def _load_or_write(folder: Path, key: str, size: int, write: Writer) -> Dataset:
     with FileLock(folder.with_suffix(".lock")):
         dataset = _load(folder, key, size)
         if dataset is None:
+            # whole or absent: a run that is killed leaves no half a data set behind
             with atomic_folder(folder) as temporary:
                 description = write(temporary) | _fingerprints(temporary)
                 write_json(temporary / "meta.json", {"key": key} | description)
@@ -169,6 +171,7 @@ def _load(folder: Path, key: str, size: int) -> Dataset | None:
     except (OSError, ValueError, EOFError):
         print(f"data: the cache in {folder} is damaged; rebuilding it")
         return None
+    # a file of another run, or of a crash, may be whole and yet not belong to the others
     sizes = {name: len(at) for name, at in index.items()}
     if pixels.shape != (len(labels), 3, size, size) or sizes != meta["sizes"]:
         print(f"data: the cache in {folder} does not fit its own description; rebuilding it")

@@ -36,6 +36,7 @@ def list_folder(given: Any) -> tuple[list[str], list[Entry]]:
             f"data.path={given}: no such folder; give one that holds train/<class>/* or <class>/*"
         )
     train, held_out = _split_folders(root)
+    # labels by name, not by the order in which the file system lists
     classes = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise BadInput(

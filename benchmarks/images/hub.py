@@ -4,7 +4,7 @@ networks.
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,16 @@ def folder(path: str, files: Sequence[str], key: str) -> Path:
     put where; Unreachable where the hub is to blame.
     """
     local = Path(path).expanduser()
+    # a local folder first: machines without network are given one
     if local.is_dir():
         missing = [name for name in files if not (local / name).is_file()]
         if missing:
             raise BadInput(f"{key}={path}: the folder has no {missing[0]}")
         return local
+    # the hub's names are owner/name; anything else is a mistyped folder, not worth a download
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise BadInput(f"{key}={path}: no such folder")
+    # each try waits for the network, and a sweep has many cells
     if path in session.unreachable:
         raise Unreachable(session.unreachable[path])
     _hush()
@@ -74,16 +77,9 @@ def list_hub(
     loaded = _load(path, config)
     if "train" not in loaded:
         raise BadInput(f"data.path={path}: has no split called train, only {', '.join(loaded)}")
-    splits = ["train"]
-    held_out_split = next((name for name in (held_out, *HELD_OUT_NAMES) if name in loaded), None)
-    if held_out_split is not None:
-        splits.append(held_out_split)
-    if held_out_split != held_out:
-        print(
-            f"data.held_out={held_out}: no such split; "
-            f"images are held out of {held_out_split or 'train'}"
-        )
+    splits = _pick_splits(loaded, held_out)
     image_column, label_column = _columns(loaded["train"], path)
+    # of all splits, so that a class without training images is seen to be one
     values: set[Any] = set()
     for name in splits:
         values.update(loaded[name].unique(label_column))
@@ -96,11 +92,17 @@ def list_hub(
         stamp = f"{name}:{size or split._fingerprint}"
         for i, value in enumerate(split[label_column]):
             open_image = partial(_open_row, split, i, image_column)
-            is_held_out = name == held_out_split
-            entries.append(
-                Entry(label_of[value], f"{name}:{i}", f"{stamp}:{i}", is_held_out, open_image)
-            )
+            label, is_held_out = label_of[value], name in splits[1:]
+            entries.append(Entry(label, f"{name}:{i}", f"{stamp}:{i}", is_held_out, open_image))
     return _class_names(loaded["train"].features[label_column], list(label_of)), entries
+
+
+def _pick_splits(names: Collection[str], held_out: str | None) -> list[str]:
+    """`train`, and the held-out split if there is one: `held_out`, or one of a usual name."""
+    taken = next((name for name in (held_out, *HELD_OUT_NAMES) if name in names), None)
+    if taken != held_out:
+        print(f"data.held_out={held_out}: no such split; images are held out of {taken or 'train'}")
+    return ["train"] if taken is None else ["train", taken]
 
 
 def _load(path: str, config: str | None) -> Any:

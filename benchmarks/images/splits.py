@@ -34,6 +34,7 @@ def with_classes(listing: Listing, wanted: Any) -> Listing:
     Within a class the order is that of the hashes of the names: the same on every file system, and
     unrelated to how the images were numbered.
     """
+    # labels count from 0 without gaps: models have one embedding a class
     kept = pick_classes(wanted, listing.classes)
     new_label = {old: new for new, old in enumerate(kept)}
     entries = [
@@ -66,6 +67,7 @@ def pick_classes(wanted: Any, classes: list[str]) -> list[int]:
             f"data.classes: no class called {missing[0]!r}; "
             f"the data has {', '.join(classes[:5])}, ..."
         )
+    # in the order asked for, which is that of the labels
     return [classes.index(name) for name in dict.fromkeys(names)]
 
 
@@ -87,6 +89,7 @@ def choose_entries(listing: Listing, held_out: dict[str, int]) -> Listing:
         entries = [listing.entries[i] for i in places]
         inside = [entry for entry in entries if not entry.held_out]
         outside = [entry for entry in entries if entry.held_out]
+        # before anything is decoded, which may take long
         if not inside:
             raise BadInput(
                 f"data.path={listing.path}: class {listing.classes[label]!r} has no training "
@@ -144,6 +147,7 @@ def _deal_class(
     hands: dict[str, list[int]] = {}
     aside: set[str] = set()
     for split, need in needs.items():
+        # all of a class's split from one source: a mixture would be of two distributions
         if len(outside) >= need:
             hands[split], outside = outside[:need], outside[need:]
             continue
