@@ -70,7 +70,7 @@ def test_what_may_reach_a_distance_within_its_error_is_said():
 
 
 def test_words_speak_of_settings_one_could_have_chosen_only():
-    """Guidance 2 is best by the reference, guidance 1 by the training pictures: the first is never
+    """Guidance 2 is best by the reference, guidance 1 by the training images: the first is never
     announced.
     """
     table = rows(
@@ -167,7 +167,7 @@ def test_samples_of_one_drawing_are_compared_by_their_paired_error():
     assert verdicts.tied(*some), "of different drawings nothing cancels"
 
 
-def test_a_model_s_own_best_is_chosen_by_training_pictures_at_each_step_count():
+def test_a_model_s_own_best_is_chosen_by_training_images_at_each_step_count():
     table = rows(
         model=["a"] * 4,
         steps=[4, 4, 16, 16],
@@ -178,11 +178,14 @@ def test_a_model_s_own_best_is_chosen_by_training_pictures_at_each_step_count():
     assert verdicts.own_best(table)["guidance"].tolist() == [1.0, 2.0], "not by the reference"
     shown = verdicts.rows_to_show(table)
     assert sorted(zip(shown["pick"], shown["steps"], shown["guidance"], strict=True)) == [
-        ("best guidance", 4, 1.0), ("best guidance", 16, 2.0), ("no guidance", 4, 1.0), ("no guidance", 16, 1.0),
-    ]  # fmt: skip
+        ("best guidance", 4, 1.0),
+        ("best guidance", 16, 2.0),
+        ("no guidance", 4, 1.0),
+        ("no guidance", 16, 1.0),
+    ]
 
 
-def test_a_sampler_that_is_best_at_few_steps_is_not_lost_to_noise_at_many_nor_hidden_by_one_that_costs_twice():
+def test_a_sampler_best_at_few_steps_is_neither_lost_at_many_nor_hidden_by_one_at_twice_the_cost():
     table = rows(
         model=["dit"] * 6,
         steps=[4] * 3 + [64] * 3,
