@@ -46,7 +46,7 @@ class Autoencoder(nn.Module):
     Pixels are folded two by two into channels first and unfolded last (as ESPCN, arXiv 1609.05158);
     two thirds of the work is at half resolution, the rest on the latents' grid. Trials of this and
     other networks: results/reference/latents/README.md. Works on any size divisible by 4. Trained
-    by `make weights`; frozen ever after.
+    by `make train-frozen`; frozen ever after.
     """
 
     factor = 4

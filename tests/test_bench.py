@@ -451,7 +451,7 @@ def test_tables_of_different_latents_have_different_headings():
         "device": "cpu",
     }
     rows = pd.DataFrame(
-        [same | {"autoencoder": f"shipped-{size}", "judged_by": str(size)} for size in (512, 2048)]
+        [same | {"autoencoder": f"shipped-{size}", "evaluated_by": str(size)} for size in (512, 2048)]
     )
     titles = [title for title, _ in groups(rows)]
     assert len(set(titles)) == 2 and all("latents" in title for title in titles)

@@ -20,7 +20,7 @@ GROUP = [
     "num_samples",
     "reference_images",
     "device",
-    "judged_by",
+    "evaluated_by",
 ]
 MOST_CURVES = 8  # more on one pair of axes cannot be told apart
 MARKERS = "osD^vPX"

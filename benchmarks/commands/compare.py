@@ -1,9 +1,10 @@
-"""Two results folders, or two settings of one, side by side: rows that measured the same are
-matched.
+"""Compare two results folders, or two settings of one: rows that measured the same are matched.
 
-`make compare A=results/x B=results/y` matches whatever is equal; `make compare A=results/x
-WHERE_A="guidance=1" WHERE_B="guidance=4"` compares two settings (or samplers, step counts, models,
-model.lr: any column of results.csv or setting of a model or training); what is named there with two
+    python -m benchmarks compare results/a results/b
+    python -m benchmarks compare results/tradeoff --where-a guidance=1 --where-b guidance=4
+
+With two folders whatever is equal is matched. --where-a and --where-b keep records by any column of
+results.csv or setting of a model or training, such as model.lr=0.001; what they name with two
 values need not be equal. Where both sides were trained with several of the same seeds, their
 differences are pooled: the error is that between seeds.
 
@@ -13,7 +14,6 @@ The last line on stdout is JSON: `matched` measurements, `rows` of the table, an
 
 import json
 import math
-import re
 import statistics
 import sys
 from collections import Counter
@@ -25,10 +25,19 @@ from benchmarks.analysis.curves import FEW, distance_name
 from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
     MARGIN,
-    Difference,
     accuracy_difference,
     difference,
-    over_seeds,
+)
+from benchmarks.analysis.matching import (
+    BY_MODEL,
+    Pair,
+    Record,
+    by_identity,
+    matched,
+    over_training_seeds,
+    pooled,
+    same_evaluator,
+    seeds_of,
 )
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
@@ -37,43 +46,42 @@ from benchmarks.results import records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
 
-Pair = tuple[dict[str, Any], dict[str, Any]]  # two records
-SAME = (
-    "model",
-    "size",
-    "seed",
-    "data",
-    "num_classes",
-    "image_size",
-    "objective",
-    "sampler",
-    "steps",
-    "guidance",
-    "train_fraction",
-)
-SAME += ("num_samples", "reference_images", "features")
-BY_MODEL = frozenset(
-    {"objective", "sampler"}
-)  # what another model may not have: not asked to be equal where nothing else matches
+HEADER = [
+    "network",
+    "setting",
+    "distance",
+    "A",
+    "B",
+    "B - A",
+    "± error",
+    "B is",
+    "label accuracy, B - A",
+    "GFLOPs B/A",
+    "seconds B/A",
+]
+VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
 
 
-def where(found: list[dict], wanted: dict[str, str]) -> list[dict]:
-    """The records whose columns, or settings such as model.lr, have these values; numbers compare
-    as numbers. SystemExit for unknown names.
+def where(found: list[Record], wanted: dict[str, str]) -> list[Record]:
+    """The records whose columns, or settings such as model.lr, have these values.
+
+    Numbers compare as numbers. Raises BadInput for unknown names.
     """
-    settings = [
-        flatten({k: r.get("config", {}).get(k, {}) for k in ("model", "train")}) | r["row"]
-        for r in found
-    ]
-    known = set(NAMES).union(*settings)
-    if unknown := sorted(set(wanted) - known):
-        sys.exit(
-            f"latentbench: no column or setting {', '.join(unknown)} in these results; there are {', '.join(sorted(known))}"
+    settings = []
+    for record in found:
+        config = record.get("config", {})
+        named = {name: config.get(name, {}) for name in ("model", "train")}
+        settings.append(flatten(named) | record["row"])
+    there = set(NAMES).union(*settings)
+    if unknown := sorted(set(wanted) - there):
+        raise BadInput(
+            f"no column or setting {', '.join(unknown)} in these results; "
+            f"there are {', '.join(sorted(there))}"
         )
     return [
-        r
-        for r, has in zip(found, settings, strict=True)
-        if all(_equal(has.get(name), value) for name, value in wanted.items())
+        record
+        for record, values in zip(found, settings, strict=True)
+        if all(_equal(values.get(name), value) for name, value in wanted.items())
     ]
 
 
@@ -84,321 +92,210 @@ def _equal(value: Any, wanted: str) -> bool:
         return str(value) == wanted
 
 
-def matched(
-    first: list[dict], second: list[dict], free: frozenset[str] = frozenset()
-) -> tuple[list[Pair], int, int]:
+def match(first: list[Record], second: list[Record], free: frozenset[str] = frozenset()):
     """Pairs of records that measured the same thing, the columns in `free` aside, and how many of
     each side have no match.
 
-    Settings that differ within a side (learning rates, codebooks, budgets) tell its records apart,
-    those that differ between the sides do not. SystemExit where a side has several records of one
-    identity, as when a filter leaves two guidance scales.
+    Settings that differ within a side (learning rates, codebooks, budgets) tell its records apart;
+    those that differ between the sides do not.
     """
-    several = any(len({records.budget(r) for r in found}) > 1 for found in (first, second))
-    a, b = (
-        _by_identity(found, several, free, side) for found, side in ((first, "A"), (second, "B"))
-    )
-    both = [key for key in a if key in b]
-    return [(a[key], b[key]) for key in both], len(a) - len(both), len(b) - len(both)
-
-
-def _by_identity(
-    found: list[dict], budgets: bool, free: frozenset[str], side: str
-) -> dict[tuple, dict]:
-    known: dict[tuple, dict] = {}
-    for r, variant in zip(found, records.variants(found), strict=True):
-        if r["row"]["status"] != "ok":
-            continue
-        drawing = r.get("sampling_seed", r["row"].get("seed"))
-        key = (
-            *(r["row"].get(n) for n in SAME if n not in free),
-            drawing,
-            variant,
-            budgets and records.budget(r),
-        )
-        if key in known and free:  # without a filter: of two code versions, the newer
-            name = next(
-                (n for n in sorted(free) if known[key]["row"].get(n) != r["row"].get(n)), "run_id"
-            )
-            sys.exit(
-                f'latentbench: {side} has several records that differ only in {name}: say which, as in WHERE_{side}="{name}={r["row"].get(name)}"'
-            )
-        known[key] = r
-    return known
-
-
-def pooled(pairs: list[Pair]) -> list[list[Pair]]:
-    """The pairs in lists, one for each row of the table: together are those that differ by training
-    seed and drawing only, if by seed.
-    """
-    groups: dict[tuple, list[Pair]] = {}
-    told = _told_apart(pairs)
-    for pair in pairs:
-        settings = (
-            (*(r["row"].get(n) for n in SAME if n != "seed"), records.budget(r), told[id(r)])
-            for r in pair
-        )
-        groups.setdefault((*settings, _same_judge(*pair)), []).append(pair)
-    several = {key: len({_seeds(pair) for pair in group}) > 1 for key, group in groups.items()}
-    return [
-        part
-        for key, group in groups.items()
-        for part in ([group] if several[key] else [[pair] for pair in group])
+    budgets = [[records.budget(record) for record in side] for side in (first, second)]
+    several = any(len(set(of_side)) > 1 for of_side in budgets)
+    sides = [
+        by_identity(side, records.variants(side), of_side if several else None, free, name)
+        for side, of_side, name in zip((first, second), budgets, "AB", strict=True)
     ]
-
-
-def _told_apart(pairs: list[Pair]) -> dict[int, str]:
-    """By a record's id, the settings that tell it from others of its side."""
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    return {
-        id(r): variant
-        for side in sides
-        for r, variant in zip(side, records.variants(side), strict=True)
-    }
-
-
-def _seeds(pair: Pair) -> tuple[int, ...]:
-    return tuple(r["row"]["seed"] for r in pair)
+    return matched(*sides)
 
 
 def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     """The matched rows as Markdown, and how often each verdict was given."""
+    variants = _variants(pairs)
+    budgets = len({records.budget(record) for pair in pairs for record in pair}) > 1
     rows, verdicts = [], Counter()
-    told, several = _told_apart(pairs), len({records.budget(r) for pair in pairs for r in pair}) > 1
-    for group in sorted(pooled(pairs), key=_order):
-        one, other = group[0]
-        first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
-        found = _over("fd", group, MARGIN * first["fd"]) or difference(one, other)
-        verdict = found.verdict if _same_judge(one, other) else "not comparable"
-        verdicts[verdict] += 1
-        seeds = len({_seeds(pair) for pair in group})
+    for group in sorted(_groups(pairs), key=_order):
         names = [
-            _both(_network(r["row"], seeds) for r in group[0]),
-            _both(_setting(r, told[id(r)], several, len(group)) for r in group[0]),
+            _both(_network(record["row"], group) for record in group[0]),
+            _both(_setting(r, variants[id(r)], budgets, len(group)) for r in group[0]),
         ]
-        distances = [
-            distance_name(first["features"]),
-            first["fd"],
-            second["fd"],
-            found.value,
-            f"{found.error:.3g} ({found.basis})",
-        ]
-        costs = [
-            _ratio(first, second, column) for column in ("gflops_per_image", "seconds_per_image")
-        ]
-        rows.append([*names, *distances, verdict, _labels(group), *costs])
-    header = [
-        "network",
-        "setting",
-        "distance",
-        "A",
-        "B",
-        "B - A",
-        "± error",
-        "B is",
-        "label accuracy, B - A",
-        "GFLOPs B/A",
-        "seconds B/A",
-    ]
-    return markdown(header, rows), verdicts
+        first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
+        distance = over_training_seeds("fd", group, MARGIN * first["fd"]) or difference(*group[0])
+        verdict = distance.verdict if same_evaluator(*group[0]) else "not comparable"
+        verdicts[verdict] += 1
+        error = f"{distance.error:.3g} ({distance.basis})"
+        distances = [first["fd"], second["fd"], distance.value, error, verdict]
+        costs = [_ratio(first, second, name) for name in ("gflops_per_image", "seconds_per_image")]
+        name = distance_name(first["features"])
+        rows.append([*names, name, *distances, _labels(group), *costs])
+    return markdown(HEADER, rows), verdicts
+
+
+def _groups(pairs: list[Pair]) -> list[list[Pair]]:
+    variants = _variants(pairs)
+    return pooled(pairs, lambda record: records.budget(record) + variants[id(record)])
+
+
+def _variants(pairs: list[Pair]) -> dict[int, str]:
+    """By a record's id, the settings that tell it from others of its side."""
+    variants = {}
+    for side in (0, 1):
+        own = [pair[side] for pair in pairs]
+        for record, variant in zip(own, records.variants(own), strict=True):
+            variants[id(record)] = variant
+    return variants
 
 
 def _order(group: list[Pair]) -> tuple:
     row = group[0][0]["row"]
-    return (
-        *(str(row.get(n)) for n in ("data", "features", "model", "size", "sampler")),
-        row["steps"],
-        row["guidance"],
-        row["seed"],
-    )
-
-
-def _over(measure: str, group: list[Pair], margin: float) -> Difference | None:
-    """Over the training seeds of a group, several drawings of one as their mean; None of a single
-    seed or of what is not measured.
-    """
-    by_seed: dict[tuple[int, ...], list[Pair]] = {}
-    for pair in group:
-        by_seed.setdefault(_seeds(pair), []).append(pair)
-    if len(by_seed) < 2 or any(r["row"].get(measure) is None for pair in group for r in pair):
-        return None
-    values = [
-        [statistics.mean(pair[side]["row"][measure] for pair in same) for same in by_seed.values()]
-        for side in (0, 1)
-    ]
-    return over_seeds(*values, margin)
+    names = tuple(str(row.get(n)) for n in ("data", "features", "model", "size", "sampler"))
+    return (*names, row["steps"], row["guidance"], row["seed"])
 
 
 def _labels(group: list[Pair]) -> str:
     """The difference in label accuracy with its error; empty where it is not measured."""
-    rows = [r["row"] for r in group[0]]
+    rows = [record["row"] for record in group[0]]
     if any(row.get("label_accuracy") is None or not row.get("num_samples") for row in rows):
         return ""
-    found = _over("label_accuracy", group, ACCURACY_MARGIN) or (
-        accuracy_difference(*rows) if len(group) == 1 else None
-    )
-    if found is None:
-        return ""
-    return f"{found.value:+.3f} ± {found.error:.2g}"
+    labels = over_training_seeds("label_accuracy", group, ACCURACY_MARGIN)
+    if labels is None and len(group) == 1:
+        labels = accuracy_difference(*rows)
+    return f"{labels.value:+.3f} ± {labels.error:.2g}" if labels else ""
 
 
-def _means(found: list[dict]) -> dict[str, Any]:
+def _means(side: list[Record]) -> dict[str, Any]:
     """The first's row with the means of what is compared."""
-    rows = [r["row"] for r in found]
-    columns = [
-        n
-        for n in ("fd", "gflops_per_image", "seconds_per_image")
-        if all(row.get(n) is not None for row in rows)
-    ]
-    return rows[0] | {n: statistics.mean(row[n] for row in rows) for n in columns}
+    rows = [record["row"] for record in side]
+    means = {}
+    for name in ("fd", "gflops_per_image", "seconds_per_image"):
+        if all(row.get(name) is not None for row in rows):
+            means[name] = statistics.mean(row[name] for row in rows)
+    return rows[0] | means
 
 
-def _both(said: Iterable[str]) -> str:
+def _both(texts: Iterable[str]) -> str:
     """Of A and, where it is not the same, of B."""
-    return "; B: ".join(dict.fromkeys(said))
+    return "; B: ".join(dict.fromkeys(texts))
 
 
-def _network(row: dict, seeds: int) -> str:
-    return f"{row['model']} {row['size']}, {f'{seeds} seeds' if seeds > 1 else 'seed ' + str(row['seed'])}"
+def _network(row: dict[str, Any], group: list[Pair]) -> str:
+    seeds = len({seeds_of(pair) for pair in group})
+    trained = f"{seeds} seeds" if seeds > 1 else f"seed {row['seed']}"
+    return f"{row['model']} {row['size']}, {trained}"
 
 
-def _setting(record: dict, variant: str, budgets: bool, drawings: int) -> str:
+def _setting(record: Record, variant: str, budgets: bool, samplings: int) -> str:
     row = record["row"]
-    share = (
-        f"at {row['train_fraction']:g} of the training"
-        if row.get("train_fraction") not in (None, 1)
-        else ""
-    )
-    drawing = (
-        f"drawing {record['sampling_seed']}"
-        if drawings == 1 and record.get("sampling_seed")
-        else ""
-    )
-    said = [
-        f"{row['steps']} steps, guidance {row['guidance']:g}",
-        row["sampler"],
-        share,
-        variant,
-        records.budget(record) * budgets,
-        drawing,
-    ]
-    return ", ".join(filter(None, said))
+    words = [f"{row['steps']} steps, guidance {row['guidance']:g}", row["sampler"]]
+    if row.get("train_fraction") not in (None, 1):
+        words.append(f"at {row['train_fraction']:g} of the training")
+    words.append(variant)
+    if budgets:
+        words.append(records.budget(record))
+    if samplings == 1 and record.get("sampling_seed"):
+        words.append(f"sampling seed {record['sampling_seed']}")
+    return ", ".join(word for word in words if word)
 
 
-def _same_judge(one: dict, other: dict) -> bool:
-    """Whether both distances are to the same pictures over the same features; never where that is
-    not recorded.
-    """
-    prints = [
-        [record.get("fingerprints", {}).get(name) for name in ("data", "features")]
-        for record in (one, other)
-    ]
-    return prints[0] == prints[1] and None not in prints[0]
+def _ratio(first: dict[str, Any], second: dict[str, Any], column: str) -> float | None:
+    if not first.get(column) or second.get(column) is None:
+        return None
+    return second[column] / first[column]
 
 
-def _ratio(first: dict, second: dict, column: str) -> float | None:
-    return (
-        second[column] / first[column]
-        if first.get(column) and second.get(column) is not None
-        else None
-    )
+def _wanted(words: list[str]) -> dict[str, str]:
+    """`column=value` words as a dictionary. Raises BadInput for what is none."""
+    wanted: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise BadInput(
+                f'"{word}": give column=value, such as guidance=1; quote values with spaces'
+            )
+        if name in wanted:
+            raise BadInput(f"{name} is given twice")
+        wanted[name] = value
+    return wanted
 
 
-def _wanted(text: str) -> dict[str, str]:
-    """`guidance=1 sampler=euler, temperature 0.8` as columns and values. SystemExit for what is
-    neither.
-    """
-    found = re.findall(r"([\w.]+)=(\S.*?)\s*(?=\s[\w.]+=|$)", text)
-    if text.strip() and not re.fullmatch(r"(\s*[\w.]+=\S.*?)+", text):
-        sys.exit(
-            f'latentbench: WHERE "{text}": give column=value, such as guidance=1 or "guidance=1 sampler=euler"'
-        )
-    if twice := [name for name, count in Counter(name for name, _ in found).items() if count > 1]:
-        sys.exit(f'latentbench: WHERE "{text}" gives {twice[0]} twice')
-    return dict(found)
-
-
-def _remarks(pairs: list[Pair], unlike: bool) -> list[str]:
+def _remarks(pairs: list[Pair], not_comparable: bool) -> list[str]:
     """What the numbers leave out."""
-    said = (
-        [
-            "Not comparable: the reference pictures or the features are not the same, or not recorded."
-        ]
-        if unlike
-        else []
-    )
-    few = [
-        r
-        for pair in pairs
-        for r in pair
-        if min(_sizes(r["row"])) < 2 * (r.get("fingerprints", {}).get("features_dim") or 0)
-    ]
+    remarks = []
+    if not_comparable:
+        remarks.append(
+            "Not comparable: the reference images or the features are not the same, or not "
+            "recorded."
+        )
+    few = {record["row"]["run_id"] for pair in pairs for record in pair if _few(record)}
     if few:
-        said.append(
-            f"WARNING: {FEW}, in {len({r['row']['run_id'] for r in few})} of the measurements (N samples, M reference pictures, d features)."
+        remarks.append(
+            f"WARNING: {FEW}, in {len(few)} of the measurements (N samples, M reference images, "
+            "d features)."
         )
-    apart = [
-        group
-        for group in pooled(pairs)
-        if len(group) == 1 or len({_seeds(pair) for pair in group}) == 1
-    ]
-    if any(
-        len({record.get("fingerprints", {}).get("training") for record in group[0]}) > 1
-        for group in apart
-    ):
-        said.append(
-            "Errors of single seeds are of the pictures drawn: where A and B were trained apart, another training seed moves both."
+    single = [group for group in _groups(pairs) if len({seeds_of(pair) for pair in group}) == 1]
+    trainings = [{_training(record) for record in group[0]} for group in single]
+    if any(len(both) > 1 for both in trainings):
+        remarks.append(
+            "Errors of single seeds are of the samples: where A and B were trained apart, another "
+            "training seed moves both."
         )
-    return said
+    return remarks
 
 
-def _sizes(row: dict) -> tuple[float, float]:
-    return tuple(row.get(name) or math.inf for name in ("num_samples", "reference_images"))
+def _training(record: Record) -> str | None:
+    return record.get("fingerprints", {}).get("training")
+
+
+def _few(record: Record) -> bool:
+    """Whether N or M is below twice the dimensions of the features."""
+    sizes = [record["row"].get(name) or math.inf for name in ("num_samples", "reference_images")]
+    return min(sizes) < 2 * (record.get("fingerprints", {}).get("features_dim") or 0)
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = cli.parser("compare", __doc__)
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path, nargs="?", help="default: a")
-    parser.add_argument(
-        "--where-a",
-        default="",
-        help='of A only these: column=value ..., such as "guidance=1 sampler=euler"',
-    )
-    parser.add_argument("--where-b", default="")
-    args = parser.parse_args(argv)
-    sides = [(args.a, _wanted(args.where_a)), (args.b or args.a, _wanted(args.where_b))]
+    arguments = cli.parser("compare", __doc__)
+    arguments.add_argument("a", type=Path)
+    arguments.add_argument("b", type=Path, nargs="?", help="default: a")
+    examples = "column=value ..., such as guidance=1 sampler=euler"
+    arguments.add_argument("--where-a", nargs="*", default=[], help=f"of A only these: {examples}")
+    arguments.add_argument("--where-b", nargs="*", default=[], help="of B only these")
+    args = arguments.parse_args(argv)
     try:
-        found = [where(records.current(records.read(folder)), wanted) for folder, wanted in sides]
+        compare(args.a, args.b or args.a, _wanted(args.where_a), _wanted(args.where_b))
     except BadInput as error:
         sys.exit(f"latentbench: {error}")
-    for (folder, wanted), these in zip(sides, found, strict=True):
-        if not these:
-            given = f" with {' '.join(f'{k}={v}' for k, v in wanted.items())}" if wanted else ""
-            sys.exit(
-                f"latentbench: {folder}: no records there{given}; give folders such as results/cpu that `make bench` wrote"
-            )
-    first, second = sides[0][1], sides[1][1]
-    free = frozenset(name for name in {**first, **second} if first.get(name) != second.get(name))
-    pairs, only_a, only_b = matched(*found, free)
+
+
+def compare(a: Path, b: Path, where_a: dict[str, str], where_b: dict[str, str]) -> None:
+    """Print the table of matched measurements, remarks and the line of JSON.
+
+    Raises BadInput where there is nothing to compare.
+    """
+    first, second = _records(a, where_a), _records(b, where_b)
+    names = {*where_a, *where_b}
+    free = frozenset(name for name in names if where_a.get(name) != where_b.get(name))
+    pairs, only_a, only_b = match(first, second, free)
     if not pairs and "model" in free:
-        pairs, only_a, only_b = matched(*found, free | BY_MODEL)
+        pairs, only_a, only_b = match(first, second, free | BY_MODEL)
     if not pairs:
-        sys.exit(
-            f"latentbench: {sides[0][0]} and {sides[1][0]} have no measurement in common ({only_a} and {only_b} of their own)"
+        raise BadInput(
+            f"{a} and {b} have no measurement in common ({only_a} and {only_b} of their own)"
         )
     lines, verdicts = table(pairs)
-    print("\n".join([*lines, *_remarks(pairs, bool(verdicts["not comparable"]))]))
-    said = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
-    counts = {"ties" if word == "tie" else word.replace(" ", "_"): verdicts[word] for word in said}
-    print(
-        json.dumps(
-            {
-                "matched": len(pairs),
-                "rows": sum(verdicts.values()),
-                **counts,
-                "only_a": only_a,
-                "only_b": only_b,
-            }
+    print("\n".join([*lines, *_remarks(pairs, verdicts["not comparable"] > 0)]))
+    counts = {verdict.replace(" ", "_"): verdicts[verdict] for verdict in VERDICTS}
+    counts = {"ties": counts.pop("tie"), **counts}
+    line = {"matched": len(pairs), "rows": sum(verdicts.values()), **counts}
+    print(json.dumps(line | {"only_a": only_a, "only_b": only_b}))
+
+
+def _records(folder: Path, wanted: dict[str, str]) -> list[Record]:
+    """The records of a side. Raises BadInput where there are none."""
+    kept = where(records.current(records.read(folder)), wanted)
+    if not kept:
+        words = " ".join(f"{name}={value}" for name, value in wanted.items())
+        given = f" with {words}" if wanted else ""
+        raise BadInput(
+            f"{folder}: no records there{given}; "
+            "give folders such as results/cpu that `make bench` wrote"
         )
-    )
+    return kept

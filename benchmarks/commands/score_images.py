@@ -1,12 +1,15 @@
-"""Score pictures from anywhere: `make score IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a
-data config>`.
+"""Score images made elsewhere: a folder, an .npz with arr_0 (ADM's layout) or a .parquet file.
 
-    python -m benchmarks.commands.score_images IMAGES REFERENCE [Hydra overrides: features=..., data.path=..., ...]
+    python -m benchmarks score samples.npz /images/val
+    python -m benchmarks score samples/ imagefolder data.path=/images data.image_size=64
 
-REFERENCE is a path, or the name of a file in conf/data (its `reference` split, with training
-pictures and floors of as many pictures as are scored, or of `num_samples=` where the data holds out
-fewer). Prints a table and, as the last line of each feature network, one JSON object with the
-column names of results.csv.
+The second argument is what they are compared with: files likewise, or the name of a file in
+conf/data. From such a data set come also training images and floors, of as many images as are
+scored, or of `num_samples=` where the data holds out fewer. Hydra overrides may follow: features=,
+data.path=, ...
+
+Prints a table and, as the last line of each feature extractor, one JSON object with the column
+names of results.csv.
 """
 
 import json
@@ -29,7 +32,7 @@ from benchmarks.core.settings import check, compose, config_names
 from benchmarks.core.store import digest, write_json
 from benchmarks.frozen.extractors import load_extractors, probe_split
 from benchmarks.images import import_export
-from benchmarks.images.dataset import load_dataset
+from benchmarks.images.dataset import Dataset, load_dataset
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
@@ -50,180 +53,200 @@ SHOWN = [
     "recall",
     "density",
     "coverage",
+    "label_accuracy",
+    "label_accuracy_real",
+    "memorised_fraction",
 ]
-SHOWN += ["label_accuracy", "label_accuracy_real", "memorised_fraction"]
 
 
-def pictures(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | None]:
-    """Pictures and labels of a file or folder, shuffled always alike: files come sorted by class,
-    and some measures look at the first few.
+def read_shuffled(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | None]:
+    """Images uint8 (N, 3, H, W) and labels (N,) of a file or folder, always in the same new order.
 
-    Raises BadInput for fewer than can be scored.
+    Files come sorted by class, and some measures look at the first few only. `what` names the
+    argument in errors. Raises BadInput for fewer than can be scored.
     """
     images, labels = import_export.read(path, what)
     if len(images) < FEWEST:
         raise BadInput(
-            f"{what}={path}: {len(images)} picture(s); at least {FEWEST} are needed, and thousands to say much"
+            f"{what}={path}: {len(images)} image(s); at least {FEWEST} are needed, "
+            "and thousands to say much"
         )
     order = np.random.default_rng(0).permutation(len(images))
-    return images[order], None if labels is None else torch.from_numpy(
-        labels[order].astype(np.int64)
-    )
+    if labels is None:
+        return images[order], None
+    return images[order], torch.from_numpy(labels[order].astype(np.int64))
 
 
-def judges(
-    cfg: DictConfig, reference: str, images: np.ndarray, drawn_for: torch.Tensor | None, path: Path
+def evaluators_of_files(
+    cfg: DictConfig, reference: Path, images: np.ndarray, labels: torch.Tensor | None, path: Path
 ) -> list[Evaluator]:
-    """One judge for each feature network, of a path's pictures or of a data config's splits. Raises
-    BadInput where sizes differ.
+    """One evaluator for each feature extractor, against the images of a file or folder.
+
+    `images`, of `path`, and their `labels` are those to be scored. Raises BadInput where sizes
+    differ.
     """
     device = pick_device(cfg.device)
-    if not Path(reference).exists():
-        return _of_dataset(cfg, images, drawn_for, path, device)
-    real, labels = pictures(Path(reference), "REFERENCE")
+    real, real_labels = read_shuffled(reference, "REFERENCE")
     if real.shape[1:] != images.shape[1:]:
         sizes = " and ".join(f"{x.shape[3]}x{x.shape[2]}" for x in (images, real))
         raise BadInput(
-            f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing is what is measured"
+            f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing "
+            "is what is measured"
         )
-    found, balanced = [], labels if balanced_alike(labels, drawn_for) else None
-    for features in load_extractors(cfg.features):
-        known = extract(features.net, real, device=device)
-        floor = {"fd_floor_analytic": analytic_floor(known, len(images), balanced)}
-        found.append(Evaluator(features, device, known, labels, floor))
-    return found
+    # the floor of class-balanced images is lower, and right only where both sides are balanced
+    balanced = real_labels if balanced_alike(real_labels, labels) else None
+    evaluators = []
+    for extractor in load_extractors(cfg.features):
+        features = extract(extractor.net, real, device=device)
+        floor = analytic_floor(features, len(images), balanced)
+        evaluators.append(
+            Evaluator(
+                extractor=extractor,
+                device=device,
+                reference=features,
+                reference_labels=real_labels,
+                row_constants={"fd_floor_analytic": floor},
+            )
+        )
+    return evaluators
 
 
-def _of_dataset(
-    cfg: DictConfig,
-    images: np.ndarray,
-    drawn_for: torch.Tensor | None,
-    path: Path,
-    device: torch.device,
+def evaluators_of_data(
+    cfg: DictConfig, images: np.ndarray, labels: torch.Tensor | None, path: Path
 ) -> list[Evaluator]:
-    if images.shape[2:] != (cfg.data.image_size,) * 2:
+    """One evaluator for each feature extractor, against a data set's splits.
+
+    Raises BadInput where sizes or labels do not fit.
+    """
+    device, size = pick_device(cfg.device), int(cfg.data.image_size)
+    if images.shape[2:] != (size, size):
         raise BadInput(
-            f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={cfg.data.image_size}: give the same"
+            f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={size}: "
+            "give the same"
         )
-    count = min(cfg.num_samples, len(images))
-    dataset = load_dataset(cfg.data, num_samples=count, cache=cfg.cache_dir)
-    if count < len(images):
-        print(
-            f"Floors are of {count} real pictures, the scores of {len(images)}: at that number the floors would lie lower."
-        )
-    if drawn_for is None or not balanced_alike(
-        torch.from_numpy(dataset.reference.labels.copy()), drawn_for
-    ):
-        print(
-            "Floors are of class-balanced pictures, which these are not known to be: at their own balance the floors may lie higher."
-        )
-    if drawn_for is not None and not 0 <= int(drawn_for.min()) <= int(drawn_for.max()) < len(
-        dataset.classes
-    ):
-        raise BadInput(
-            f"IMAGES={path}: labels {drawn_for.min()} to {drawn_for.max()}, but the data has classes 0 to {len(dataset.classes) - 1}"
-        )
-    if dataset.aside:
-        print(
-            f"WARNING: {', '.join(dataset.aside)}: set aside from the training folder; a model trained on all of it has seen them."
-        )
-    found = []
-    for features in load_extractors(cfg.features):
-        split = probe_split(cfg.data, features, dataset.classes)
-        found.append(
+    held_out = min(cfg.num_samples, len(images))
+    dataset = load_dataset(cfg.data, num_samples=held_out, cache=cfg.cache_dir)
+    _check_labels(labels, len(dataset.classes), path)
+    _warn_of_floors(dataset, held_out, len(images), labels)
+    evaluators = []
+    for extractor in load_extractors(cfg.features):
+        evaluators.append(
             prepare_evaluator(
-                features,
+                extractor,
                 dataset,
-                dict,
+                dict,  # nothing is reconstructed: these images came through no autoencoder of ours
                 key="as they are",
                 cache=cfg.cache_dir,
                 device=device,
-                split=split,
+                split=probe_split(cfg.data, extractor, dataset.classes),
             )
         )
-    return found
+    return evaluators
 
 
-def row(judge: Evaluator, images: np.ndarray, labels: torch.Tensor | None) -> dict[str, Any]:
-    """The quality columns of results.csv for these pictures, `diagnostics` beside them."""
-    scores = judge.score(images, labels)
-    known = {
-        "num_samples": len(images),
-        "reference_images": len(judge.reference),
-        "features": judge.extractor.name,
-    }
-    found = records.clean(
-        known | judge.row_constants | scores.row | {"image_size": images.shape[-1]}
-    )
-    ordered = {name: found[name] for name in NAMES if name in found}
-    return ordered | records.clean(
-        scores.selection | {k: v for k, v in scores.diagnostics.items() if k not in LONG}
-    )
-
-
-def report(cfg: DictConfig, path: Path, reference: str) -> None:
-    """Score and print; also written to results/score/."""
-    images, labels = pictures(path, "IMAGES")
-    cfg.num_samples = len(images) if cfg.num_samples is None else cfg.num_samples  # of the floors
-    check(cfg)
-    for judge in judges(cfg, reference, images, labels, path):
-        found, dim = row(judge, images, labels), judge.reference.shape[1]
-        name, few = (
-            distance_name(judge.extractor.name),
-            min(len(images), len(judge.reference)) < 2 * dim,
+def _check_labels(labels: torch.Tensor | None, classes: int, path: Path) -> None:
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise BadInput(
+            f"IMAGES={path}: labels {labels.min()} to {labels.max()}, "
+            f"but the data has classes 0 to {classes - 1}"
         )
-        shown = [column for column in SHOWN if found.get(column) is not None]
+
+
+def _warn_of_floors(
+    dataset: Dataset, held_out: int, scored: int, labels: torch.Tensor | None
+) -> None:
+    """Print how the floors differ from what the scored images deserve."""
+    if held_out < scored:
         print(
-            "\n".join(
-                markdown(
-                    [
-                        "images",
-                        *(
-                            name + f" ({FEW})" * few if c == "fd" else c.replace("_", " ")
-                            for c in shown
-                        ),
-                    ],
-                    [[path.name, *(found[c] for c in shown)]],
-                )
-            )
+            f"Floors are of {held_out} real images, the scores of {scored}: "
+            "at that number the floors would lie lower."
         )
-        if name != "FID":
-            print(
-                f"{name} compares with other {name} values on the same pictures only, never with a published FID."
-            )
-        if found.get("memorised_flagged"):
-            print(
-                "WARNING: more samples lie close to training pictures than copying nothing explains."
-            )
-        line = found | {
+    real_labels = torch.from_numpy(dataset.reference.labels.copy())
+    if not balanced_alike(real_labels, labels):
+        print(
+            "Floors are of class-balanced images, which these are not known to be: "
+            "at their own balance the floors may lie higher."
+        )
+    if dataset.aside:
+        print(
+            f"WARNING: {', '.join(dataset.aside)}: set aside from the training folder; "
+            "a model trained on all of it has seen them."
+        )
+
+
+def row(evaluator: Evaluator, images: np.ndarray, labels: torch.Tensor | None) -> dict[str, Any]:
+    """The quality columns of results.csv for these images, `diagnostics` beside them."""
+    scores = evaluator.score(images, labels)
+    columns = {
+        "num_samples": len(images),
+        "reference_images": len(evaluator.reference),
+        "features": evaluator.extractor.name,
+        "image_size": images.shape[-1],
+    }
+    columns = records.clean(columns | evaluator.row_constants | scores.row)
+    ordered = {name: columns[name] for name in NAMES if name in columns}
+    short = {name: value for name, value in scores.diagnostics.items() if name not in LONG}
+    return ordered | records.clean(scores.selection | short)
+
+
+def score(cfg: DictConfig, path: Path, reference: str) -> None:
+    """Score and print; also written to results/score/."""
+    images, labels = read_shuffled(path, "IMAGES")
+    if cfg.num_samples is None:  # of the floors
+        cfg.num_samples = len(images)
+    check(cfg)
+    if Path(reference).exists():
+        evaluators = evaluators_of_files(cfg, Path(reference), images, labels, path)
+    else:
+        evaluators = evaluators_of_data(cfg, images, labels, path)
+    for evaluator in evaluators:
+        columns = row(evaluator, images, labels)
+        _print_table(path.name, columns, evaluator)
+        line = columns | {
             "images": path.name,
             "reference": Path(reference).name,
-            "features_sha256": judge.extractor.weights,
+            "features_sha256": evaluator.extractor.weights,
         }
-        write_json(
-            Path(cfg.results_dir)
-            / "score"
-            / f"{path.stem}-{digest(str(path), reference, found['features'])[:8]}.json",
-            line,
-        )
+        name = digest(str(path), reference, columns["features"])[:8]
+        write_json(Path(cfg.results_dir) / "score" / f"{path.stem}-{name}.json", line)
         print(json.dumps(line), flush=True)
 
 
+def _print_table(name: str, columns: dict[str, Any], evaluator: Evaluator) -> None:
+    """The numbers as a table, and what must be known before quoting them."""
+    distance = distance_name(evaluator.extractor.name)
+    smaller = min(columns["num_samples"], columns["reference_images"])
+    few = smaller < 2 * evaluator.reference.shape[1]
+    shown = [column for column in SHOWN if columns.get(column) is not None]
+    headings = {column: column.replace("_", " ") for column in shown}
+    headings["fd"] = f"{distance} ({FEW})" if few else distance
+    header = ["images", *(headings[column] for column in shown)]
+    print("\n".join(markdown(header, [[name, *(columns[column] for column in shown)]])))
+    if distance != "FID":
+        print(
+            f"{distance} compares with other {distance} values on the same images only, "
+            "never with a published FID."
+        )
+    if columns.get("memorised_flagged"):
+        print("WARNING: more samples lie close to training images than copying nothing explains.")
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = cli.parser("score", __doc__)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("reference")
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args(argv)
+    arguments = cli.parser("score", __doc__)
+    arguments.add_argument("images", type=Path)
+    arguments.add_argument("reference")
+    arguments.add_argument("overrides", nargs="*")
+    args = arguments.parse_args(argv)
     known = config_names("data")
     is_path = Path(args.reference).exists()
     if not is_path and args.reference not in known:
         sys.exit(
-            f"latentbench: REFERENCE={args.reference} is neither a file, a folder nor one of {', '.join(known)}"
+            f"latentbench: REFERENCE={args.reference} is neither a file, a folder nor one of "
+            f"{', '.join(known)}"
         )
-    wanted = [] if is_path else [f"data={args.reference}"]
+    data = [] if is_path else [f"data={args.reference}"]
     try:
-        cfg = compose(*wanted, "num_samples=null", *args.overrides)
+        cfg = compose(*data, "num_samples=null", *args.overrides)
     except HydraException as error:
         sys.exit(f"latentbench: an override does not fit: {' '.join(str(error).split())[:200]}")
-    session.guard(report, cfg, args.images, args.reference)
+    session.guard(score, cfg, args.images, args.reference)

@@ -15,7 +15,6 @@ from benchmarks.core.store import atomic_file, atomic_folder
 from benchmarks.images.decode import MAX_BAD_FRACTION, to_rgb
 from benchmarks.images.folder import SUFFIXES
 
-KINDS = ("png", "npz")
 IMAGE_COLUMNS = ("image", "img")
 
 

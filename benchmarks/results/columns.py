@@ -16,15 +16,20 @@ class Column(NamedTuple):
 
 
 COLUMNS = [
-    Column("run_id", 0, "", "names this measurement: a hash of everything that determines it"),
+    Column("run_id", 0, "", "names a measurement: a hash of everything that determines it"),
     Column("status", 0, "", "ok, diverged or failed"),
     Column("family", 0, "", "kind of model: unet, dit or ar"),
     Column("model", 0, "", "file of conf/model"),
     Column("size", 0, "", "how wide and deep the network is: xs, s, b, l or xl"),
-    Column("params_m", 0, "M", "trainable parameters"),
-    Column("seed", 0, "", "training seed"),
+    Column("params_m", 0, "M", "trainable parameters of the generator"),
+    Column(
+        "seed",
+        0,
+        "",
+        "training seed: of the initial weights, the order of images and the noise",
+    ),
     Column("data", 0, "", "data set: a preset's name, or the image folder's"),
-    Column("num_classes", 0, "", "classes of the data that are learned and sampled"),
+    Column("num_classes", 0, "", "how many classes the data has"),
     Column("image_size", 0, "px", "side of the square images"),
     Column("autoencoder", 0, "", "autoencoder and codebook that all models share"),
     Column("latent_shape", 0, "", "of one image's latents: channels x height x width"),
@@ -38,77 +43,82 @@ COLUMNS = [
         "train_utilisation",
         1,
         "",
-        "training FLOP/s over a bf16 matrix product's in the same run",
+        "training FLOP/s over those of a bf16 matrix product in the same run",
     ),
     Column(
         "sampler",
         0,
         "",
-        "how sampling goes from noise or nothing to latents, and every option that is not the usual one",
+        "how latents are sampled, and every option of it that is not the usual one",
     ),
-    Column("steps", 0, "", "sampling steps"),
-    Column("nfe", -1, "", "network evaluations per image"),
+    Column(
+        "steps",
+        0,
+        "",
+        "how often a sample is refined or tokens are added; what a step is depends on the model",
+    ),
+    Column("nfe", -1, "", "network evaluations per image; guidance doubles them"),
     Column("guidance", 0, "", "classifier-free guidance scale; 1 is none"),
     Column("num_samples", 0, "", "samples scored (N)"),
-    Column("reference_images", 0, "", "held-out real images they are compared with (M)"),
+    Column("reference_images", 0, "", "held-out real images that samples are compared with (M)"),
     Column("features", 0, "", "feature extractor behind fd"),
     Column("fd", -1, "", "Fréchet distance of the samples to the reference images"),
     Column(
         "fd_std",
         0,
         "",
-        "bootstrap standard deviation of fd: images are resampled, training is not repeated",
+        "bootstrap standard deviation of fd over images; training is not repeated",
     ),
     Column(
         "fd_floor_analytic",
         0,
         "",
-        "fd that finite N and M alone give to samples from the reference's own distribution",
+        "what finite N and M alone make of samples that are as good as real images",
     ),
     Column("fd_floor_real", 0, "", "fd of N real images that nothing has seen"),
     Column(
         "fd_floor_autoencoder",
         0,
         "",
-        "fd of the same images through the autoencoder: the floor of models of latents",
+        "fd of the same images through the autoencoder: the floor of latents",
     ),
     Column(
         "fd_floor_codebook",
         0,
         "",
-        "fd of the same images through the codebook: the floor of models of tokens",
+        "fd of the same images through the codebook: the floor of tokens",
     ),
     Column(
         "kid",
         -1,
         "",
-        "kernel distance of the samples to the reference images; around 0, also below, where nothing is wrong",
+        "kernel distance to the reference images; around 0, also below, where nothing is wrong",
     ),
     Column("kid_stderr", 0, "", "jackknife standard error of kid"),
-    Column("precision", 1, "", "fraction of samples near real images"),
-    Column("recall", 1, "", "fraction of real images near samples"),
+    Column("precision", 1, "", "fraction of samples in a neighbourhood of real images"),
+    Column("recall", 1, "", "fraction of reference images in a neighbourhood of samples"),
     Column(
         "density",
         1,
         "",
-        "real neighbourhoods that hold a sample, in multiples of what real images would give; 1 is as dense as they",
+        "how many real neighbourhoods hold a sample; 1 is as many as of real images",
     ),
-    Column("coverage", 1, "", "fraction of reference images whose neighbourhood holds a sample"),
+    Column("coverage", 1, "", "fraction of reference images with a sample in their neighbourhood"),
     Column(
         "label_accuracy",
         1,
         "",
         "fraction of samples that a linear probe assigns to the class asked for",
     ),
-    Column("label_accuracy_real", 0, "", "the same of held-out real images"),
+    Column("label_accuracy_real", 0, "", "the same of held-out real images: the ceiling"),
     Column(
         "memorised_fraction",
         -1,
         "",
-        "fraction of samples closer to training images than 99% of held-out real images are; 0.01 is none",
+        "samples closer to training images than 99% of real images are; 0.01 is none",
     ),
     Column("gmacs_generator", -1, "GMAC/image", "all network evaluations of one image"),
-    Column("gmacs_decoder", 0, "GMAC/image", "decoding its latents"),
+    Column("gmacs_decoder", 0, "GMAC/image", "decoding one image's latents"),
     Column("gmacs_per_image", -1, "GMAC/image", "generator and decoder"),
     Column("gflops_per_image", -1, "GFLOP/image", "2 x gmacs_per_image"),
     Column("seconds_per_image", -1, "s/image", "wall time at the sampling batch, decoder included"),
@@ -118,14 +128,36 @@ COLUMNS = [
         "peak_memory_mb",
         -1,
         "MiB",
-        "peak memory while sampling: of the device, or of the whole process on a CPU",
+        "peak while sampling: of the GPU, or of the whole process on a CPU",
     ),
-    Column("device", 0, "", "the GPU, or the CPU with its number of threads"),
+    Column("device", 0, "", "GPU, or CPU with its number of threads"),
     Column("dtype", 0, "", "precision of training and sampling"),
-    Column("torch", 0, "", "version of torch"),
+    Column("torch", 0, "", "version of the library"),
     Column("git_sha", 0, "", "commit of the code"),
     Column("git_dirty", 0, "", "whether the code had uncommitted changes"),
-    Column("started_at", 0, "", "UTC time at which sampling began"),
+    Column("started_at", 0, "", "when sampling began, UTC"),
 ]
 NAMES = [column.name for column in COLUMNS]
 BY_NAME = {column.name: column for column in COLUMNS}
+
+
+def as_page() -> str:
+    """docs/columns.md."""
+    lines = [
+        "# Columns of results.csv",
+        "",
+        "Made from the table in `benchmarks/results/columns.py` by",
+        "`.venv/bin/python -m benchmarks.results.columns > docs/columns.md`.",
+        "",
+        "| column | better | unit | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    better = {-1: "lower", 1: "higher", 0: ""}
+    for column in COLUMNS:
+        cells = [f"`{column.name}`", better[column.better], column.unit, column.meaning]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_page(), end="")

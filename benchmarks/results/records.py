@@ -12,23 +12,17 @@ from benchmarks.core.store import digest, read_json, write_json
 from benchmarks.results import archive
 from benchmarks.results.columns import NAMES
 
-NO_RECIPE = (
-    "checkpoint_seconds",
-    "snapshots",
-    "minutes",
-    "images",
-    "compile",
-)  # of conf/train: they do not change what is trained
-TOLD_ELSEWHERE = {
+Record = dict[str, Any]
+# settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
+# other units, which conf/match takes
+NOT_OF_THE_TRAINING = ("checkpoint_seconds", "snapshots", "minutes", "images", "compile")
+# settings that have columns of their own, or say nothing about the network
+NOT_OF_THE_VARIANT = {
     "model.objective",
     "train.budget",
     "train.precision",
-    "train.checkpoint_seconds",
-    "train.compile",
-    "train.snapshots",
-    "train.minutes",
-    "train.images",
-}  # columns say these
+    *(f"train.{name}" for name in NOT_OF_THE_TRAINING),
+}
 
 
 def clean(value: Any) -> Any:
@@ -40,140 +34,145 @@ def clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write(folder: Path, row: dict[str, Any], **details: Any) -> None:
+def write(folder: Path, row: dict[str, Any], **metadata: Any) -> None:
     """`folder/records/<run_id>.json`: the row of results.csv and whatever else a reader needs to
     repeat it.
 
-    Raises ValueError for a row with columns that `COLUMNS` does not have.
+    Raises ValueError for a row with columns that `columns.COLUMNS` does not have.
     """
-    unknown = set(row) - set(NAMES)
+    unknown = sorted(set(row) - set(NAMES))
     if unknown:
-        raise ValueError(f"a record has unknown columns: {', '.join(sorted(unknown))}")
-    write_json(
-        folder / "records" / f"{row['run_id']}.json",
-        clean({"row": row, "versions": library_versions()} | details),
-    )
+        raise ValueError(f"a record has unknown columns: {', '.join(unknown)}")
+    record = clean({"row": row, "versions": library_versions()} | metadata)
+    write_json(folder / "records" / f"{row['run_id']}.json", record)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[Record]:
     """All whole records of a results folder, oldest first.
 
-    From `folder/records/*.json`, else `folder/results.json`, else `folder/records.json.gz`.
-    Raises BadInput where one of the latter two is damaged.
+    From `folder/records/*.json`, else `folder/results.json`, else `folder/records.json.gz`. Raises
+    BadInput where one of the latter two is damaged.
     """
     paths = sorted((folder / "records").glob("*.json"))
-    found = [read_json(path) for path in paths] if paths else archive.read(folder)
-    found = [record for record in found if isinstance(record, dict) and "row" in record]
-    logs = {_weights(record): record["train_log"] for record in found if record.get("train_log")}
-    for record in found:
+    stored = [read_json(path) for path in paths] if paths else archive.read(folder)
+    records = [record for record in stored if isinstance(record, dict) and "row" in record]
+    _share_logs(records)
+    return sorted(records, key=lambda r: (r["row"].get("started_at") or "", r["row"]["run_id"]))
+
+
+def _share_logs(records: list[Record]) -> None:
+    """In place, one loss log for all records of the same weights: it is stored and shown once."""
+    logs = {_weights(r): r["train_log"] for r in records if r.get("train_log")}
+    for record in records:
         if record["row"].get("status") == "ok" and _weights(record) in logs:
             record["train_log"] = logs[_weights(record)]
-    return sorted(
-        found, key=lambda record: (record["row"].get("started_at") or "", record["row"]["run_id"])
-    )
 
 
-def _weights(record: dict[str, Any]) -> tuple[Any, Any]:
-    """What names the weights behind a record: the training, and the share of it."""
-    return record.get("fingerprints", {}).get("training"), record["row"].get("train_fraction")
+def _weights(record: Record) -> tuple[Any, Any]:
+    """What names the weights behind a record: the training, and the fraction of it."""
+    training = record.get("fingerprints", {}).get("training")
+    return training, record["row"].get("train_fraction")
 
 
-def gather(folder: Path, found: list[dict[str, Any]]) -> Path:
+def gather(folder: Path, records: list[Record]) -> Path:
     """Write all records into one file and return it: results.json, or a published folder's .gz."""
-    return archive.write(archive.place(folder), found)
+    return archive.write(archive.place(folder), records)
 
 
-def current(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def current(records: list[Record]) -> list[Record]:
     """Without what an earlier version of the models or of a library left behind: of trainings
     configured alike, the newest.
 
-    `found` are oldest first.
+    `records` are oldest first.
     """
-    recipes = [digest(_recipe(record)) for record in found]
-    trainings = [record.get("fingerprints", {}).get("training") for record in found]
-    newest = dict(zip(recipes, trainings, strict=True))
+    recipes = [digest(_recipe(record)) for record in records]
+    trainings = [record.get("fingerprints", {}).get("training") for record in records]
+    newest = dict(zip(recipes, trainings, strict=True))  # the last of a recipe stays
     return [
         record
-        for record, recipe, training in zip(found, recipes, trainings, strict=True)
+        for record, recipe, training in zip(records, recipes, trainings, strict=True)
         if newest[recipe] == training
     ]
 
 
-def _recipe(record: dict[str, Any]) -> dict[str, Any]:
-    """Everything configured about a training, and the pictures, latents and machine it was on."""
-    row, prints, config = record["row"], record.get("fingerprints", {}), record.get("config", {})
-    train = {k: v for k, v in (config.get("train") or {}).items() if k not in NO_RECIPE}
-    names = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
+def _recipe(record: Record) -> dict[str, Any]:
+    """Everything configured about a training, and the images, latents and machine it was on."""
+    row, config = record["row"], record.get("config", {})
+    fingerprints = record.get("fingerprints", {})
+    train = config.get("train") or {}
+    train = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
     machine = (row.get("device") or "").split(" (")[0]  # however many threads
+    columns = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
     return {
         "train": train,
         "network": config.get("model"),
-        "on": [prints.get("data"), prints.get("latents"), machine],
-        **{n: row.get(n) for n in names},
+        "on": [fingerprints.get("data"), fingerprints.get("latents"), machine],
+        **{name: row.get(name) for name in columns},
     }
 
 
-def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per record, the columns of `COLUMNS` in their order, empty where unknown; then eight
-    for the report's own use.
+def table(records: list[Record]) -> pd.DataFrame:
+    """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    `fd_train` is the distance to training pictures, by which settings are chosen; `diagnostics`
-    what else the judge said; `sampling_seed` the drawing's; `features_dim` the features'
-    dimensions; `training` names the trained network, `judged_by` the very pictures, latents and
-    features behind a distance, `variant` what else in the configuration tells networks of one model
-    and size apart, `budget` what the training was given.
+    Then eight for the report's own use:
+    `fd_train`, the distance to training images, by which settings are chosen;
+    `diagnostics`, what else the evaluator said;
+    `sampling_seed`; `features_dim`, the features' dimensions;
+    `training`, which names the trained network;
+    `evaluated_by`, which names the very images, latents and features behind a distance;
+    `variant`, what else in the configuration tells networks of one model and size apart;
+    `budget`, what the training was given.
     """
-    prints = [record.get("fingerprints", {}) for record in found]
-    rows = pd.DataFrame([record["row"] for record in found]).reindex(columns=NAMES)
+    prints = [record.get("fingerprints", {}) for record in records]
+    evaluated_by = [
+        digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints
+    ]
+    rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
     return rows.assign(
-        fd_train=[record.get("selection", {}).get("fd_train") for record in found],
-        diagnostics=[record.get("diagnostics", {}) for record in found],
-        sampling_seed=[record.get("sampling_seed") for record in found],
+        fd_train=[record.get("selection", {}).get("fd_train") for record in records],
+        diagnostics=[record.get("diagnostics", {}) for record in records],
+        sampling_seed=[record.get("sampling_seed") for record in records],
         training=[p.get("training") for p in prints],
         features_dim=[p.get("features_dim") for p in prints],
-        judged_by=[
-            digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints
-        ],
-        variant=variants(found),
-        budget=[budget(record) for record in found],
+        evaluated_by=evaluated_by,
+        variant=variants(records),
+        budget=[budget(record) for record in records],
     )
 
 
-def budget(record: dict[str, Any]) -> str:
+def budget(record: Record) -> str:
     """What the training was given, such as `7.4e+12 flops`: what a clock made of it may differ
     between seeds.
     """
     train = record.get("config", {}).get("train") or {}
-    value, unit = (
-        train.get("budget") or record["row"].get("train_flops"),
-        train.get("unit") or "flops",
-    )
+    value, unit = train.get("budget"), train.get("unit") or "flops"
+    value = value or record["row"].get("train_flops")
     return "" if value is None else f"{float(value):g} {unit}"
 
 
-def variants(found: list[dict[str, Any]]) -> list[str]:
+def variants(records: list[Record]) -> list[str]:
     """Per record, the settings under `model` and `train`, and the autoencoder, that differ between
     records of the same model, size and data.
     """
-    flat = [
-        flatten(
-            {k: record.get("config", {}).get(k, {}) for k in ("model", "train", "sample_batch")}
-        )
-        for record in found
-    ]
-    flat = [
-        {**settings, "autoencoder": record["row"].get("autoencoder")}
-        for settings, record in zip(flat, found, strict=True)
-    ]
+    settings = [_settings(record) for record in records]
     groups: dict[tuple, list[int]] = {}
-    for i, record in enumerate(found):
-        groups.setdefault(
-            tuple(record["row"].get(k) for k in ("model", "size", "data", "image_size")), []
-        ).append(i)
-    names = [""] * len(found)
+    for i, record in enumerate(records):
+        columns = ("model", "size", "data", "image_size")
+        groups.setdefault(tuple(record["row"].get(name) for name in columns), []).append(i)
+
+    names = [""] * len(records)
     for members in groups.values():
-        keys = sorted({key for i in members for key in flat[i]} - TOLD_ELSEWHERE)
-        differing = [key for key in keys if len({str(flat[i].get(key)) for i in members}) > 1]
+        keys = {key for i in members for key in settings[i]} - NOT_OF_THE_VARIANT
+        values = {key: {str(settings[i].get(key)) for i in members} for key in keys}
+        differing = sorted(key for key in keys if len(values[key]) > 1)
         for i in members:
-            names[i] = ", ".join(f"{key.split('.', 1)[-1]} {flat[i].get(key)}" for key in differing)
+            words = [f"{key.split('.', 1)[-1]} {settings[i].get(key)}" for key in differing]
+            names[i] = ", ".join(words)
     return names
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """What may tell a record from others of its model, by dotted names."""
+    config = record.get("config", {})
+    named = {name: config.get(name, {}) for name in ("model", "train", "sample_batch")}
+    return flatten(named) | {"autoencoder": record["row"].get("autoencoder")}

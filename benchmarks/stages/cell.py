@@ -18,7 +18,7 @@ from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
 from benchmarks.frozen.latents import LatentSet, prepare_latents, reconstruct
 from benchmarks.images.dataset import Dataset, load_dataset
-from benchmarks.results.records import NO_RECIPE
+from benchmarks.results.records import NOT_OF_THE_TRAINING
 from benchmarks.stages.model import (
     build_model,
     choose_sampler,
@@ -144,7 +144,7 @@ def _evaluator(
 def _training_key(cfg: DictConfig, latents: LatentSet, device: torch.device) -> str:
     """Names everything that determines the trained weights."""
     train: Any = OmegaConf.to_container(cfg.train, resolve=True)
-    recipe = {name: value for name, value in train.items() if name not in NO_RECIPE}
+    recipe = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
     installed = library_versions()
     libraries = {name: installed.get(name) for name in ("torch", "diffusers", "transformers")}
     model, lr, seed = model_arguments(cfg.model), float(cfg.model.lr), int(cfg.seed)

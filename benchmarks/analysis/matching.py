@@ -1,0 +1,122 @@
+"""Which measurements of two sets of records measured the same thing, and which belong together."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.analysis.differences import Difference, over_seeds
+from benchmarks.core.errors import BadInput
+
+Record = dict[str, Any]
+Pair = tuple[Record, Record]  # of A and of B
+# columns that must be equal for two records to match
+SAME = (
+    "model",
+    "size",
+    "seed",
+    "data",
+    "num_classes",
+    "image_size",
+    "objective",
+    "sampler",
+    "steps",
+    "guidance",
+    "train_fraction",
+    "num_samples",
+    "reference_images",
+    "features",
+)
+# what another model may not have: not asked to be equal where nothing else matches
+BY_MODEL = frozenset({"objective", "sampler"})
+
+
+def matched(first: dict[tuple, Record], second: dict[tuple, Record]) -> tuple[list[Pair], int, int]:
+    """Pairs of records of one identity, and how many of each side have no match."""
+    both = [key for key in first if key in second]
+    pairs = [(first[key], second[key]) for key in both]
+    return pairs, len(first) - len(both), len(second) - len(both)
+
+
+def by_identity(
+    records: list[Record],
+    variants: list[str],
+    budgets: list[str] | None,
+    free: frozenset[str],
+    side: str,
+) -> dict[tuple, Record]:
+    """Finished records by what they measured, the columns in `free` aside.
+
+    `variants` are the settings that tell a side's records apart, `budgets` those of training where
+    a side has several. Raises BadInput where a filter leaves several records of one identity; two
+    code versions of one are no such case: the newer is taken.
+    """
+    known: dict[tuple, Record] = {}
+    for i, (record, variant) in enumerate(zip(records, variants, strict=True)):
+        row = record["row"]
+        if row["status"] != "ok":
+            continue
+        columns = tuple(row.get(name) for name in SAME if name not in free)
+        sampling_seed = record.get("sampling_seed", row.get("seed"))
+        key = (*columns, sampling_seed, variant, budgets[i] if budgets else False)
+        if key in known and free:
+            other = known[key]["row"]
+            name = next((n for n in sorted(free) if other.get(n) != row.get(n)), "run_id")
+            raise BadInput(
+                f"{side} has several records that differ only in {name}: "
+                f"say which, as in --where-{side.lower()} {name}={row.get(name)}"
+            )
+        known[key] = record
+    return known
+
+
+def pooled(pairs: list[Pair], setting: Callable[[Record], str]) -> list[list[Pair]]:
+    """The pairs in lists, one for each row of a table.
+
+    Together are those that differ by training and sampling seed only, if there are several training
+    seeds. `setting` says what tells a record from others of its side.
+    """
+    groups: dict[tuple, list[Pair]] = {}
+    for pair in pairs:
+        key = [same_evaluator(*pair)]
+        for record in pair:
+            columns = tuple(record["row"].get(name) for name in SAME if name != "seed")
+            key.append((columns, setting(record)))
+        groups.setdefault(tuple(key), []).append(pair)
+    rows: list[list[Pair]] = []
+    for group in groups.values():
+        several = len({seeds_of(pair) for pair in group}) > 1
+        rows += [group] if several else [[pair] for pair in group]
+    return rows
+
+
+def seeds_of(pair: Pair) -> tuple[int, ...]:
+    return tuple(record["row"]["seed"] for record in pair)
+
+
+def over_training_seeds(measure: str, group: list[Pair], margin: float) -> Difference | None:
+    """Over the training seeds of a group, several samplings of one as their mean.
+
+    None of a single seed, or of what is not measured.
+    """
+    by_seed: dict[tuple[int, ...], list[Pair]] = {}
+    for pair in group:
+        by_seed.setdefault(seeds_of(pair), []).append(pair)
+    unknown = any(record["row"].get(measure) is None for pair in group for record in pair)
+    if len(by_seed) < 2 or unknown:
+        return None
+    sides = [
+        [statistics.mean(pair[side]["row"][measure] for pair in same) for same in by_seed.values()]
+        for side in (0, 1)
+    ]
+    return over_seeds(*sides, margin)
+
+
+def same_evaluator(first: Record, second: Record) -> bool:
+    """Whether both distances are to the same images over the same features; never where that is not
+    recorded.
+    """
+    prints = [
+        [record.get("fingerprints", {}).get(name) for name in ("data", "features")]
+        for record in (first, second)
+    ]
+    return prints[0] == prints[1] and None not in prints[0]
