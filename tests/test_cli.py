@@ -1,0 +1,88 @@
+"""The command line: every command explains itself, and ends as its session ended."""
+
+import sys
+
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks.core.errors import BadInput, OutOfTime
+from benchmarks.core.session import Session
+from benchmarks.core.settings import presets
+from benchmarks.core.store import ROOT
+from benchmarks.results.columns import COLUMNS, as_page
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_shows_two_examples(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    examples = [line for line in lines if line.startswith(f"    python -m benchmarks {command}")]
+    assert ended.value.code in (0, None) and len(examples) >= 2
+
+
+def test_the_usage_lists_commands_and_presets_with_what_they_are_for():
+    text = cli.usage()
+    assert all(f"  {name} " in text for name in (*cli.COMMANDS, *presets()))
+    assert all(presets().values()), "every preset begins with a comment that says what it is for"
+
+
+def test_a_command_that_is_none_gets_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "bench"])
+    with pytest.raises(SystemExit, match="no command bench; there are run, report"):
+        cli.main()
+
+
+def raising(error: Exception):
+    def task() -> None:
+        raise error
+
+    return task
+
+
+ENDS = [
+    ([], 0),
+    ([BadInput("x")], 1),
+    ([ValueError("x")], 1),
+    ([OutOfTime("x")], 75),
+    ([OutOfTime("x"), BadInput("y")], 1),
+]
+
+
+@pytest.mark.parametrize("errors, code", ENDS)
+def test_the_exit_code_says_how_it_ended(errors, code, capsys):
+    session = Session()
+    for error in errors:
+        session.guard(raising(error))
+    assert session.exit_code() == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    bad = [error for error in errors if not isinstance(error, OutOfTime)]
+    assert len(lines) == len(bad) and all(line.startswith("latentbench: ") for line in lines)
+
+
+def test_a_training_that_diverged_is_a_result_of_its_own_kind():
+    session = Session()
+    session.complain("the loss was nan", diverged=True)
+    assert session.exit_code() == 4
+    session.complain("and something failed")
+    assert session.exit_code() == 1
+
+
+def test_the_same_line_is_said_once(capsys):
+    session = Session()
+    for _ in range(3):
+        session.complain("a")
+        session.print_once("b")
+    caught = capsys.readouterr()
+    assert caught.err == "latentbench: a\n" and caught.out == "b\n"
+
+
+def test_no_meaning_of_a_column_is_its_name_again():
+    for column in COLUMNS:
+        words = column.name.replace("_", " ")
+        assert column.meaning.lower() not in (words, f"the {words}") and len(column.meaning) > 10
+
+
+def test_the_page_of_columns_is_the_table_in_code():
+    assert (ROOT / "docs" / "columns.md").read_text(encoding="utf-8") == as_page()
