@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     bench = Bench(
         device=device,
         quick=args.quick or args.rehearse,
-        ceiling=partial(ceiling, device),
+        ceiling=partial(ceiling, device, rehearse=args.rehearse),
         rehearse=args.rehearse,
     )
     extent = extent_on(

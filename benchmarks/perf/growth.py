@@ -6,7 +6,7 @@ logarithmic axes: 1 is proportional, 2 is attention in long sequences, and near 
 waits for something other than arithmetic.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from benchmarks.results.tables import markdown
 from benchmarks.stages.model import build_model, forward_macs, on_meta, place_on, sampling_macs
 from benchmarks.stages.train import build_train_state
 from metrics import speed
-from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
 
 MODELS = ("unet", "dit", "ar", "ar_any", "masked")
@@ -45,6 +44,7 @@ AXES = {  # what grows, from where, and what is timed
 }
 COLUMNS = ["model", "grows", "value", "seconds", "memory_mb", "gflops"]
 MEASURED = ["seconds", "memory_mb", "gflops"]
+REHEARSED = ("unet", "ar")  # they are widened, and sample, in every way that there is
 NEAR = 0.25  # exponents of time and FLOPs this close: time follows the FLOPs
 
 
@@ -77,61 +77,72 @@ def saved_mb(call: Callable[[], Any]) -> float:
     return sum(sizes.values()) / 2**20
 
 
-def points(device: torch.device, repeats: int, most: int | None = None) -> Iterator[list[object]]:
+def points(
+    device: torch.device,
+    repeats: int,
+    models: Sequence[str] = MODELS,
+    most: int | None = None,
+) -> Iterator[list[object]]:
     """Rows of COLUMNS, medians of `repeats` calls; of each axis the first `most` values."""
     book = load_codebook(SHIPPED / "codebook.safetensors")
-    for name in MODELS:
+    for name in models:
         for grows, (values, _) in AXES.items():
+            macs = None  # of a sample; counted anew only where the network grows
             for value in values[:most]:
-                measured = _point(name, grows, value, book, device, repeats)
-                yield [name, grows, value, *measured]
+                cfg = compose(f"model={name}", "size=xs")
+                side, batch = 8, value
+                if grows == "tokens":
+                    side, batch = round(value**0.5), 4
+                elif grows == "width":
+                    widened(cfg, value)
+                    batch = 16
+                model = place_on(build_model(cfg.model, (4, side, side), CLASSES, book), device)
+                steps = _sampling_steps(model) if grows == "samples" else None
+                if macs is None or grows in ("tokens", "width"):
+                    macs = _macs(model, steps)
+                if steps is None:
+                    data = random_latents(model.latent_shape, book.size, device, 64)
+                    same_batch = data.batch(0, 0, batch)
+                    seconds, memory = _training(model, cfg.train, same_batch, device, repeats)
+                else:
+                    seconds, memory = _sampling(model, steps, batch, device, repeats)
+                yield [name, grows, value, seconds, memory, 2 * macs * batch / 1e9]
 
 
-def _point(
-    name: str, grows: str, value: int, book: Codebook, device: torch.device, repeats: int
-) -> tuple[float, float, float]:
-    """MEASURED of a model at size xs, where `grows` has this value."""
-    cfg = compose(f"model={name}", "size=xs")
-    side, batch = 8, value
-    if grows == "tokens":
-        side, batch = round(value**0.5), 4
-    elif grows == "width":
-        widened(cfg, value)
-        batch = 16
-    model = place_on(build_model(cfg.model, (4, side, side), CLASSES, book), device)
-    if grows == "samples":
-        return _sampling(model, batch, device, repeats)
-    data = random_latents(model.latent_shape, book.size, device, 64)
-    return _training(model, cfg.train, data.batch(0, 0, batch), device, repeats)
+def _sampling_steps(model: GenerativeModel) -> int:
+    """Eight, or as many as tokens, which is all that a raster model has."""
+    if model.supported_steps([8]):
+        return 8
+    _, side, _ = model.latent_shape
+    return max(model.supported_steps(range(1, side**2 + 1)))
+
+
+def _macs(model: GenerativeModel, steps: int | None) -> float:
+    """Of sampling one image in `steps`, or, where these are None, of training on one."""
+    if steps is not None:
+        return sampling_macs(on_meta(model), steps, 1.0)
+    return 3 * forward_macs(on_meta(model))  # a backward pass costs two forward passes
 
 
 def _training(
     model: GenerativeModel, cfg: DictConfig, batch: Batch, device: torch.device, repeats: int
-) -> tuple[float, float, float]:
-    """Seconds, MiB kept for the backward pass, and GFLOPs of a training step."""
+) -> tuple[float, float]:
+    """Seconds of a training step, and MiB kept for the backward pass."""
     state = build_train_state(model, cfg, LR, device)
     seconds = speed.median_seconds(
         lambda: state.step(batch, seeded("noise", 0)), device, repeats=repeats, warmup=2
     )
-    memory = saved_mb(lambda: state.model(batch, rng=seeded("noise", 0)))
-    # 2 FLOPs a MAC; a backward pass costs two forward passes
-    flops = 3 * 2 * forward_macs(on_meta(model)) * len(batch.labels)
-    return seconds, memory, flops / 1e9
+    return seconds, saved_mb(lambda: state.model(batch, rng=seeded("noise", 0)))
 
 
 def _sampling(
-    model: GenerativeModel, batch: int, device: torch.device, repeats: int
-) -> tuple[float, float, float]:
-    """Seconds, peak MiB (of the whole process on a CPU), and GFLOPs of a batch of samples."""
-    steps = 8
-    if not model.supported_steps([steps]):  # a raster model has as many as it has tokens
-        _, side, _ = model.latent_shape
-        steps = max(model.supported_steps(range(1, side**2 + 1)))
+    model: GenerativeModel, steps: int, batch: int, device: torch.device, repeats: int
+) -> tuple[float, float]:
+    """Seconds of a batch of samples, and peak MiB (of the whole process on a CPU)."""
     sample = single_batch_sampler(model.eval(), repeating_labels(batch, device), device)
     speed.reset_peak_memory(device)
     seconds = speed.median_seconds(lambda: sample(steps), device, repeats=repeats)
-    peak = speed.peak_memory_mb(device)
-    return seconds, peak, 2 * sampling_macs(on_meta(model), steps, 1.0) * batch / 1e9
+    return seconds, speed.peak_memory_mb(device)
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
@@ -202,7 +213,10 @@ def _plot_curve(axis: Axes, curve: pd.DataFrame, name: str, number: int) -> None
 
 def measure(bench: Bench, repeats: int, out: Path) -> None:
     """All points, written to `out` and printed as exponents."""
-    grown = write(points(bench.device, repeats, 2 if bench.rehearse else None), out)
+    rows = points(bench.device, repeats)
+    if bench.rehearse:
+        rows = points(bench.device, repeats, REHEARSED, most=2)
+    grown = write(rows, out)
     print("\n".join(["", *markdown(grown.columns, grown.values.tolist())]))
 
 
