@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from made_up_studies import entry, plan_of
 
@@ -129,6 +130,20 @@ def test_a_rehearsed_command_line_ends_in_what_shrinks_it(tmp_path):
     assert call[-len(commands.REHEARSAL) :] == commands.REHEARSAL
     assert not any("stop_at" in word for word in call)
     assert commands.command(entry("x"), "perf", places, None)[-1] == "--rehearse"
+
+
+def test_a_rehearsal_has_the_ends_of_what_a_preset_sweeps_and_all_of_its_models(
+    tmp_path, monkeypatch
+):
+    """What the line itself sets stays as it is."""
+    monkeypatch.setattr(commands, "PRESETS", tmp_path)
+    params = {"model": "a,b,c", "seed": "0,1,2", "size": "s,m,b", "sampler": "x,y"}
+    preset = {"hydra": {"sweeper": {"params": params}}}
+    (tmp_path / "big.yaml").write_text(yaml.safe_dump(preset))
+    places = Places(work=tmp_path, cache=tmp_path, published=tmp_path, images=None, rehearse=True)
+    call = commands.command(entry("x"), "bench experiment=big size=s,b", places, None)
+    assert call[call.index(commands.REHEARSAL[-1]) + 1 :] == ["seed=0,2"]
+    assert "size=s,b" in call
 
 
 # Arguments

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import atomic_folder, digest
 from benchmarks.images import procedural
-from benchmarks.reference.plan import Entry
+from benchmarks.reference.plan import PRESETS, Entry
 
 CONFIGURED = ("bench", "study", "reconstruct")  # these take Hydra overrides
 # the first word of a run -> what is started; other words are commands of benchmarks
@@ -67,7 +68,10 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
     call = [sys.executable, "-m", *MODULES.get(kind, ["benchmarks", kind]), *words]
     out = places.out(entry)
     if kind in CONFIGURED:
-        return call + _overrides(kind, entry.name, places, stop_at)
+        call += _overrides(kind, entry.name, places, stop_at)
+        if places.rehearse:
+            call += _rehearsal(kind, words)
+        return call
     if kind == "tests":
         call.append(f"--junit-xml={out / 'tests.xml'}")
         return call + (REHEARSED_TESTS if places.rehearse else [])
@@ -88,11 +92,32 @@ def _overrides(kind: str, name: str, places: Places, stop_at: float | None) -> l
             overrides.append(f"stop_at={stop_at:.0f}")
     else:
         overrides.append(f"results_dir={places.work / name}")
-    if places.rehearse:
-        overrides += REHEARSAL
-        if kind == "study":
-            overrides += REHEARSED_STUDY
     return overrides
+
+
+def _rehearsal(kind: str, words: list[str]) -> list[str]:
+    """What shrinks a run of these overrides.
+
+    Of what its preset sweeps, but for models, only the first value and the last are rehearsed:
+    between them no other code is run.
+    """
+    given = dict(word.split("=", 1) for word in words)
+    overrides = [*REHEARSAL]
+    for key, values in _preset_sweeps(given.get("experiment")).items():
+        if key not in given and key != "model" and len(values) > 2:
+            overrides.append(f"{key}={values[0]},{values[-1]}")
+    if kind == "study":
+        overrides += REHEARSED_STUDY
+    return overrides
+
+
+def _preset_sweeps(preset: str | None) -> dict[str, list[str]]:
+    """The values that a preset of conf/experiment sweeps, by key."""
+    if preset is None:
+        return {}
+    settings = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    params = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: str(values).split(",") for key, values in params.items()}
 
 
 def quoted(path: Path | None) -> str:
