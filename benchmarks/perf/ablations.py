@@ -39,6 +39,7 @@ Variant = Callable[[], AbstractContextManager[Any]]
 @contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """`owner.name` is `value` within."""
+    # set on the class or module, so that networks which are built already use it too
     kept = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -65,13 +66,17 @@ TORCH_ATTENTION: dict[str, Variant] = {
 }
 MODEL_VARIANTS: dict[str, dict[str, Variant]] = {
     "dit": {
+        # in bf16 torch's tanh is slow on a CPU
         "tanh form of GELU": partial(swapped, GELU, "forward", tanh_gelu),
+        # a transposed view is copied by every norm behind it
         "patches left transposed": partial(swapped, DiT, "embed", transposed_patches),
     },
     "ar": {
+        # transformers rotates in float32, and attention then runs in it too
         "rotation in float32": partial(swapped, Rotary, "forward", LlamaRotaryEmbedding.forward),
     },
     "unet": {
+        # strides spread from one convolution to the next
         "attention's output left channels-last": partial(
             swapped, QuickAttention, "__call__", QuickAttention.attend
         ),
@@ -107,7 +112,7 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
     twin, _ = generator(name, size, side, bench.device)
     unfused = build_train_state(twin, cfg.train, LR, bench.device)
     for group in unfused.optimizer.param_groups:
-        group["fused"] = None
+        group["fused"] = None  # torch's own choice, which is not the fused kernel on a CPU
     state = build_train_state(model, cfg.train, LR, bench.device)
     data = random_latents(model.latent_shape, shipped_codebook_size(), bench.device)
     steps = batches(data, batch)
@@ -127,6 +132,7 @@ def sampling(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
     # `ar` samples through blocks of its own, which its variant does not reach
     variants = {} if name == "ar" else MODEL_VARIANTS.get(name, {})
     calls = with_variants(partial(sample, steps), variants | TORCH_ATTENTION)
+    # not a variant of `ours`: what is left out there is done before the network is called
     uncast = single_batch_sampler(model, labels, bench.device, cast=False)
     calls["weights cast by autocast"] = partial(uncast, steps)
     columns = network_columns(cfg, batch)
@@ -139,6 +145,7 @@ def guidance_halves(bench: Bench, name: str, size: str, side: int, batch: int) -
     x = torch.randn(batch, *model.latent_shape, device=bench.device)
     t = torch.full((batch,), 500.0, device=bench.device)
     labels = repeating_labels(batch, bench.device)
+    # with and without labels, as guidance evaluates them; the values do not matter here
     both = [torch.cat([half, half]) for half in (x, t, labels)]
 
     @torch.inference_mode()
@@ -167,6 +174,7 @@ def measure(bench: Bench, size: str, side: int, batch: int) -> None:
         training(bench, name, "xs", 8, 32)
     if bench.quick:
         return
+    # at xs, where a step is many short operations, choices weigh most
     for name in ("dit", "ar", "unet", "masked"):
         sampling(bench, name, "xs", 8, 32)
     for name in ("dit", "unet"):

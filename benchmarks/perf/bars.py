@@ -21,6 +21,7 @@ class TrainingBar:
 
     def measured(self, rows: pd.DataFrame, figures: dict[str, float]) -> float | None:
         """The best fraction, compiled or not; None where it was not measured."""
+        # other stages of the same network, such as sampling, have a utilisation too
         training = rows["stage"].astype(str).str.startswith("train ")
         network = (rows["model"] == self.model) & (rows["size"] == self.size)
         ours = rows["role"] == "ours"
@@ -42,11 +43,13 @@ class FigureBar:
         return figures.get(self.figure)
 
 
+# of a GPU alone: what was reached on two cores is in results/reference/performance.md
 BARS: list[TrainingBar | FigureBar] = [
     TrainingBar("training DiT-B at 256 tokens, fraction of the ceiling", 0.45, "dit", "b", 0.5),
     TrainingBar("training AR-B at 256 tokens, fraction of the ceiling", 0.45, "ar", "b", 0.5),
     TrainingBar("training U-Net-B at 256 positions, fraction of the ceiling", 0.35, "unet", "b"),
     TrainingBar("training DiT-S at 256 tokens, fraction of the ceiling", 0.25, "dit", "s"),
+    # of `comparisons.held_against_bounds` and `launch_bounds`
     FigureBar(
         "decoding AR-B at batch 64, fraction of the memory's speed",
         0.5,
@@ -76,6 +79,7 @@ def table(bench: Bench, rows: pd.DataFrame) -> pd.DataFrame:
                 "bar": bar.least,
                 "goal": bar.goal,
                 "measured": measured,
+                # an empty cell, not a False, where nothing was measured
                 "met": None if measured is None else measured >= bar.least,
             }
         )

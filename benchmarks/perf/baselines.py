@@ -101,6 +101,7 @@ class DiffusersDiT(nn.Module):
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         noise = torch.randn_like(batch.latents)
+        # logit-normal timesteps, as in the same paper
         t = torch.sigmoid(torch.randn(len(noise), device=noise.device))
         # flow matching (arXiv 2403.03206): x_t = (1 - t) x + t noise, and the network's target is
         # the velocity noise - x, in float32 whatever autocast does
@@ -128,6 +129,7 @@ def llama(
     """transformers' decoder of the same shape, with its own embedding and head; class tokens are
     ids beyond the vocabulary.
     """
+    # without an end token `generate()` never stops early
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -145,6 +147,7 @@ def llama(
 @torch.inference_mode()
 def generate(model: LlamaForCausalLM, labels: Tensor, tokens: int) -> Tensor:
     """`generate()` with its default cache, sampling; ids (B, tokens)."""
+    # plain sampling of exactly so many tokens: no early end, and no truncation of the distribution
     settings = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=0
     )
@@ -156,6 +159,7 @@ def generate(model: LlamaForCausalLM, labels: Tensor, tokens: int) -> Tensor:
 def sqrtm_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """FID's arithmetic as most code has it: two covariances and a matrix square root."""
     real_covariance, fake_covariance = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
+    # of a product that is not symmetric; rounding leaves it an imaginary part
     root = scipy.linalg.sqrtm(real_covariance @ fake_covariance)
     means = ((real.mean(0) - fake.mean(0)) ** 2).sum()
     traces = np.trace(real_covariance) + np.trace(fake_covariance)

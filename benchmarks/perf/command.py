@@ -60,7 +60,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     device = pick_device("auto")
-    speed.keep_memory()
+    speed.keep_memory()  # as every run does
     bench = Bench(
         device=device,
         quick=args.quick or args.rehearse,
@@ -116,6 +116,7 @@ def report(bench: Bench, out: Path) -> None:
 
 def _markdown(table: pd.DataFrame) -> list[str]:
     """Lines of a table whose missing values are empty cells."""
+    # pandas writes None as NaN in a column of numbers, hence the objects
     filled = table.astype(object).where(table.notna(), None)
     return markdown(filled.columns, filled.values.tolist())
 
@@ -128,12 +129,13 @@ def resume(bench: Bench, out: Path, planned: list[str]) -> list[str]:
     done.
     """
     earlier = read_json(out / "perf.json")
+    # ratios of another machine, another commit or other stages do not belong in one table
     own = provenance(bench.device) | {"wanted": planned}
     if not isinstance(earlier, dict):
         return []
     if any(earlier.get(name) != value for name, value in own.items()):
         return []
-    if earlier["done"] == planned and earlier["failed"]:
+    if earlier["done"] == planned and earlier["failed"]:  # from the beginning, all of it
         return []
     bench.rows, bench.failed = earlier["rows"], earlier["failed"]
     bench.ceilings, bench.ratios = earlier["ceilings_flops"], earlier["ratios"]
@@ -150,6 +152,7 @@ def write(bench: Bench, out: Path, planned: list[str], done: list[str]) -> None:
     if bench.device.type == "cuda" or bench.rehearse:  # the promises are a GPU's
         with atomic_file(out / "bars.csv") as path:
             bars.table(bench, table).to_csv(path, index=False)
+    # `resume` reads it back: rows, and what is measured beside them, of every stage that is done
     about = provenance(bench.device) | {"versions": library_versions()}
     measured = {
         "ceilings_flops": bench.ceilings,

@@ -51,6 +51,7 @@ NEAR = 0.25  # exponents of time and FLOPs this close: time follows the FLOPs
 def widened(cfg: DictConfig, times: int) -> None:
     """In place: widths, channels and heads `times` as large, depth as it is."""
     shape = cfg.model if cfg.model.family == "ar" else cfg.model.denoiser
+    # as many heads more as channels: a head's width stays as it is
     for key in ("width", "heads", "mlp"):
         if key in shape:
             shape[key] = times * shape[key]
@@ -72,6 +73,7 @@ def saved_mb(call: Callable[[], Any]) -> float:
     def unpack(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
+    # views share a storage, and a parameter is saved by every layer that uses it
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         call()
     return sum(sizes.values()) / 2**20
@@ -140,7 +142,7 @@ def _sampling(
 ) -> tuple[float, float]:
     """Seconds of a batch of samples, and peak MiB (of the whole process on a CPU)."""
     sample = single_batch_sampler(model.eval(), repeating_labels(batch, device), device)
-    speed.reset_peak_memory(device)
+    speed.reset_peak_memory(device)  # building and counting may have needed more
     seconds = speed.median_seconds(lambda: sample(steps), device, repeats=repeats)
     return seconds, speed.peak_memory_mb(device)
 
@@ -153,9 +155,11 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     for (model, grows), curve in table.groupby(["model", "grows"], sort=False):
         curve = curve.sort_values("value")
         logs = np.log(curve[["value", *MEASURED]].to_numpy(float))
+        # d log y / d log x between neighbours: rows are intervals, columns are MEASURED
         slopes = np.diff(logs[:, 1:], axis=0) / np.diff(logs[:, :1], axis=0)
         of_time, _, of_flops = slopes.T
         local = [f"{slope[0]:.2f} to {slope[-1]:.2f}" for slope in slopes.T]
+        # one exponent for the whole curve, by least squares
         whole = np.polyfit(logs[:, 0], logs[:, 1], 1)[0]
         start = _followed_from(np.abs(of_time - of_flops) < NEAR)
         follows = "nowhere here" if start is None else curve["value"].iloc[start]

@@ -41,10 +41,10 @@ class Keeper:
         made = plan.made_now(self.device) | {"minutes": total}
         if became == "made":
             packing.put_in_place(entry, self.places.out(entry), self.places.published)
-            state = {"made": made}
+            state = {"made": made}  # minutes and failures of what led to it are history
         else:
             state["minutes"] = total
-        if became == "failed":
+        if became == "failed":  # another commit may have mended it, and tries it in its turn
             state["failed_by"] = made["commit"]
         write_json(self.places.out(entry) / packing.INDEX, state)
         self.pack(entry, made if became == "made" else None)
@@ -53,6 +53,7 @@ class Keeper:
         """Into `out`, with all that was packed before; and into the plan what is made."""
         self.made[entry.name] = made
         if self.out is not None:
+            # what an earlier call packed may lie on another machine only
             kept = {name: made for name, made in self.made.items() if self.is_here(name, made)}
             paths = packing.pack(
                 kept,
@@ -76,6 +77,7 @@ class Keeper:
         What an earlier call made, and the plan has forgotten, is published, packed and marked
         again.
         """
+        # one entry that always fails must not take the minutes of all others, call after call
         waiting, failed = [], []
         commit = plan.made_now(self.device)["commit"]
         for entry in entries:

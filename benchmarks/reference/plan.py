@@ -32,7 +32,7 @@ NEEDED = {
 }
 OPTIONAL = {"machine": str, "made": dict | None, "figures": list}
 KINDS = {"": "", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # what ONLY may be, but for names
-# which of today's versions a command's results depend on
+# which of today's versions, of core/versions.py, a command's results depend on
 DEPENDS = {
     "bench": ("models", "scoring"),
     "perf": ("models",),
@@ -69,6 +69,7 @@ class Entry:
 
     def suits(self, device: torch.device) -> bool:
         """Whether this machine is of the kind that the entry wants."""
+        # seconds of another processor do not continue a table of this one's
         name = device_name(device)
         return self.device in (device.type, "either") and name.startswith(self.machine)
 
@@ -132,6 +133,7 @@ def _key_fault(given: dict[str, Any]) -> str | None:
 
 def _value_fault(given: dict[str, Any]) -> str | None:
     """What is wrong with the values of an entry whose keys and types are right."""
+    # a name becomes a folder: no separators, nothing that leads upwards
     if not re.fullmatch(r"[\w.-]+", given["name"]) or given["device"] not in DEVICES:
         return f"the name is a folder's, the device one of {', '.join(DEVICES)}"
     lines = [str(line).split() for line in given["runs"]]
@@ -139,6 +141,7 @@ def _value_fault(given: dict[str, Any]) -> str | None:
         return f"each of runs begins with one of {', '.join(DEPENDS)}"
     if len(given.get("figures", [])) > MOST_FIGURES:
         return f"at most {MOST_FIGURES} figures are kept"
+    # a preset that is gone would be noticed only when its turn comes, on a machine that costs
     for word in itertools.chain(*lines):
         key, _, preset = word.partition("=")
         if key == "experiment" and not (PRESETS / f"{preset}.yaml").exists():
@@ -174,6 +177,7 @@ def mark(name: str, made: dict[str, Any], path: Path = PLAN) -> None:
         elif inside and line.startswith("  made:"):
             lines[i] = f"  made: {value}"
             marked += 1
+    # a `made` over several lines would leave its rest behind
     if marked != 1:
         raise BadInput(f"{path}: entry {name} needs one line `made:`, in one line; it has {marked}")
     with atomic_file(path) as temporary:
