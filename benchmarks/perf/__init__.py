@@ -1,1 +1,1 @@
-"""`make perf`: the suite against the machine's ceiling and against what people use today."""
+"""The suite against the machine's ceiling and against what people use today."""

@@ -1,5 +1,5 @@
-"""What a user would run without this suite, from libraries as they come: the plain code that `make
-perf` measures against.
+"""What a user would run without this suite, from libraries as they come: the plain code that `perf`
+measures against.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,8 @@ def eager_step(
     """A training step of the same network as tutorials write it: AdamW with its defaults, float32
     unless `autocast`, no EMA.
     """
-    optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-4), torch.Generator()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    rng = torch.Generator()
 
     def step() -> None:
         batch = next(batches)
@@ -37,7 +38,7 @@ def eager_step(
 
 
 class _Encoded(Dataset):
-    """PNG files decoded and encoded to latents one picture at a time, each time it is wanted."""
+    """PNG files decoded and encoded to latents one image at a time, whenever it is asked for."""
 
     def __init__(
         self,
@@ -56,13 +57,16 @@ class _Encoded(Dataset):
 
 
 def decoding_batches(
-    files: list[bytes], decode: Any, encode: Any, batch: int, device: torch.device
+    files: list[bytes],
+    decode: Callable[[bytes], np.ndarray],
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    batch: int,
+    device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches from a DataLoader that decodes and encodes every picture in every epoch."""
+    """Batches from a DataLoader that decodes and encodes every image in every epoch."""
+    loader = DataLoader(_Encoded(files, decode, encode), batch, shuffle=True, drop_last=True)
     while True:
-        for latents, tokens, labels in DataLoader(
-            _Encoded(files, decode, encode), batch, shuffle=True, drop_last=True
-        ):
+        for latents, tokens, labels in loader:
             yield Batch(latents.to(device), tokens.to(device), labels.to(device))
 
 
@@ -80,6 +84,7 @@ class DiffusersDiT(nn.Module):
     ):
         super().__init__()
         channels, side, _ = latent_shape
+        # patch 1 and the class embedding of adaLN-Zero: the shape that ours has
         self.net = DiTTransformer2DModel(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
@@ -96,11 +101,13 @@ class DiffusersDiT(nn.Module):
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         noise = torch.randn_like(batch.latents)
+        # logit-normal timesteps, as in the same paper
         t = torch.sigmoid(torch.randn(len(noise), device=noise.device))
+        # flow matching (arXiv 2403.03206): x_t = (1 - t) x + t noise, and the network's target is
+        # the velocity noise - x, in float32 whatever autocast does
         mixed = torch.lerp(batch.latents, noise, t[:, None, None, None])
-        return F.mse_loss(
-            self.denoise(mixed, 1000 * t, batch.labels).float(), noise - batch.latents
-        )
+        velocity = self.denoise(mixed, 1000 * t, batch.labels).float()
+        return F.mse_loss(velocity, noise - batch.latents)
 
 
 @torch.inference_mode()
@@ -122,6 +129,7 @@ def llama(
     """transformers' decoder of the same shape, with its own embedding and head; class tokens are
     ids beyond the vocabulary.
     """
+    # without an end token `generate()` never stops early
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -139,20 +147,20 @@ def llama(
 @torch.inference_mode()
 def generate(model: LlamaForCausalLM, labels: Tensor, tokens: int) -> Tensor:
     """`generate()` with its default cache, sampling; ids (B, tokens)."""
+    # plain sampling of exactly so many tokens: no early end, and no truncation of the distribution
     settings = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=0
     )
-    return model.generate(
-        labels[:, None], attention_mask=torch.ones_like(labels[:, None]), generation_config=settings
-    )[:, 1:]
+    prompt = labels[:, None]
+    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    return ids[:, 1:]  # without the prompt
 
 
 def sqrtm_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """FID's arithmetic as most code has it: two covariances and a matrix square root."""
-    covariances = [np.cov(x, rowvar=False) for x in (real, fake)]
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-    return float(
-        ((real.mean(0) - fake.mean(0)) ** 2).sum()
-        + sum(map(np.trace, covariances))
-        - 2 * np.trace(root).real
-    )
+    real_covariance, fake_covariance = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
+    # of a product that is not symmetric; rounding leaves it an imaginary part
+    root = scipy.linalg.sqrtm(real_covariance @ fake_covariance)
+    means = ((real.mean(0) - fake.mean(0)) ** 2).sum()
+    traces = np.trace(real_covariance) + np.trace(fake_covariance)
+    return float(means + traces - 2 * np.trace(root).real)

@@ -15,22 +15,21 @@ from metrics import speed
 from models.autoregressive import Autoregressive
 from models.decoding import capture
 
-COPIED = (
-    2**28
-)  # numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
-LAUNCHES = 2000
+# numbers of float32 in the array whose copy is timed: 1 GiB, many times what caches hold
+COPIED = 2**28
+LAUNCHES = 2000  # in the row that is timed, so that starting and ending it do not count
 
 
 def bandwidth(device: torch.device, numbers: int = COPIED) -> float:
     """Bytes per second of a large copy on the device, read and written bytes counted."""
     source = torch.empty(numbers, device=device)
     target = torch.empty_like(source)
-    return (
-        2
-        * 4
-        * numbers
-        / speed.median_seconds(lambda: target.copy_(source), device, repeats=5, warmup=2)
-    )
+
+    def copy() -> None:
+        target.copy_(source)
+
+    seconds = speed.median_seconds(copy, device, repeats=5, warmup=2)
+    return 2 * 4 * numbers / seconds  # read and written, four bytes each
 
 
 def launch_seconds(device: torch.device) -> float:
@@ -56,17 +55,17 @@ def kernels(call: Callable[[], Any], device: torch.device) -> int:
 
     Raises RuntimeError where the profiler saw none.
     """
-    cuda, activities = device.type == "cuda", [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(
-        activities=activities + [torch.profiler.ProfilerActivity.CUDA] * cuda
-    ) as profiled:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    counted = torch.autograd.DeviceType.CPU
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        counted = torch.autograd.DeviceType.CUDA
+    with torch.profiler.profile(activities=activities) as profiled:
         call()
         speed.synchronise(device)
-    wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    count = sum(
-        event.device_type == wanted and not event.name.startswith("Mem")
-        for event in profiled.events()
-    )
+    launched = [event for event in profiled.events() if event.device_type == counted]
+    # copies and fills, `Memcpy` and `Memset`, are no kernels
+    count = sum(not event.name.startswith("Mem") for event in launched)
     if not count:
         raise RuntimeError("the profiler saw no kernel")
     return count
@@ -75,11 +74,13 @@ def kernels(call: Callable[[], Any], device: torch.device) -> int:
 def decoding_bytes(model: Autoregressive, batch: int, bytes_each: int = 2) -> int:
     """Bytes that decoding `batch` samples reads at least: weights once a step, each key and value
     once for every later step.
+
+    `bytes_each` are those of a number: 2 in bf16.
     """
-    weights = (
-        sum(p.numel() for p in model.transformer.layers.parameters()) + model.head.weight.numel()
-    )
+    layers, head = model.transformer.layers, model.head
+    weights = sum(p.numel() for p in layers.parameters()) + head.weight.numel()
     steps, config = model.tokens // model.block, model.transformer.config
-    seen = model.block * steps * (steps + 1) // 2  # keys looked at, summed over the steps
-    cache = 2 * config.num_hidden_layers * config.hidden_size * seen * batch
+    # step s looks at s blocks of keys: 1 + 2 + ... + steps of them in all
+    keys = model.block * steps * (steps + 1) // 2
+    cache = 2 * config.num_hidden_layers * config.hidden_size * keys * batch  # keys and values
     return bytes_each * (steps * weights + cache)

@@ -1,11 +1,11 @@
 """Make what is missing or out of date of results/reference, most valuable first, and stop before
 the minutes are up.
 
-    python -m benchmarks.reference --list                                  what there is, and its state
-    python -m benchmarks.reference --minutes 9 --only gpu --data /images   go on making it
-    python -m benchmarks.reference --rehearse --only gpu                   in miniature, on any machine
-    python -m benchmarks.reference --out /kept                             pack it for another machine
-    python -m benchmarks.reference --unpack /kept                          there, put it in its place
+    python -m benchmarks reference --list                     the plan and its state
+    python -m benchmarks reference --minutes 9 --only gpu     go on making it
+    python -m benchmarks reference --rehearse --only gpu      in miniature, on any machine
+    python -m benchmarks reference --out /kept                pack it for another machine
+    python -m benchmarks reference --unpack /kept             there, put it in its place
 
 A training that does not fit leaves its checkpoint, and the next call goes on with it. What failed
 is tried again after all else. Exit code 0: all that could be made in the time is made; 1: a command
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -42,6 +43,7 @@ from benchmarks.results.tables import markdown
 MARGIN = 30  # seconds before the end, for the report and for packing
 LEAST = 20  # seconds in which it is worth beginning anything that can be interrupted
 FINAL = 8  # seconds before the end at which a command that has not stopped is stopped
+TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
 
 
 @dataclass
@@ -53,10 +55,21 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)  # no time was left
 
+    def add(self, name: str, became: str) -> None:
+        """`became` is what `make` returns."""
+        names = {"made": self.made, "begun": self.begun, "failed": self.failed}
+        names[became].append(name)
+
+
+def complain(line: str) -> None:
+    """One line on stderr, as `session.complain` prints it; the exit code is `verdict`'s."""
+    print(f"latentbench: {line}", file=sys.stderr, flush=True)
+
 
 def run_until(call: list[str], deadline: float | None) -> int:
-    """The exit code of a command in a process group of its own, which ends with it, or at the
-    deadline.
+    """The exit code of a command, which is stopped at the deadline.
+
+    It has a process group of its own, all of which ends with it: a data loader's workers too.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(call, cwd=ROOT, env=environment, process_group=0)
@@ -74,23 +87,20 @@ def run_until(call: list[str], deadline: float | None) -> int:
 def make(entry: Entry, places: Places, deadline: float | None) -> str:
     """`made`, `begun` or `failed`: all commands of an entry, one after the other."""
     stop_at = None if deadline is None else deadline - MARGIN
-    outcome = "made"
+    latest = None if deadline is None else deadline - FINAL
+    became = "made"
     for line in entry.runs:
         if stop_at is not None and time.time() > stop_at:
             return "begun"
         call = commands.command(entry, line, places, stop_at)
         print(f"\n== {entry.name}: {shlex.join(call)}", flush=True)
-        code = run_until(call, None if deadline is None else deadline - FINAL)
+        code = run_until(call, latest)
         if code == TO_BE_CONTINUED:
             return "begun"
         if code not in (0, ONLY_DIVERGED):  # a training that diverged is a result
-            print(
-                f"latentbench: {entry.name}: exit code {code}; a later call tries it again, after all else",
-                file=sys.stderr,
-                flush=True,
-            )
-            outcome = "failed"
-    return outcome
+            complain(f"{entry.name}: exit code {code}; a later call tries it again, after all else")
+            became = "failed"
+    return became
 
 
 def fits(entry: Entry, deadline: float | None) -> bool:
@@ -100,7 +110,12 @@ def fits(entry: Entry, deadline: float | None) -> bool:
     if deadline is None:
         return True
     left = deadline - MARGIN - time.time()
-    return left > (LEAST if commands.stoppable(entry.kinds) else 60 * entry.minutes)
+    return left > least_seconds(entry)
+
+
+def least_seconds(entry: Entry) -> float:
+    """Seconds in which it is worth beginning an entry."""
+    return LEAST if commands.stoppable(entry.kinds) else 60 * entry.minutes
 
 
 def make_all(
@@ -109,7 +124,10 @@ def make_all(
     deadline: float | None,
     keep: Callable[[Entry, str, float], None],
 ) -> Outcome:
-    """Every entry that fits, in order; `keep` is told what became of each, and in how many minutes."""
+    """Every entry that fits, in order.
+
+    `keep` is told what became of each, and in how many minutes.
+    """
     outcome = Outcome()
     for entry in entries:
         if not fits(entry, deadline):
@@ -121,30 +139,34 @@ def make_all(
         try:
             keep(entry, became, (time.time() - began) / 60)
         except (BadInput, OSError) as error:  # of one entry; the others are still worth making
-            print(f"latentbench: {entry.name}: {error}", file=sys.stderr, flush=True)
+            complain(f"{entry.name}: {error}")
             became = "failed"
-        getattr(outcome, became).append(entry.name)
+        outcome.add(entry.name, became)
     return outcome
 
 
 def show(entries: list[Entry], device: torch.device, published: Path, work: Path) -> None:
     """The plan with its state, as a table, and what this machine would have to make."""
-    rows = []
+    columns = ["study", "device", "state", "minutes", "data", "answers"]
+    rows, missing = [], []
     for entry in entries:
-        known, state = packing.state(work, entry.name), [entry.state(published)]
-        state += [f"{known['minutes']} minutes begun here"] if "minutes" in known else []
-        state += ["failed here"] if "failed_by" in known else []
-        state += [] if entry.suits(device) else ["not for this machine"]
-        rows.append(
-            [entry.name, entry.device, "; ".join(state), entry.minutes, entry.data, entry.answers]
-        )
-    print("\n".join(markdown(["study", "device", "state", "minutes", "data", "answers"], rows)))
-    todo = [entry for entry in entries if entry.suits(device) and entry.state(published) != "made"]
-    total = sum(entry.minutes for entry in todo)
-    names = ", ".join(entry.name for entry in todo) or "nothing"
-    print(
-        f"\nto be made on this machine: {names}: about {total:g} minutes on the plan's own machine"
-    )
+        here = packing.state(work, entry.name)
+        states = [entry.state(published)]
+        if "minutes" in here:
+            states.append(f"{here['minutes']} minutes begun here")
+        if "failed_by" in here:
+            states.append("failed here")
+        if not entry.suits(device):
+            states.append("not for this machine")
+        elif states[0] != "made":
+            missing.append(entry)
+        state = "; ".join(states)
+        rows.append([entry.name, entry.device, state, entry.minutes, entry.data, entry.answers])
+    print("\n".join(markdown(columns, rows)))
+    names = ", ".join(entry.name for entry in missing) or "nothing"
+    total = sum(entry.minutes for entry in missing)
+    about = f"about {total:g} minutes on the plan's own machine"
+    print(f"\nto be made on this machine: {names}: {about}")
 
 
 def report(outcome: Outcome, entries: list[Entry], places: Places) -> None:
@@ -152,111 +174,129 @@ def report(outcome: Outcome, entries: list[Entry], places: Places) -> None:
     print(f"\nmade: {', '.join(outcome.made) or 'nothing'}")
     if outcome.made:
         print(f"published in {places.published}/<study>, worked on in {places.work}/<study>")
-    if left := [entry for entry in entries if entry.name not in outcome.made]:
-        marks = dict.fromkeys(outcome.begun, "begun") | dict.fromkeys(outcome.failed, "failed")
-        names = ", ".join(
-            f"{e.name} ({marks[e.name]})" if e.name in marks else e.name for e in left
-        )
-        minutes = sum(entry.minutes for entry in left)
-        print(f"left: {names}: about {minutes:g} minutes, what is begun counted from its beginning")
+    left = [entry for entry in entries if entry.name not in outcome.made]
+    if not left:
+        return
+    names = []
+    for entry in left:
+        mark = ""
+        if entry.name in outcome.begun:
+            mark = " (begun)"
+        elif entry.name in outcome.failed:
+            mark = " (failed)"
+        names.append(entry.name + mark)
+    about = f"about {sum(entry.minutes for entry in left):g} minutes"
+    print(f"left: {', '.join(names)}: {about}, what is begun counted from its beginning")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.parser("reference", __doc__)
-    parser.add_argument(
-        "--minutes", help="stop by itself before these are up; default: when all is made"
-    )
-    parser.add_argument(
-        "--only", default="", help="cpu, gpu, or names of the plan, separated by commas"
-    )
-    parser.add_argument(
-        "--data", default="", help="image folder or tar for the entries that need one"
-    )
-    parser.add_argument("--list", action="store_true", help="print the plan with its state")
-    parser.add_argument("--rehearse", action="store_true", help="every command in miniature")
-    parser.add_argument(
-        "--out", type=Path, help="pack what is made here: at most eight files of under 16 MB"
-    )
-    parser.add_argument("--unpack", type=Path, help="put what --out packed where it belongs")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache")
+    add = parser.add_argument
+    add("--minutes", help="stop by itself before these are up; default: when all is made")
+    add("--only", default="", help="cpu, gpu, or names of the plan, separated by commas")
+    add("--data", default="", help="image folder or tar for the entries that need one")
+    add("--list", action="store_true", help="print the plan with its state")
+    add("--rehearse", action="store_true", help="every command in miniature")
+    add("--out", type=Path, help="pack what is made here: at most eight files of under 16 MB")
+    add("--unpack", type=Path, help="put what --out packed where it belongs")
+    add("--cache", type=Path, default=ROOT / ".cache", help="folder of caches")
     return parser.parse_args(argv)
 
 
-def minutes(given: str | None) -> float | None:
-    """Raises BadInput for what is no time."""
+def minutes(text: str | None) -> float | None:
+    """The minutes of a call; None for any number. Raises BadInput for what is no time."""
+    if text is None:
+        return None
     try:
-        value = None if given is None else float(given)
+        value = float(text)
     except ValueError:
-        value = -1.0
-    if value is not None and not 0 < value < float("inf"):
-        raise BadInput(f"MINUTES={given}: a number above 0, such as MINUTES=9")
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise BadInput(f"MINUTES={text}: a number above 0, such as MINUTES=9")
     return value
 
 
-def rehearsal(entries: list[Entry], only: str) -> list[Entry]:
-    """What to rehearse: all, those of a kind of device, or those named, whatever this machine is."""
-    kind = plan.KINDS.get(only)
-    return (
-        plan.named(entries, only)
-        if kind is None
-        else [entry for entry in entries if kind in ("", entry.device)]
-    )
+def selected(entries: list[Entry], only: str) -> list[Entry]:
+    """Entries of a kind of device, all, or those named, whatever this machine is and their state.
+
+    Raises BadInput for a name that the plan does not have.
+    """
+    if only not in plan.KINDS:
+        return plan.named(entries, only)
+    kind = plan.KINDS[only]
+    return [entry for entry in entries if kind in ("", entry.device)]
+
+
+def _terminate(*_: Any) -> None:
+    sys.exit(TERMINATED)
 
 
 def main(argv: Sequence[str]) -> None:
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that what it has started ends with it
+    """Ends the process with the exit code that the head of this file describes."""
+    signal.signal(signal.SIGTERM, _terminate)  # an exception, so that `run_until` stops its command
     args = arguments(argv)
-    lock = FileLock(ROOT / "results" / ".reference.lock", timeout=0)
+    lock: Any = FileLock(ROOT / "results" / ".reference.lock", timeout=0)
+    if args.list or args.rehearse:  # these write nothing that another call could be writing
+        lock = contextlib.nullcontext()
     try:
-        with contextlib.nullcontext() if args.list or args.rehearse else lock:
+        with lock:
             sys.exit(go(args))
     except Timeout:
-        print(
-            "latentbench: another `make reference` runs in this folder; wait for it",
-            file=sys.stderr,
-        )
+        complain("another `make reference` runs in this folder; wait for it")
     except BadInput as error:
-        print(f"latentbench: {error}", file=sys.stderr)
+        complain(str(error))
     sys.exit(2)
 
 
 def go(args: argparse.Namespace) -> int:
     """The exit code of a call; see the head of this file."""
-    allowed, device = (
-        minutes(args.minutes),
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
+    allowed = minutes(args.minutes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entries, published, work = plan.load(), plan.PLAN.parent, ROOT / "results"
-    cache, out = args.cache.absolute(), args.out and args.out.absolute()
     if args.list:
-        show(rehearsal(entries, args.only), device, published, work)
+        show(selected(entries, args.only), device, published, work)
         return 0
     if args.unpack:
         print("\n".join(packing.unpack(args.unpack, entries, published, work, plan.PLAN)))
         return 0
+    cache = args.cache.absolute()
     if args.rehearse:
-        cache = cache / "rehearsal"
-        shutil.rmtree(cache, ignore_errors=True)  # what is there already would not be made again
-        wanted, published, work = (
-            rehearsal(entries, args.only),
-            cache / "reference",
-            cache / "results",
-        )
-        images = (
-            commands.images(args.data, cache) if args.data else commands.stand_in(cache / "images")
-        )
+        wanted = selected(entries, args.only)
+        places = rehearsal_places(args.data, cache / "rehearsal")
     else:
         wanted = plan.chosen(entries, args.only, device, published)
         images = commands.images(args.data, cache) if args.data else None
-    places = Places(work, cache, published, images, args.rehearse)
-    able = [entry for entry in wanted if images or not entry.needs_images]
-    keeper = Keeper(places, device, out)
+        places = Places(work=work, cache=cache, published=published, images=images)
+    keeper = Keeper(places, device, args.out and args.out.absolute())
+    by_name = args.only not in plan.KINDS  # these are made in any case
+    return make_wanted(wanted, places, keeper, allowed, by_name=by_name)
+
+
+def rehearsal_places(data: str, cache: Path) -> Places:
+    """All of a rehearsal's places, within `cache`, which is emptied: what is there would not be
+    made again.
+    """
+    shutil.rmtree(cache, ignore_errors=True)
+    images = commands.images(data, cache) if data else commands.stand_in(cache / "images")
+    return Places(
+        work=cache / "results",
+        cache=cache,
+        published=cache / "reference",
+        images=images,
+        rehearse=True,
+    )
+
+
+def make_wanted(
+    wanted: list[Entry], places: Places, keeper: Keeper, allowed: float | None, *, by_name: bool
+) -> int:
+    """Make entries in the minutes allowed, print the report, and return the exit code."""
+    # the minutes are counted from the start of the process: imports take some seconds of them
     deadline = None if allowed is None else session.started + 60 * allowed
-    todo = able if args.only and plan.KINDS.get(args.only) is None else keeper.restore(able)
-    outcome = make_all(todo, places, deadline, keeper)
-    outcome.made += [entry.name for entry in able if entry not in todo]
+    able = [entry for entry in wanted if places.images or not entry.needs_images]
+    waiting = able if by_name else keeper.restore(able)
+    outcome = make_all(waiting, places, deadline, keeper)
+    outcome.made += [entry.name for entry in able if entry not in waiting]
     report(outcome, wanted, places)
     return verdict(outcome, wanted, able, allowed)
 
@@ -267,13 +307,14 @@ def verdict(outcome: Outcome, wanted: list[Entry], able: list[Entry], allowed: f
         return 1
     if able and not outcome.made and not outcome.begun:
         # start-up, the margin at the end, and what the shortest of them needs between
-        edges = (time.time() - session.started + MARGIN) / 60
-        least = [LEAST / 60 if commands.stoppable(e.kinds) else e.minutes for e in able]
+        seconds = time.time() - session.started + MARGIN + min(map(least_seconds, able))
+        enough = math.ceil(10 * seconds / 60 + 1) / 10  # rounded up, and six seconds more
         raise BadInput(
             f"MINUTES={allowed:g}: too few to begin any of {', '.join(outcome.waiting)}; "
-            f"give {math.ceil(10 * (edges + min(least)) + 1) / 10:g} or more"
+            f"give {enough:g} or more"
         )
-    if without := [entry.name for entry in wanted if entry not in able]:
+    without = [entry.name for entry in wanted if entry not in able]
+    if without:
         raise BadInput(
             f"DATA is missing for {', '.join(without)}; "
             "give DATA=<folder with train/<class>/* and val/<class>/*, or a tar of one>"

@@ -9,30 +9,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import yaml
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import atomic_folder, digest
 from benchmarks.images import procedural
-from benchmarks.reference.plan import Entry
+from benchmarks.reference.plan import PRESETS, Entry
 
 CONFIGURED = ("bench", "study", "reconstruct")  # these take Hydra overrides
 # the first word of a run -> what is started; other words are commands of benchmarks
 MODULES = {"bench": ["benchmarks", "run"], "tests": ["pytest"]}
 STOPPABLE = ("bench", "perf")  # these end by themselves at a given time, and go on from there
+
 # What conf/rehearse/mini.yaml cannot shrink, because entries may give it on the command line, which
-# comes last
+# comes last. Its latents have 16 tokens: a raster model has 16 steps, one of four tokens a step 4.
 REHEARSAL = [
     "rehearse=mini",
     "num_samples=10",
     "data.reference_images=10",
-    "steps=[2,16,64]",
+    "steps=[4,16]",
     "guidance=[2]",
+    "train.budget=2",
+    "train.batch=4",
+    "train.snapshots=[]",
+    "sample_batch=8",
 ]
-REHEARSAL += ["train.budget=2", "train.batch=4", "train.snapshots=[]", "sample_batch=8"]
+# the study degrades training images, of which other runs of a rehearsal load four a class
 REHEARSED_STUDY = ["num_samples=200", "data.reference_images=200", "data.images_per_class=20"]
-# of a rehearsal's images: the stream of drawings, and how many a class
+# of tests/test_cuda.py all but the whole bench, which an entry runs by itself
+REHEARSED_TESTS = ["--on=cpu", "-k", "test_cuda and not smoke"]
+# of a rehearsal's images: the stream of procedural images, and how many a class
 SPLITS = {"train": ("train", 64), "val": ("reference", 20)}
 
 
@@ -56,91 +63,120 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
     """One run of an entry as an argument list; `stop_at` is when it should end by itself, seconds
     since the epoch.
     """
-    kind, *given = line.split()
-    given = [word.replace("{data}", quoted(places.images)) for word in given]
-    call = [sys.executable, "-m", *MODULES.get(kind, ["benchmarks", kind]), *given]
+    kind, *words = line.split()
+    words = [word.replace("{data}", quoted(places.images)) for word in words]
+    call = [sys.executable, "-m", *MODULES.get(kind, ["benchmarks", kind]), *words]
+    out = places.out(entry)
     if kind in CONFIGURED:
-        results = places.work if kind == "bench" else places.out(entry)
-        call += [f"cache_dir={places.cache}", f"results_dir={results}"]
-        call += [f"name={entry.name}"] if kind == "bench" else []
-        call += [f"stop_at={stop_at:.0f}"] if kind == "bench" and stop_at else []
-        shrunk = REHEARSAL + (REHEARSED_STUDY if kind == "study" else [])
-        return call + (shrunk if places.rehearse else [])
+        call += _overrides(kind, entry.name, places, stop_at)
+        if places.rehearse:
+            call += _rehearsal(kind, words)
+        return call
     if kind == "tests":
-        report = f"--junit-xml={places.out(entry) / 'tests.xml'}"
-        return [
-            *call,
-            report,
-            *(["--on=cpu", "-k", "test_cuda and not smoke"] if places.rehearse else []),
-        ]
-    call += ["--out", str(places.out(entry))]
-    call += ["--stop-at", f"{stop_at:.0f}"] if kind == "perf" and stop_at else []
-    return call + (["--rehearse"] if places.rehearse else [])
+        call.append(f"--junit-xml={out / 'tests.xml'}")
+        return call + (REHEARSED_TESTS if places.rehearse else [])
+    call += ["--out", str(out)]
+    if kind == "perf" and stop_at:
+        call += ["--stop-at", f"{stop_at:.0f}"]
+    if places.rehearse:
+        call.append("--rehearse")
+    return call
+
+
+def _overrides(kind: str, name: str, places: Places, stop_at: float | None) -> list[str]:
+    """What a run that takes Hydra overrides gets beyond its line of the plan."""
+    overrides = [f"cache_dir={places.cache}"]
+    if kind == "bench":
+        overrides += [f"results_dir={places.work}", f"name={name}"]
+        if stop_at:
+            overrides.append(f"stop_at={stop_at:.0f}")
+    else:
+        overrides.append(f"results_dir={places.work / name}")
+    return overrides
+
+
+def _rehearsal(kind: str, words: list[str]) -> list[str]:
+    """What shrinks a run of these overrides.
+
+    Of what its preset sweeps, but for models, only the first value and the last are rehearsed:
+    between them no other code is run.
+    """
+    given = dict(word.split("=", 1) for word in words)
+    overrides = [*REHEARSAL]
+    for key, values in _preset_sweeps(given.get("experiment")).items():
+        if key not in given and key != "model" and len(values) > 2:
+            overrides.append(f"{key}={values[0]},{values[-1]}")
+    if kind == "study":
+        overrides += REHEARSED_STUDY
+    return overrides
+
+
+def _preset_sweeps(preset: str | None) -> dict[str, list[str]]:
+    """The values that a preset of conf/experiment sweeps, by key."""
+    if preset is None:
+        return {}
+    settings = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    params = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: str(values).split(",") for key, values in params.items()}
 
 
 def quoted(path: Path | None) -> str:
     """A path as a value of a Hydra override, whatever characters it has."""
     text = str(path)
-    return (
-        text
-        if re.fullmatch(r"[\w./@%+-]+", text)
-        else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    )
+    if re.fullmatch(r"[\w./@%+-]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
-def images(given: str, cache: Path) -> Path:
+def images(data: str, cache: Path) -> Path:
     """The folder of images that DATA names; a tar is unpacked once, beside the caches. Raises
     BadInput for anything else.
     """
-    path = Path(given).expanduser().absolute()
+    path = Path(data).expanduser().absolute()
     if path.is_dir():
-        return _checked(path, given)
+        return _checked(path, data)
     if not path.is_file():
         raise BadInput(
-            f"DATA={given}: give a folder with train/<class>/* and val/<class>/*, or a tar of one"
+            f"DATA={data}: give a folder with train/<class>/* and val/<class>/*, or a tar of one"
         )
-    folder = (
-        cache.absolute()
-        / "reference"
-        / digest(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        / path.name.split(".")[0]
-    )
+    stat = path.stat()
+    key = digest(str(path), stat.st_size, stat.st_mtime_ns)
+    folder = cache.absolute() / "reference" / key / path.name.split(".")[0]
     if not folder.is_dir():
         try:
             with atomic_folder(folder) as temporary, tarfile.open(path) as tar:
                 tar.extractall(temporary, filter="data")
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise BadInput(
-                f"DATA={given}: not a whole tar of an image folder ({type(error).__name__})"
-            ) from None
-    inside = [part for part in folder.iterdir() if part.is_dir()]
-    alone = len(inside) == 1 and inside[0].name not in ("train", "val")  # a folder around it
-    return _checked(inside[0] if alone else folder, given)
+            reason = f"not a whole tar of an image folder ({type(error).__name__})"
+            raise BadInput(f"DATA={data}: {reason}") from None
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    if len(folders) == 1 and folders[0].name not in ("train", "val"):  # a folder around the splits
+        folder = folders[0]
+    return _checked(folder, data)
 
 
-def _checked(folder: Path, given: str) -> Path:
+def _checked(folder: Path, data: str) -> Path:
     """The folder, if it has classes. Raises BadInput for one without folders."""
-    if not any(part.is_dir() for part in folder.iterdir()):
+    if not any(path.is_dir() for path in folder.iterdir()):
         raise BadInput(
-            f"DATA={given}: no folders in it; train/<class>/* and val/<class>/* are needed"
+            f"DATA={data}: no folders in it; train/<class>/* and val/<class>/* are needed"
         )
     return folder
 
 
 def stand_in(folder: Path) -> Path:
-    """A small image folder to rehearse with: ten classes of drawings, named as ImageNet's are."""
+    """A small image folder to rehearse with: ten classes of procedural images, 64 px, named as
+    ImageNet's are.
+    """
     for split, (stream, each) in SPLITS.items():
-        drawn, labels = procedural.generate(
-            len(procedural.CLASSES) * each, 64, seed=0, stream=stream
-        )
-        for i, (pixels, label) in enumerate(zip(drawn, labels, strict=True)):
-            _save(pixels, folder / split / f"n{label:08d}" / f"{i}.png")
+        count = len(procedural.CLASSES) * each
+        pixels, labels = procedural.generate(count, 64, seed=0, stream=stream)
+        for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            path = folder / split / f"n{label:08d}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
     return folder
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
 
 
 def stoppable(kinds: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ from benchmarks.reference.plan import Entry, mark
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
 from benchmarks.results import archive
 
-FILES, BYTES = 8, 15_500_000  # so much of what a machine made may travel back
+FILES = 8  # so many files, each of so many bytes, may travel back from a machine
+BYTES = 15_500_000  # of contents; the tar's own headers come to less than the rest of 16 MB
 INDEX = "made.json"
 KEPT = ("*.csv", "*.json", "*.md", "*.xml", "*.png")  # of what is not a bench
 BEGUN = "begun"  # where the records of a study that is not finished lie in a pack
-INNER = {
-    "study": "judge",
-    "reconstruct": "reconstruct",
-}  # the folder that a command makes by itself
+INNER = {"study": "judge", "reconstruct": "reconstruct"}  # folders that a command makes by itself
+# what reading a tar that is cut short, or made by something else, raises
 DAMAGE = (tarfile.TarError, OSError, EOFError, KeyError, ValueError, AttributeError, TypeError)
 
 Made = dict[str, dict[str, Any] | None]  # by study, what the plan is to say; None: not finished
@@ -70,9 +68,8 @@ def check_writable(folder: Path, key: str) -> None:
             probe.write_text("")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise BadInput(
-            f"{key}: {folder} cannot be written ({error.strerror}); give a folder that can"
-        ) from None
+        reason = f"{folder} cannot be written ({error.strerror})"
+        raise BadInput(f"{key}: {reason}; give a folder that can") from None
 
 
 def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = False) -> list[Path]:
@@ -82,46 +79,64 @@ def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = F
     another machine can go on. Tars that `out` had before are replaced. Raises BadInput where it
     does not fit, and leaves the tars as they were.
     """
-    contents = {name: dict(_contents(name, state, folder, work)) for name, state in made.items()}
+    contents = {}
+    for name, state in made.items():
+        finished = state is not None
+        contents[name] = _finished(folder / name) if finished else _begun(work / name)
     sizes = {
-        name: sum(p.stat().st_size for p in files.values()) for name, files in contents.items()
+        name: sum(path.stat().st_size for path in files.values())
+        for name, files in contents.items()
     }
-    bundles: list[list[str]] = [[]]
-    for name, size in sizes.items():
-        if bundles[-1] and sum(sizes[other] for other in bundles[-1]) + size > BYTES:
-            bundles.append([])
-        bundles[-1].append(name)
+    bundles = _bundles(sizes)
     if len(bundles) > FILES or max(sizes.values(), default=0) > BYTES:
-        total = sum(sizes.values()) / 1e6
+        total = f"{sum(sizes.values()) / 1e6:.0f} MB"
         raise BadInput(
-            f"OUT={out}: {total:.0f} MB do not fit into {FILES} files of 16 MB; make fewer with ONLY="
+            f"OUT={out}: {total} do not fit into {FILES} files of 16 MB; make fewer with ONLY="
         )
     paths = []
     for number, names in enumerate(bundles, 1):
         index = {"rehearsed": rehearsed, "studies": {name: made[name] for name in names}}
-        files = {place: path for name in names for place, path in contents[name].items()}
+        files: dict[str, Path] = {}
+        for name in names:
+            files |= contents[name]
         paths.append(_tar(index, files, out / f"reference-{number}.tar"))
-    for path in set(out.glob("reference-*.tar")) - set(paths):
-        path.unlink()
+    for path in out.glob("reference-*.tar"):  # of an earlier pack that had more files
+        if path not in paths:
+            path.unlink()
     return paths
 
 
-def _contents(
-    name: str, state: dict | None, folder: Path, work: Path
-) -> Iterator[tuple[str, Path]]:
-    """Where each file of a study lies in a pack, and where it lies here."""
-    if state is not None:
-        for path in sorted((folder / name).rglob("*")):
-            if path.is_file():
-                yield f"{name}/{path.relative_to(folder / name)}", path
-        return
-    for path in sorted((work / name / "records").glob("*.json")):
-        yield f"{BEGUN}/{name}/records/{path.name}", path
-    for path in sorted((work / name).glob("*.[jcx]*")):  # perf's json and csv, the tests' xml
-        yield f"{BEGUN}/{name}/{path.name}", path
+def _bundles(sizes: dict[str, int]) -> list[list[str]]:
+    """Studies of one tar each time, in order, as many as fit."""
+    bundles: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if bundles[-1] and filled + size > BYTES:
+            bundles.append([])
+            filled = 0
+        bundles[-1].append(name)
+        filled += size
+    return bundles
+
+
+def _finished(study: Path) -> dict[str, Path]:
+    """All files of a published study, by their places in a pack."""
+    paths = [path for path in sorted(study.rglob("*")) if path.is_file()]
+    return {f"{study.name}/{path.relative_to(study)}": path for path in paths}
+
+
+def _begun(study: Path) -> dict[str, Path]:
+    """What another machine needs of a study to go on with it, by its places in a pack."""
+    records = sorted((study / "records").glob("*.json"))
+    files = {f"{BEGUN}/{study.name}/records/{path.name}": path for path in records}
+    for pattern in ("*.json", "*.csv", "*.xml"):  # perf's and the tests'
+        for path in sorted(study.glob(pattern)):
+            files[f"{BEGUN}/{study.name}/{path.name}"] = path
+    return files
 
 
 def _tar(index: dict[str, Any], files: dict[str, Path], path: Path) -> Path:
+    """An uncompressed tar of `files`, by their places in it, behind its index."""
     text = json.dumps(index).encode()
     with atomic_file(path) as temporary, tarfile.open(temporary, "w") as tar:
         info = tarfile.TarInfo(INDEX)
@@ -149,17 +164,17 @@ def unpack(source: Path, entries: list[Entry], folder: Path, work: Path, plan: P
     """
     tars = sorted(source.glob("reference-*.tar")) if source.is_dir() else []
     if not tars:
-        raise BadInput(
-            f"UNPACK={source}: no reference-*.tar there; give the folder that `make reference OUT=` wrote"
-        )
-    indexes, known = {path: _index(path) for path in tars}, {entry.name for entry in entries}
+        wanted = "give the folder that `make reference OUT=` wrote"
+        raise BadInput(f"UNPACK={source}: no reference-*.tar there; {wanted}")
+    indexes = {path: _index(path) for path in tars}
+    names = {entry.name for entry in entries}
     for path, index in indexes.items():
         if index["rehearsed"]:
             raise BadInput(f"UNPACK={path}: made by a rehearsal, so its numbers mean nothing")
-        if unknown := sorted(set(index["studies"]) - known):
-            raise BadInput(
-                f"UNPACK={path}: the plan has no {unknown[0]}; use the plan of the code that made it"
-            )
+        unknown = sorted(set(index["studies"]) - names)
+        if unknown:
+            mend = "use the plan of the code that made it"
+            raise BadInput(f"UNPACK={path}: the plan has no {unknown[0]}; {mend}")
     lines = []
     for path, index in indexes.items():
         for name, made in index["studies"].items():
@@ -173,14 +188,14 @@ def unpack(source: Path, entries: list[Entry], folder: Path, work: Path, plan: P
 
 
 def _index(path: Path) -> dict[str, Any]:
+    """What a tar says of itself. Raises BadInput for one that is not whole or not of `pack`."""
     try:
         with tarfile.open(path) as tar:
             index = json.loads(tar.extractfile(INDEX).read())
         return {"rehearsed": bool(index["rehearsed"]), "studies": dict(index["studies"])}
     except DAMAGE as error:
-        raise BadInput(
-            f"{path}: not a whole file of `make reference OUT=` ({type(error).__name__}); fetch it again"
-        ) from None
+        reason = f"not a whole file of `make reference OUT=` ({type(error).__name__})"
+        raise BadInput(f"{path}: {reason}; fetch it again") from None
 
 
 def _extract(path: Path, inside: str, target: Path) -> None:
@@ -190,24 +205,27 @@ def _extract(path: Path, inside: str, target: Path) -> None:
             for member in tar.getmembers():
                 if member.isfile() and member.name.startswith(f"{inside}/"):
                     member.name = member.name.removeprefix(f"{inside}/")
+                    # the filter refuses what would lie outside `target`
                     tar.extract(member, target, filter="data")
     except DAMAGE as error:
-        raise BadInput(
-            f"{path}: {inside} is not whole there ({type(error).__name__}); fetch it again"
-        ) from None
+        reason = f"{inside} is not whole there ({type(error).__name__})"
+        raise BadInput(f"{path}: {reason}; fetch it again") from None
 
 
 def _replace(path: Path, name: str, folder: Path) -> None:
     """A finished study out of a tar, in the place of an older one, whose README.md stays."""
     with atomic_folder(folder / name) as temporary:
         _extract(path, name, temporary)
-        if (folder / name / "README.md").exists() and not (temporary / "README.md").exists():
-            shutil.copyfile(folder / name / "README.md", temporary / "README.md")
+        older, newer = folder / name / "README.md", temporary / "README.md"
+        if older.exists() and not newer.exists():  # it is written by hand
+            shutil.copyfile(older, newer)
         if (temporary / archive.PACKED).exists():
-            archive.read(temporary)  # it must be whole
+            archive.read(temporary)  # raises where it is not whole
 
 
 def state(work: Path, name: str) -> dict[str, Any]:
-    """What is known of a study on this machine: `made`, `failed_by` (a commit), `minutes` so far."""
-    known = read_json(work / name / INDEX)
-    return known if isinstance(known, dict) else {}
+    """Of a study on this machine: `made`, `failed_by` (a commit), `minutes` so far; empty where
+    it was never begun.
+    """
+    written = read_json(work / name / INDEX)
+    return written if isinstance(written, dict) else {}

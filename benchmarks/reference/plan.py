@@ -1,7 +1,8 @@
-"""The plan of the reference results: what each study answers, how it is made, and whether it is
-made by today's code.
+"""plan.yaml, the plan of the reference results: what each study answers, how it is made, and
+whether it is made by today's code.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from benchmarks.core.store import ROOT, atomic_file
 
 PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
+PRESETS = ROOT / "conf" / "experiment"
+# the keys of an entry and the type of their values
 NEEDED = {
     "name": str,
     "answers": str,
@@ -29,7 +32,7 @@ NEEDED = {
 }
 OPTIONAL = {"machine": str, "made": dict | None, "figures": list}
 KINDS = {"": "", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # what ONLY may be, but for names
-# which of today's versions a command's results depend on
+# which of today's versions, of core/versions.py, a command's results depend on
 DEPENDS = {
     "bench": ("models", "scoring"),
     "perf": ("models",),
@@ -66,15 +69,17 @@ class Entry:
 
     def suits(self, device: torch.device) -> bool:
         """Whether this machine is of the kind that the entry wants."""
+        # seconds of another processor do not continue a table of this one's
         name = device_name(device)
         return self.device in (device.type, "either") and name.startswith(self.machine)
 
     def is_todays(self, made: dict[str, Any] | None) -> bool:
-        """Whether what `made` says was made by today's versions of all that the entry depends on."""
-        wanted = {name for kind in self.kinds for name in DEPENDS[kind]}
-        return made is not None and all(
-            made.get(name) == todays_versions()[name] for name in wanted
-        )
+        """Whether a line `made` is of today's versions of all that the entry depends on."""
+        if made is None:
+            return False
+        today = todays_versions()
+        needed = {name for kind in self.kinds for name in DEPENDS[kind]}
+        return all(made.get(name) == today[name] for name in needed)
 
     def state(self, folder: Path) -> str:
         """`made`, `out of date` or `missing`; `folder` is results/reference."""
@@ -93,62 +98,67 @@ def load(path: Path = PLAN) -> list[Entry]:
     try:
         entries = [_entry(given, path) for given in yaml.safe_load(path.read_text())]
     except (OSError, yaml.YAMLError, TypeError) as error:
+        reason = str(error).splitlines()[0]
         raise BadInput(
-            f"{path} cannot be read as a list of studies ({str(error).splitlines()[0]}); restore it"
+            f"{path} cannot be read as a list of studies ({reason}); restore it"
         ) from None
     names = [entry.name for entry in entries]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadInput(
-            f"{path}: two entries are called {twice[0]}; names are folders and must differ"
-        )
+    for name in sorted(names):
+        if names.count(name) > 1:
+            raise BadInput(f"{path}: two entries are called {name}; names are folders and differ")
     return sorted(entries, key=lambda entry: entry.priority)
 
 
 def _entry(given: Any, path: Path) -> Entry:
-    name = given.get("name") if isinstance(given, dict) else given
-    if not isinstance(given, dict) or not set(NEEDED) <= set(given) <= set(NEEDED) | set(OPTIONAL):
-        raise BadInput(
-            f"{path}: entry {name}: needs {', '.join(NEEDED)}, and may have {', '.join(OPTIONAL)}; nothing else"
-        )
-    for key, value in given.items():
-        if not isinstance(value, (NEEDED | OPTIONAL)[key]):
-            raise BadInput(f"{path}: entry {name}: {key}: {value!r} is not what belongs there")
-    if not re.fullmatch(r"[\w.-]+", given["name"]) or given["device"] not in DEVICES:
-        raise BadInput(
-            f"{path}: entry {name}: the name is a folder's, the device one of {', '.join(DEVICES)}"
-        )
-    if not given["runs"] or any(
-        not str(line).split() or str(line).split()[0] not in DEPENDS for line in given["runs"]
-    ):
-        raise BadInput(
-            f"{path}: entry {name}: each of runs begins with one of {', '.join(DEPENDS)}"
-        )
-    if len(given.get("figures", [])) > MOST_FIGURES:
-        raise BadInput(f"{path}: entry {name}: at most {MOST_FIGURES} figures are kept")
-    presets = [
-        word.removeprefix("experiment=")
-        for line in given["runs"]
-        for word in line.split()
-        if word.startswith("experiment=")
-    ]
-    if gone := [
-        preset
-        for preset in presets
-        if not (ROOT / "conf" / "experiment" / f"{preset}.yaml").exists()
-    ]:
-        raise BadInput(
-            f"{path}: entry {name}: experiment={gone[0]}: conf/experiment has no such preset; mend or remove the entry"
-        )
+    """An entry of the file. Raises BadInput, naming it, for what cannot be one."""
+    if not isinstance(given, dict):
+        raise BadInput(f"{path}: entry {given}: needs {', '.join(NEEDED)}")
+    reason = _key_fault(given) or _value_fault(given)
+    if reason:
+        raise BadInput(f"{path}: entry {given.get('name')}: {reason}")
     return Entry(**given)
+
+
+def _key_fault(given: dict[str, Any]) -> str | None:
+    """What is wrong with an entry's keys, or with the types of their values."""
+    types = NEEDED | OPTIONAL
+    if not set(NEEDED) <= set(given) <= set(types):
+        may = f"may have {', '.join(OPTIONAL)}; nothing else"
+        return f"needs {', '.join(NEEDED)}, and {may}"
+    for key, value in given.items():
+        if not isinstance(value, types[key]):
+            return f"{key}: {value!r} is not what belongs there"
+    return None
+
+
+def _value_fault(given: dict[str, Any]) -> str | None:
+    """What is wrong with the values of an entry whose keys and types are right."""
+    # a name becomes a folder: no separators, nothing that leads upwards
+    if not re.fullmatch(r"[\w.-]+", given["name"]) or given["device"] not in DEVICES:
+        return f"the name is a folder's, the device one of {', '.join(DEVICES)}"
+    lines = [str(line).split() for line in given["runs"]]
+    if not lines or any(not words or words[0] not in DEPENDS for words in lines):
+        return f"each of runs begins with one of {', '.join(DEPENDS)}"
+    if len(given.get("figures", [])) > MOST_FIGURES:
+        return f"at most {MOST_FIGURES} figures are kept"
+    # a preset that is gone would be noticed only when its turn comes, on a machine that costs
+    for word in itertools.chain(*lines):
+        key, _, preset = word.partition("=")
+        if key == "experiment" and not (PRESETS / f"{preset}.yaml").exists():
+            return f"{word}: conf/experiment has no such preset; mend or remove the entry"
+    return None
 
 
 def made_now(device: torch.device) -> dict[str, Any]:
     """What the line `made` says of something made now, here."""
     git = git_state()
-    commit = f"{git['git_sha']}{'-dirty' if git['git_dirty'] else ''}"
+    commit = str(git["git_sha"])
+    if git["git_dirty"]:
+        commit += "-dirty"
+    date, _, _ = now().partition("T")
     return todays_versions() | {
         "commit": commit,
-        "date": now()[:10],
+        "date": date,
         "device": device_name(device),
     }
 
@@ -157,16 +167,17 @@ def mark(name: str, made: dict[str, Any], path: Path = PLAN) -> None:
     """Write an entry's line `made`; all else in the file, comments too, stays as it is. Raises
     BadInput where it has no such line.
     """
-    lines, here, marked = path.read_text().splitlines(), False, 0
+    # on one line, however long, so that it can be replaced line by line
+    value = yaml.safe_dump(made, default_flow_style=True, sort_keys=False, width=1000).strip()
+    lines = path.read_text().splitlines()
+    inside, marked = False, 0
     for i, line in enumerate(lines):
         if line.startswith("- name:"):
-            here = line.split(":", 1)[1].strip() == name
-        elif here and line.startswith("  made:"):
+            inside = line.split(":", 1)[1].strip() == name
+        elif inside and line.startswith("  made:"):
+            lines[i] = f"  made: {value}"
             marked += 1
-            lines[i] = (
-                "  made: "
-                + yaml.safe_dump(made, default_flow_style=True, sort_keys=False, width=1000).strip()
-            )
+    # a `made` over several lines would leave its rest behind
     if marked != 1:
         raise BadInput(f"{path}: entry {name} needs one line `made:`, in one line; it has {marked}")
     with atomic_file(path) as temporary:
@@ -186,15 +197,15 @@ def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) 
             f"ONLY={only}: no CUDA device found; REHEARSE=1 runs these in miniature on any machine"
         )
     if kind is not None:
-        mine = [entry for entry in entries if entry.suits(device) and entry.state(folder) != "made"]
-        return [entry for entry in mine if kind in ("", entry.device)]
+        of_kind = [entry for entry in entries if kind in ("", entry.device)]
+        mine = [entry for entry in of_kind if entry.suits(device)]
+        return [entry for entry in mine if entry.state(folder) != "made"]
     wanted = named(entries, only)
-    if unsuited := [entry for entry in wanted if not entry.suits(device)]:
-        entry = unsuited[0]
-        wants = f"{entry.device}{', ' + entry.machine if entry.machine else ''}"
-        raise BadInput(
-            f"ONLY={only}: {entry.name} is for {wants}; this machine is {device_name(device)}"
-        )
+    for entry in wanted:
+        if not entry.suits(device):
+            wants = ", ".join(word for word in (entry.device, entry.machine) if word)
+            here = f"this machine is {device_name(device)}"
+            raise BadInput(f"ONLY={only}: {entry.name} is for {wants}; {here}")
     return wanted
 
 
@@ -202,12 +213,10 @@ def named(entries: list[Entry], only: str) -> list[Entry]:
     """The entries of these names, separated by commas, in the plan's order. Raises BadInput for a
     name that the plan does not have.
     """
-    wanted, known = (
-        [name for name in re.split(r"[,\s]+", only) if name],
-        [entry.name for entry in entries],
-    )
-    if unknown := [name for name in wanted or [only] if name not in known]:
-        raise BadInput(
-            f"ONLY={only}: the plan has no {unknown[0]}; give cpu, or gpu, or names: {', '.join(known)}"
-        )
+    wanted = [name for name in re.split(r"[,\s]+", only) if name]
+    planned = [entry.name for entry in entries]
+    for name in wanted or [only]:
+        if name not in planned:
+            choices = f"give cpu, or gpu, or names: {', '.join(planned)}"
+            raise BadInput(f"ONLY={only}: the plan has no {name}; {choices}")
     return [entry for entry in entries if entry.name in wanted]
