@@ -1,5 +1,7 @@
-"""`make cost`: what one forward pass of every model and size costs, counted, without training
-anything.
+"""Count what one forward pass of every model and size costs, without training anything.
+
+    python -m benchmarks cost
+    python -m benchmarks cost --out results/cost-again
 
 Writes results/cost/cost.csv: every model x size at 4x16x16 latents (xs at 4x8x8) on 1000 classes,
 then the twelve DiT models of the paper (arXiv 2212.09748, table 1) at 4x32x32 with learned sigma.
@@ -39,35 +41,36 @@ STEPS = 16
 ORDER = ["xs", "s", "b", "l", "xl"]
 
 
+def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> GenerativeModel:
+    """A model of conf/ without data: only its shapes, which are all that is counted."""
+    cfg = compose(f"model={name}", f"size={size}")
+    with torch.device("meta"):
+        model = build_model(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
+    return model.to("meta").eval()
+
+
+def latents_of(size: str) -> tuple[int, int, int]:
+    """The latents at which a size is counted: those its presets train on."""
+    return (4, 8, 8) if size == "xs" else (4, 16, 16)
+
+
 def row(name: str, family: str, size: str, model: GenerativeModel) -> list[object]:
     """One line of the table, of a model on the meta device."""
     patch = getattr(getattr(model, "denoiser", None), "patch", None)
     shape = "x".join(map(str, model.latent_shape))
-    return [
-        name,
-        family,
-        size,
-        patch,
-        shape,
-        model.num_classes,
-        flops.params(model) / 1e6,
-        forward_macs(model) / 1e9,
-    ]
+    params, gmacs = flops.params(model) / 1e6, forward_macs(model) / 1e9
+    return [name, family, size, patch, shape, model.num_classes, params, gmacs]
 
 
 def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Iterator[list[object]]:
     """Every model x size of conf/, smallest first, or of the sizes that are wanted."""
-    sizes = sorted(
-        wanted or config_names("size"),
-        key=lambda size: (ORDER.index(size) if size in ORDER else len(ORDER), size),
-    )
-    for size in sizes:
-        shape = (4, 8, 8) if size == "xs" else (4, 16, 16)
+    place = {size: i for i, size in enumerate(ORDER)}
+    sizes = wanted or config_names("size")
+    for size in sorted(sizes, key=lambda size: (place.get(size, len(ORDER)), size)):
         for name in config_names("model"):
-            cfg = compose(f"model={name}", f"size={size}")
-            with torch.device("meta"):
-                model = build_model(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
-            yield row(name, cfg.model.family, size, model.to("meta"))
+            family = compose(f"model={name}").model.family
+            model = on_meta(name, size, latents_of(size), codebook_size)
+            yield row(name, family, size, model)
 
 
 def resolutions(
@@ -78,78 +81,56 @@ def resolutions(
     """
     for side in sides:
         for name in config_names("model"):
-            cfg = compose(f"model={name}", f"size={size}")
-            with torch.device("meta"):
-                model = (
-                    build_model(cfg.model, (4, side, side), NUM_CLASSES, Codebook(codebook_size))
-                    .to("meta")
-                    .eval()
-                )
-            free = len(model.supported_steps([1, STEPS])) == 2
-            steps = STEPS if free else model.supported_steps(range(1, side**2 + 1))[0]
-            # for a raster model the sum of its cached steps (tests/test_flops.py), of which each
-            # would take long to count
-            macs = (
-                sampling_macs(model, STEPS, 1.0)
-                if free
-                else forward_macs(model) - later_macs(cfg.model, side**2)
-            )
-            yield [name, size, side, steps, 2 * macs / 1e9, macs / forward_macs(model)]
+            model = on_meta(name, size, (4, side, side), codebook_size)
+            forward = forward_macs(model)
+            if len(model.supported_steps([1, STEPS])) == 2:
+                steps, macs = STEPS, sampling_macs(model, STEPS, 1.0)
+            else:
+                # the sum of a raster model's cached steps, each of which would take long to count
+                steps = model.supported_steps(range(1, side**2 + 1))[0]
+                shape = compose(f"model={name}", f"size={size}").model
+                macs = forward - later_macs(shape, side**2)
+            yield [name, size, side, steps, 2 * macs / 1e9, macs / forward]
+
+
+def later_macs(shape: Any, tokens: int) -> int:
+    """What of a raster model's forward pass is attention to keys of later blocks, which cached
+    sampling never meets. `shape` is the model's configuration.
+    """
+    return shape.depth * shape.width * tokens * (tokens - shape.get("block", 1))
 
 
 def resolution_plot(table: pd.DataFrame, path: Path) -> None:
     """GFLOPs per image against latent positions, log-log, with lines of slope 1 and 2."""
     figure, axis = plt.subplots(figsize=(6.4, 4.8))
     for i, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        counts = "-".join(f"{n}" for n in sorted({rows["steps"].min(), rows["steps"].max()}))
+        counts = sorted({rows["steps"].min(), rows["steps"].max()})
+        label = f"{name}, {'-'.join(str(n) for n in counts)} steps"
         line = "--" if name == "ar_block" else "-"  # on top of ar
-        axis.plot(
-            rows["side"] ** 2,
-            rows["gflops_per_image"],
-            line,
-            marker=MARKERS[i % len(MARKERS)],
-            label=f"{name}, {counts} steps",
-        )
+        marker = MARKERS[i % len(MARKERS)]
+        axis.plot(rows["side"] ** 2, rows["gflops_per_image"], line, marker=marker, label=label)
     ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()
     for slope, line in ((1, ":"), (2, "--")):
-        axis.plot(
-            ends,
-            least / 2 * (ends / ends[0]) ** slope,
-            color="0.5",
-            linestyle=line,
-            label=f"slope {slope}",
-        )
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="latent positions (side squared)",
-        ylabel="GFLOPs per image (generator)",
-    )
+        height = least / 2 * (ends / ends[0]) ** slope
+        axis.plot(ends, height, color="0.5", linestyle=line, label=f"slope {slope}")
+    axis.set(xscale="log", yscale="log")
+    axis.set_xlabel("latent positions (side squared)")
+    axis.set_ylabel("GFLOPs per image (generator)")
     axis.set_title(f"size {table['size'].iloc[0]}: attention's quadratic term", fontsize=9)
     axis.grid(alpha=0.3, which="both", linewidth=0.5)
     axis.legend(fontsize=7)
     plots.save(figure, path)
 
 
-def later_macs(shape: Any, tokens: int) -> int:
-    """What of a raster model's forward pass is attention to keys of later blocks, which a cached
-    drawing never meets.
-    """
-    return shape.depth * shape.width * tokens * (tokens - shape.get("block", 1))
-
-
 def discounted(size: str, codebook_size: int) -> str:
     """The AR model's GMACs with causal attention counted as the triangle it needs, n (n + 1) / 2
     pairs for n^2.
     """
-    side = 8 if size == "xs" else 16
-    tokens = side * side
+    shape = latents_of(size)
+    model = on_meta("ar", size, shape, codebook_size)
     cfg = compose("model=ar", f"size={size}")
-    with torch.device("meta"):
-        model = build_model(cfg.model, (4, side, side), NUM_CLASSES, Codebook(codebook_size)).to(
-            "meta"
-        )
-    return f"ar {size} {(forward_macs(model) - later_macs(cfg.model, tokens)) / 1e9:.4g}"
+    macs = forward_macs(model) - later_macs(cfg.model, shape[1] * shape[2])
+    return f"ar {size} {macs / 1e9:.4g}"
 
 
 def paper(shape: Sequence[int] = (4, 32, 32)) -> Iterator[list[object]]:
@@ -168,51 +149,43 @@ class PaperDiT(Diffusion):
     """
 
     def loss(self, batch, *, rng):
-        prediction = self.denoiser(
-            batch.latents, torch.zeros(len(batch.labels), device=batch.latents.device), batch.labels
-        )
+        times = torch.zeros(len(batch.labels), device=batch.latents.device)
+        prediction = self.denoiser(batch.latents, times, batch.labels)
         return prediction[:, : self.latent_shape[0]].square().mean()
+
+
+def write_costs(rows: list[list[object]], path: Path) -> None:
+    """cost.csv, and the same as Markdown on stdout."""
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["patch"] = table["patch"].astype("Int64")
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+    cells = table.astype(object).where(table.notna(), None)
+    print("\n".join(markdown(COLUMNS, cells.values.tolist())))
 
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("cost", __doc__)
     parser.add_argument("--out", type=Path, default=Path("results/cost"))
-    parser.add_argument(
-        "--rehearse", action="store_true", help="the smallest size only, to see that it runs"
-    )
+    small = "the smallest size only, to see that it runs"
+    parser.add_argument("--rehearse", action="store_true", help=small)
     args = parser.parse_args(argv)
-    out = args.out
-    codebook_size = shipped_codebook_size()
-    rows = (
-        [*configured(codebook_size, ["xs"])]
-        if args.rehearse
-        else [*configured(codebook_size), *paper()]
-    )
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    table["patch"] = table["patch"].astype("Int64")
-    with atomic_file(out / "cost.csv") as path:
-        table.to_csv(path, index=False)
-    print(
-        "\n".join(
-            markdown(COLUMNS, table.astype(object).where(table.notna(), None).values.tolist())
-        )
-    )
-    causal = ", ".join(discounted(size, codebook_size) for size in ORDER)
-    print(
-        f"\ncausal attention is counted in full; discounted to the pairs it needs, GMACs are: {causal}"
-    )
-    grown = (
-        resolutions("xs", codebook_size, SIDES[:2])
-        if args.rehearse
-        else resolutions("s", codebook_size)
-    )
+    entries = shipped_codebook_size()
+    if args.rehearse:
+        rows = list(configured(entries, ["xs"]))
+        grown = resolutions("xs", entries, SIDES[:2])
+    else:
+        rows = [*configured(entries), *paper()]
+        grown = resolutions("s", entries)
+    write_costs(rows, args.out / "cost.csv")
+    causal = ", ".join(discounted(size, entries) for size in ORDER)
+    print("\ncausal attention is counted in full;")
+    print(f"discounted to the pairs it needs, GMACs are: {causal}")
+
     growth = pd.DataFrame(grown, columns=GROWTH)
-    with atomic_file(out / "resolution.csv") as path:
+    with atomic_file(args.out / "resolution.csv") as path:
         growth.to_csv(path, index=False)
-    resolution_plot(growth, out / "gflops_vs_resolution.png")
-    print(f"autoregressive heads have {codebook_size} codebook entries")
-    print(
-        "\n".join(
-            str(out / name) for name in ("cost.csv", "resolution.csv", "gflops_vs_resolution.png")
-        )
-    )
+    resolution_plot(growth, args.out / "gflops_vs_resolution.png")
+    print(f"autoregressive heads have {entries} codebook entries")
+    for name in ("cost.csv", "resolution.csv", "gflops_vs_resolution.png"):
+        print(args.out / name)

@@ -1,7 +1,9 @@
-"""A bench's results folder to its published form, small enough to travel with the code.
+"""A results folder in its published form, small enough to travel with the code.
 
-`python -m benchmarks.commands.publish results/cpu results/reference/cpu-procedural --figures
-fd_vs_gflops`
+    python -m benchmarks publish results/cpu results/reference/cpu-procedural
+    python -m benchmarks publish results/seeds kept/seeds --figures fd_vs_gflops
+
+The target is replaced; its README.md stays.
 """
 
 import re
