@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import TOKENS, random_batch, rng, steps_of, tiny
 
 from models import layers
-from models.layers import FEW, PLAIN, attend, plainly
+from models.layers import FEW, PLAIN, attend, plain_is_faster
 
 SEEN = (
     torch.arange(48)[:, None] // 4 >= torch.arange(48) // 4
@@ -74,9 +74,9 @@ def test_what_is_not_seen_has_no_weight_and_no_gradient():
 
 def test_it_is_written_out_on_a_cpu_in_bf16_only_and_not_for_long_sequences():
     x = torch.zeros(1)
-    assert not plainly(x, 64**2), "no autocast: float32"
+    assert not plain_is_faster(x, 64**2), "no autocast: float32"
     with torch.autocast("cpu", torch.bfloat16):
-        assert plainly(x, PLAIN) and not plainly(x, PLAIN + 1) and not plainly(x.to("meta"), 64**2)
+        assert plain_is_faster(x, PLAIN) and not plain_is_faster(x, PLAIN + 1) and not plain_is_faster(x.to("meta"), 64**2)
 
 
 @pytest.mark.parametrize("name", ["unet", "dit", "ar", "ar-block4", "any", "masked"])
@@ -104,5 +104,5 @@ def test_flops_are_counted_alike_either_way(monkeypatch):
 
     q = torch.empty(1, 4, TOKENS, 8, device="meta")
     fused = count_macs(lambda: attend(q, q, q))
-    monkeypatch.setattr(layers, "plainly", lambda x, pairs: True)
+    monkeypatch.setattr(layers, "plain_is_faster", lambda x, pairs: True)
     assert count_macs(lambda: attend(q, q, q)) == fused == 2 * TOKENS**2 * 32

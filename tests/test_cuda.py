@@ -155,7 +155,7 @@ def test_tokens_are_those_of_a_cpu(name, device):
     tokens = [
         placed(name, d)
         .eval()
-        .draw(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng())
+        .sample_tokens(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng())
         .cpu()
         for d in (CPU, device)
     ]

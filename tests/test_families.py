@@ -225,9 +225,9 @@ def test_ar_rotates_in_bf16_only_under_autocast_and_draws_from_the_logits_it_was
     monkeypatch.setattr(
         autoregressive, "attend", lambda q, *a, **k: kinds.add(q.dtype) or attend(q, *a, **k)
     )
-    guided, drawn = model.guided, []
+    guided, drawn = model.apply_cfg, []
     monkeypatch.setattr(
-        model, "guided", lambda logits, *a: drawn.append(logits) or guided(logits, *a)
+        model, "apply_cfg", lambda logits, *a: drawn.append(logits) or guided(logits, *a)
     )
     labels = torch.tensor([0, 1])
     model.logits(torch.zeros(2, TOKENS, dtype=torch.long), labels)

@@ -13,7 +13,7 @@ from benchmarks.stages.model import build_model
 from models.any_order import AnyOrder
 from models.codebook import Codebook
 from models.generator import Batch, spawn
-from models.layers import grid_angles, rotate, turns
+from models.layers import grid_angles, rotate, rotation_of
 from models.tokens import SCHEDULES, filter_logits, inverse_cdf, schedule
 
 LABELS = torch.tensor([0, 3, 1])
@@ -229,7 +229,7 @@ def test_the_class_is_known_at_every_position_without_attention(name):
 def test_rotation_keeps_lengths_and_depends_on_differences_only():
     angles = grid_angles(8, 8, 16)
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
-    at = lambda i: turns(angles[None, i : i + 1])  # noqa: E731
+    at = lambda i: rotation_of(angles[None, i : i + 1])  # noqa: E731
     product = lambda i, j: (rotate(q, at(i)) * rotate(k, at(j))).sum().item()  # noqa: E731
     assert product(1, 1 + 9) == pytest.approx(
         product(20, 20 + 9), abs=1e-4
@@ -321,7 +321,7 @@ def test_linear_guidance_grows_with_the_share_of_tokens_drawn():
     model.set_sampler(guidance_schedule="linear")
     both = torch.tensor([[1.0], [0.0]])  # conditional, unconditional: the guided value is the scale
     assert [
-        model.apply_cfg(both, model.scales(5.0)[n]).item() for n in (0, TOKENS // 2, TOKENS)
+        model.apply_cfg(both, model.guidance_scales(5.0)[n]).item() for n in (0, TOKENS // 2, TOKENS)
     ] == pytest.approx([1.0, 3.0, 5.0])
 
 
