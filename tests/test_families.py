@@ -1,4 +1,4 @@
-"""What is particular to each family: the paper's DiT, diffusers' schedulers, the AR model's cache."""
+"""What is particular to a family: the paper's DiT, diffusers' schedulers, the AR model's cache."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from models.generator import Batch
 
 
 def _mapped_reference(ours: DiT, depth: int, heads: int, width: int, classes: int):
-    """diffusers' DiT with our weights; its norm epsilon and timestep frequencies are the paper's."""
+    """diffusers' DiT with our weights, and the paper's norm epsilon and timestep frequencies."""
     theirs = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=width // heads,
@@ -144,7 +144,7 @@ def test_euler_spends_every_evaluation(steps):
 
 @pytest.mark.parametrize("objective", ["eps", "v", "x0"])
 def test_every_objective_s_target_and_sampler_fit_together(objective):
-    """A network that knows the answer (one data point) brings DDIM exactly there, from pure noise."""
+    """A network that knows the answer (one data point) brings DDIM there from pure noise."""
     target = torch.randn(1, *SHAPE)
 
     class Oracle(torch.nn.Module):
