@@ -50,6 +50,7 @@ class LocalFeatures(nn.Module):
 
     def __init__(self, num_classes: int):
         super().__init__()
+        # Half resolution at once: three quarters of the work would be at full resolution.
         self.stem = nn.Sequential(
             nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
         )
@@ -76,6 +77,7 @@ class LocalFeatures(nn.Module):
                 antialias=True,
                 align_corners=False,
             )
+        # channels-last convolutions are faster on CPUs and GPUs alike
         x = self.blocks(self.stem(x.to(memory_format=torch.channels_last)))
         return self.neck(x.float().mean(dim=(2, 3))).float()
 
@@ -93,6 +95,7 @@ def extract(
     features = features.to(device)
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(images), batch):
+            # Contiguous: what is sliced may be memory-mapped, or in an order of its own.
             chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
             if device.type == "cuda":
                 chunk = chunk.pin_memory()

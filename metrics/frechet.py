@@ -30,6 +30,7 @@ def _cross_trace(a: Tensor, b: Tensor) -> Tensor:
 
     S1 S2 has the eigenvalues of R^T S2 R for any root R R^T = S1, which is symmetric.
     """
+    # With fewer rows than dimensions the covariances are singular, but a b^T is small.
     if min(len(a), len(b)) < a.shape[1]:
         return torch.linalg.svdvals(a @ b.T).sum()  # the nuclear norm of a b^T, exactly
     first, second = a.T @ a, b.T @ b
@@ -51,6 +52,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     mean2, b = _moments(fake, "fake")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared")
+    # The sums of squares of the scaled features are the traces of the covariances.
     means_apart = (mean1 - mean2).square().sum()
     trace1, trace2 = a.square().sum(), b.square().sum()
     distance = means_apart + trace1 + trace2 - 2 * _cross_trace(a, b)
@@ -75,6 +77,7 @@ def frechet_bias(features: Tensor, n: int, m: int, labels: Tensor | None = None)
     """
     if labels is None:
         labels = torch.zeros(len(features), dtype=torch.long)
+    # Every other row of each class, so that both halves have all classes.
     in_first_half = torch.zeros(len(features), dtype=torch.bool)
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]
@@ -115,6 +118,7 @@ def _resampled_rows(count: int, labels: Tensor | None, rng: torch.Generator) -> 
     """
     if labels is None:
         return torch.randint(count, (count,), generator=rng)
+    # A class's places are filled from its own rows.
     rows = torch.empty(count, dtype=torch.long)
     for label in labels.unique():
         own = (labels == label).nonzero()[:, 0]
@@ -164,6 +168,7 @@ def frechet_infinity(real: Tensor, fake: Tensor, *, rng: torch.Generator, sizes:
         real_rows = torch.randperm(len(real), generator=rng)[:count]
         fake_rows = torch.randperm(len(fake), generator=rng)[:count]
         distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
+    # d(n) = a + b / n by least squares; a is the distance at infinitely many.
     design = torch.stack([torch.ones(sizes), 1 / counts], dim=1).double()
     values = torch.tensor(distances, dtype=torch.float64)
     return torch.linalg.lstsq(design, values[:, None]).solution[0].item()

@@ -27,6 +27,7 @@ def kid_per_class(
 
     Of the classes with at least three rows on both sides.
     """
+    # The kernel distance's jackknife leaves one row out and still needs a pair.
     classes = _classes(real, real_labels, fake, fake_labels, 3)
     return {label: kid(real_rows, fake_rows) for label, real_rows, fake_rows in classes}
 

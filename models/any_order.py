@@ -72,7 +72,7 @@ class AnyOrder(TokenModel):
         angles = grid_angles(*latent_shape[1:], width // heads)
         self.register_buffer("angles", angles, persistent=False)
         self.embed = nn.Embedding(codebook.size, width)
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
         # pass 1
         self.remember = nn.ModuleList(
             Block(SelfAttention(width, heads), width, mlp) for _ in range(depth // 2)
@@ -124,6 +124,7 @@ class AnyOrder(TokenModel):
 
         `causal`: target i reads the first i + 1 keys, which are the class and i tokens.
         """
+        # All targets start alike, but for what tells their places and their class.
         x = self.mask + self.positions[places] + self.classes(labels)[:, None]
         rotation = rotation_of(self.angles[1 + places])  # angle 0 is the class token's
         for block in self.predict:
@@ -135,7 +136,7 @@ class AnyOrder(TokenModel):
 
         Entry i is of token order[:, i], given the class and the i tokens before it in that order.
         """
-        earlier = order[:, :-1]
+        earlier = order[:, :-1]  # the last token of an order is nobody's context
         classes = self.classes(labels)[:, None]
         x = torch.cat([classes, self.embed(tokens.gather(1, earlier))], dim=1)
         class_angle = self.angles[:1].expand(len(tokens), 1, -1)
@@ -210,10 +211,11 @@ class _Decoding:
         self.steps.begin()
         first, fed = True, 1  # the first step feeds the class token
         for count in counts:
+            # All that a graph's kernels depend on; their numbers of keys are rounded.
             shape = (first, fed, count, self.steps.rounded(self.steps.start + 1))
             self.steps.run(partial(self.step, first, fed, count), count, shape)
             first, fed = False, count
-        return torch.empty_like(order).scatter(1, order, self.ids)
+        return torch.empty_like(order).scatter(1, order, self.ids)  # from order to raster
 
     def step(self, first: bool, fed: int, count: int) -> None:
         """Feed the class token or the `fed` tokens sampled last, then sample the next `count`."""

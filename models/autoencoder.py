@@ -35,6 +35,7 @@ class Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.first, self.second = conv(width, width), conv(width, width)
+        # The branch begins as zero.
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
@@ -56,6 +57,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self):
         super().__init__()
+        # The first layers see 12 channels at half resolution: as many numbers, fewer positions.
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
             conv(12, FINE),
@@ -65,6 +67,7 @@ class Autoencoder(nn.Module):
             nn.ReLU(),
             conv(COARSE, CHANNELS),
         )
+        # Deeper than the encoder: what the codes leave out is put back here.
         self.decoder = nn.Sequential(
             conv(CHANNELS, COARSE),
             *(Residual(COARSE) for _ in range(2)),

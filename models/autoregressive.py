@@ -84,6 +84,7 @@ class Autoregressive(TokenModel):
         if block < 1 or self.tokens % block:
             raise ValueError(f"model.block={block} does not divide the {self.tokens} tokens")
         self.block = block
+        # `attn_implementation` names the function registered above; `tokens_a_step` is for it.
         config = LlamaConfig(
             vocab_size=codebook.size,
             hidden_size=width,
@@ -96,7 +97,8 @@ class Autoregressive(TokenModel):
         )
         self.transformer = LlamaModel(config)
         self.transformer.rotary_emb = Rotary(config)
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
+        # Beside the rotation, which tells where a token is only from the others.
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)
         initialise(self)
@@ -115,6 +117,7 @@ class Autoregressive(TokenModel):
 
         The input at position n is the class, plus token n - block where there is one.
         """
+        # The first block has nothing before it: zeros stand there.
         embedded = self.transformer.embed_tokens(tokens[:, : -self.block])
         earlier = F.pad(embedded, (0, 0, self.block, 0))
         x = earlier + self.positions + self.classes(labels)[:, None]
@@ -164,6 +167,7 @@ def _fused(layer: LlamaDecoderLayer, width: int, heads: int, mlp: int) -> Block:
     It makes fewer and larger products (one for q, k and v; one for gate and up), which is what
     counts for a token at a time.
     """
+    # Made without memory, because every weight is assigned.
     with torch.device("meta"):
         block = Block(SelfAttention(width, heads), width, mlp)
     attention, gated = layer.self_attn, layer.mlp
@@ -195,6 +199,7 @@ class _Decoding:
             for layer in model.transformer.layers
         ]
         self.caches = [Cache(model.tokens) for _ in self.blocks]
+        # The angles of all places, of which a step takes its own.
         places = torch.arange(model.tokens, device=device)
         angles = places[:, None] * model.transformer.rotary_emb.inv_freq
         self.rotation = rotation_of(angles[None])
@@ -213,9 +218,10 @@ class _Decoding:
         self.steps.begin()
         for start in range(0, self.model.tokens, block):
             first = start == 0
+            # A graph's kernels depend on the inputs being zeros or tokens, and on how many keys.
             shape = (first, self.steps.rounded(start + block))
             self.steps.run(partial(self.step, first), block, shape)
-        return self.ids.clone()
+        return self.ids.clone()  # the next batch overwrites them
 
     def step(self, first: bool) -> None:
         """Sample the next block of tokens from those of the block before it."""
@@ -229,7 +235,7 @@ class _Decoding:
             if self.scales is not None:
                 ids = ids.repeat(2, 1)
             earlier = model.transformer.embed_tokens(ids)
-        x = earlier + take(model.positions, now, 0) + classes
+        x = earlier + take(model.positions, now, 0) + classes  # as in `logits`
         rotation = self.rotation.at(now)
         for layer, cache in zip(self.blocks, self.caches, strict=True):
             x = layer(x, rotation, causal=False, cache=cache, window=window)

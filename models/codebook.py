@@ -47,6 +47,7 @@ class Codebook(nn.Module):
 
     def tokenize(self, latents: Tensor) -> LongTensor:
         """(B, C, H, W) -> ids (B, H*W) of the nearest entries, in raster order."""
+        # Back to raw units: see `whitened`.
         points = latents.float().permute(0, 2, 3, 1).flatten(0, 2) * self.std + self.mean
         return nearest(points, self.entries).view(len(latents), -1)
 
@@ -96,10 +97,11 @@ def spread(points: Tensor, size: int, *, rng: torch.Generator) -> Tensor:
     """
     uniform = torch.rand(size, generator=rng, dtype=torch.float64).to(points.device)
     chosen = torch.empty(size, dtype=torch.long, device=points.device)
-    columns = points.T.contiguous()
+    columns = points.T.contiguous()  # sums over C then run along memory
     chosen[0] = (uniform[0] * len(points)).long()
     gaps = torch.full((len(points),), torch.inf, device=points.device)
     for i in range(size):
+        # The inverse of the cumulated squared distances, in float64: there may be millions.
         if i:
             total = gaps.cumsum(0, dtype=torch.float64)
             place = torch.searchsorted(total, uniform[i] * total[-1], right=True)
@@ -124,6 +126,7 @@ def fit(
         )
     points = points[torch.randperm(len(points), generator=rng).to(points.device)].float()
     centres = spread(points[: max(size * start_points, START_ROWS)], size, rng=rng)
+    # Lloyd's two steps: assign each point to a centre, move each centre to its points.
     for _ in range(iterations):
         ids = nearest(points, centres)
         counts = torch.bincount(ids, minlength=size)
@@ -132,7 +135,7 @@ def fit(
         if len(dead):
             errors = (points - centres[ids]).square().sum(1)
             sums[dead], counts[dead] = points[errors.topk(len(dead)).indices], 1
-        centres = sums / counts[:, None]
+        centres = sums / counts[:, None]  # each the mean of the points nearest to it
     book = Codebook(size, points.shape[1]).to(points.device)
     book.entries.copy_(centres)
     return book

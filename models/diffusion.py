@@ -55,6 +55,7 @@ class Diffusion(GenerativeModel):
             raise ValueError(f"model.objective={objective}: one of flow, {', '.join(PREDICTION)}")
         self.objective = objective
         self.samplers = schedulers.samplers(objective)
+        # The chain has no shift: its times are those it was trained at.
         if objective == "flow":
             self.sampler_defaults = self.sampler_defaults | {"shift": 1.0}
         self.set_sampler()  # again: the samplers depend on the objective
@@ -81,7 +82,7 @@ class Diffusion(GenerativeModel):
         """Mean squared error of the objective's target."""
         if self.objective == "flow":
             noisy = torch.lerp(x, noise, time[:, None, None, None])
-            target, time = noise - x, time * CHAIN
+            target, time = noise - x, time * CHAIN  # the denoiser takes times in [0, 1000]
         else:
             a = self.alphas[time][:, None, None, None]
             noisy = a.sqrt() * x + (1 - a).sqrt() * noise
@@ -123,6 +124,7 @@ class Diffusion(GenerativeModel):
         The conditional and the unconditional half are one batch.
         """
         if guidance == 1:
+            # The unconditional half would have no weight: half of the evaluations are saved.
             return self.denoiser(x, x.new_full((len(x),), t), labels).float()
         both_labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         times = x.new_full((2 * len(x),), t)
@@ -146,6 +148,7 @@ class Diffusion(GenerativeModel):
         # their x scaled back.
         x = randn(self.latent_shape, rngs, labels.device)
         x = x * float(getattr(scheduler, "init_noise_sigma", 1))
+        # Those that add noise at each step take it from the samples' own generators.
         step_options: dict[str, Any] = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
             step_options["generator"] = rngs
@@ -154,6 +157,7 @@ class Diffusion(GenerativeModel):
             if hasattr(scheduler, "scale_model_input"):
                 scaled = scheduler.scale_model_input(x, step)
             prediction = self._predict(scaled, t, labels, self._guidance_at(t, guidance))
+            # One step against `prediction`, on the scheduler's own grid.
             with schedulers.WithoutWaiting():
                 x = scheduler.step(prediction, step, x, **step_options).prev_sample
         return x
@@ -177,6 +181,7 @@ class Diffusion(GenerativeModel):
         """
         if not self.supported_steps([steps]):
             raise ValueError(f"steps={steps}: {self.sampler} takes {self._supported_text(steps)}")
+        # The scheduler's own times, so that what is counted is what `sample` does.
         guided = [
             self._guidance_at(t, guidance) != 1 for t in schedulers.times(self._scheduler(steps))
         ]

@@ -61,7 +61,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
+        half = self.frequencies // 2  # cosines, then as many sines, as in the released code
         exponents = torch.arange(half, dtype=torch.float32, device=t.device)
         omega = torch.exp(-math.log(10000) * exponents / half)
         angle = t.float()[:, None] * omega
@@ -80,6 +80,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # (B, T, 3 * width) -> three of (B, heads, T, width / heads)
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
@@ -92,6 +93,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        # Scale and shift come from the conditioning, so the norms have none of their own.
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -133,9 +135,10 @@ class DiT(nn.Module):
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.out_channels = out_channels or channels
         self.patches = nn.Conv2d(channels, width, patch, patch)
+        # Not saved: they are a function of the shape.
         self.register_buffer("positions", sine_positions(width, *self.grid), persistent=False)
         self.timesteps = TimestepEmbedder(width)
-        self.labels = nn.Embedding(num_classes + 1, width)
+        self.labels = nn.Embedding(num_classes + 1, width)  # the last is the null label's
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -165,7 +168,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
         x = self.embed(x)
-        c = self.timesteps(t) + self.labels(labels)
+        c = self.timesteps(t) + self.labels(labels)  # (B, width), the same for all blocks
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.modulation(c).chunk(2, dim=1)

@@ -153,6 +153,7 @@ class GenerativeModel(nn.Module):
         self, latent_shape: tuple[int, int, int], num_classes: int, *, label_dropout: float = 0.1
     ):
         super().__init__()
+        # At 1 no label would ever be learned.
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout={label_dropout}: at least 0 and below 1")
         self.latent_shape = tuple(latent_shape)  # (C, H, W)
@@ -161,7 +162,7 @@ class GenerativeModel(nn.Module):
         self._kept: dict[Hashable, Any] | None = None  # see `fixed_weights`
         self.set_sampler()
 
-    # ------------------------------------------------------------------ how to sample
+    # --- how to sample
 
     def set_sampler(self, sampler: str | None = None, **options: Any) -> None:
         """From now on sample with one of `samplers` (None: the family's own) and these options.
@@ -171,6 +172,7 @@ class GenerativeModel(nn.Module):
         """
         if sampler is not None and sampler not in self.samplers:
             raise ValueError(f"sampler={sampler}: one of {', '.join(self.samplers)}")
+        # An option of another family would change nothing, and yet name other samples.
         foreign = set(options) - set(self.sampler_defaults)
         if foreign:
             own = ", ".join(self.sampler_defaults) or "no options"
@@ -202,7 +204,7 @@ class GenerativeModel(nn.Module):
         ]
         return ", ".join([self.sampler, *changed])
 
-    # ------------------------------------------------------------------ training
+    # --- training
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """The training loss of a batch, scalar float32; `rng` is a CPU generator.
@@ -241,13 +243,14 @@ class GenerativeModel(nn.Module):
 
     def compile_error(self) -> None:
         """Compile `error`, the network with it. Sampling, with its many shapes, stays as it is."""
+        # Bound to the instance: the class, and other models of it, are as they were.
         self.error = torch.compile(type(self).error.__get__(self))
 
     def uncompile_error(self) -> None:
         """Undo `compile_error`."""
         self.__dict__.pop("error", None)
 
-    # ------------------------------------------------------------------ sampling
+    # --- sampling
 
     def sample(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
@@ -309,6 +312,7 @@ class GenerativeModel(nn.Module):
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in ("cpu", "cuda")
         ]
+        # Casts of the weights are of one precision, and tables and graphs of one sampler's options.
         key = (name, *precision, *map(str, self.sampling_key()))
         if key not in self._kept:
             self._kept[key] = make()

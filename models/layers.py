@@ -37,6 +37,7 @@ def grid_angles(height: int, columns: int, head_dim: int) -> Tensor:
         raise ValueError(
             f"width / heads is {head_dim}: two-dimensional rotary positions need a multiple of 4"
         )
+    # A quarter of the head's dimensions each: pairs of them turn, and there are two axes.
     omega = ROTARY_BASE ** -(torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 4))
     rows, across = torch.arange(1.0, height + 1), torch.arange(1.0, columns + 1)
     y, x = torch.meshgrid(rows, across, indexing="ij")
@@ -140,6 +141,7 @@ class SelfAttention(nn.Module):
         window: Window | None = None,
     ) -> Tensor:
         """With a `cache`, its `window` says where x's own keys go and which keys are looked at."""
+        # (3, B, heads, T, head_dim): queries and keys are rotated together.
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         (q, k), v = rotate(qkv[:2], rotation), qkv[2]
         if cache is not None and window is not None:

@@ -57,7 +57,7 @@ class Masked(TokenModel):
         self.register_buffer("angles", angles, persistent=False)
         self.embed = nn.Embedding(codebook.size + 1, width)  # the last is [MASK]
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
         self.blocks = nn.ModuleList(
             Block(SelfAttention(width, heads), width, mlp) for _ in range(depth)
         )
@@ -79,7 +79,7 @@ class Masked(TokenModel):
         rotation = rotation_of(self.angles[None])
         for block in self.blocks:
             x = block(x, rotation, causal=False)
-        return self.head(self.norm(x[:, 1:]))
+        return self.head(self.norm(x[:, 1:]))  # the class token predicts nothing
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Tokens (B, H*W), labels (B,), and which tokens are masked (B, H*W) bool."""
@@ -99,7 +99,9 @@ class Masked(TokenModel):
         meets the same fractions.
         """
         fraction = torch.arccos(torch.rand(count, 1, generator=rng)) * 2 / math.pi
+        # At least one, or an image would have no loss.
         masked_count = (fraction * self.tokens).round().clamp(min=1)
+        # argsort of an argsort is the rank of each number, a random permutation.
         random_rank = torch.rand(count, self.tokens, generator=rng).argsort(dim=1).argsort(dim=1)
         return random_rank < masked_count
 
@@ -116,7 +118,7 @@ class Masked(TokenModel):
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
         labels = with_null_labels(labels, self.num_classes, guidance)
         scales = self.guidance_scales(guidance)
-        ids = torch.full((count, self.tokens), self.codebook.size, device=device)
+        ids = torch.full((count, self.tokens), self.codebook.size, device=device)  # all [MASK]
         fixed = torch.zeros_like(ids, dtype=torch.bool)
         done = 0
         counts = schedule(self.sampler_options["schedule"], self.tokens, steps)
@@ -127,6 +129,7 @@ class Masked(TokenModel):
             logits = self.apply_cfg(logits, None if scales is None else scales[done])
             proposed = self.sample_ids(logits, uniform[:, 0])
             confidence = self._confidence(logits, proposed, uniform[:, 1], step / steps)
+            # What is fixed already must not be chosen again.
             surest = confidence.masked_fill(fixed, -math.inf).topk(kept_count, dim=1).indices
             ids = ids.scatter(1, surest, proposed.gather(1, surest))
             fixed = fixed.scatter(1, surest, True)
@@ -141,6 +144,7 @@ class Masked(TokenModel):
         steps would keep the likeliest ids only.
         """
         log_probability = logits.log_softmax(-1).gather(2, proposed[..., None])[..., 0]
+        # -log(-log u) is Gumbel noise; u is kept away from 0 and 1, where it is infinite.
         negative_gumbel = (-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
         noise_scale = self.sampler_options["choice_temperature"] * (1 - progress)
         return log_probability - noise_scale * negative_gumbel

@@ -45,6 +45,7 @@ class QuickAttention:
         temb: Any = None,
     ) -> Tensor:
         """Self-attention of x (B, C, H, W). diffusers asks for arguments of these names."""
+        # On CUDA cuDNN's convolutions want channels-last anyway.
         attended = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
         return attended if x.is_cuda else attended.contiguous()
 
@@ -80,13 +81,14 @@ class UNet(nn.Module):
                 f"a U-Net of {levels} levels halves {levels - 1} times: "
                 f"{height}x{width} latents cannot"
             )
+        # Attention costs the square of the pixels: the highest resolution does without by default.
         down = ["DownBlock2D" if n < attention_from else "AttnDownBlock2D" for n in range(levels)]
         up = ["UpBlock2D" if n < attention_from else "AttnUpBlock2D" for n in range(levels)]
         self.net = UNet2DModel(
             sample_size=height,
             in_channels=latent_channels,
             out_channels=latent_channels,
-            num_class_embeds=num_classes + 1,
+            num_class_embeds=num_classes + 1,  # the last is the null label's
             block_out_channels=tuple(channels),
             layers_per_block=layers,
             down_block_types=tuple(down),
@@ -94,11 +96,12 @@ class UNet(nn.Module):
             attention_head_dim=head_dim,
             norm_num_groups=groups,
             resnet_time_scale_shift="scale_shift",
-            freq_shift=0,
+            freq_shift=0,  # of the timestep's sines, as in ADM
         )
         for module in self.net.modules():
             if isinstance(module, Attention):
                 module.set_processor(QuickAttention())
+        # diffusers leaves this to the user.
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 
