@@ -1,4 +1,4 @@
-"""Keys and atomic files: an artefact is named by what determines it, and is either whole or absent."""
+"""Keys and atomic files: an artefact is named by what determines it, and is whole or absent."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def file_digest(*paths: str | Path) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place, on failure it goes."""
+    """Yield a temporary path beside `path`; on success it takes its place, on failure it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -132,9 +132,7 @@ def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
     try:
         state = load_file(str(path))
     except FileNotFoundError:
-        raise BadInput(
-            f"{what}: no file {path}; `make weights WEIGHTS_DATA=<folder>` writes it"
-        ) from None
+        raise BadInput(f"{what}: no file {path}; `make train-frozen` writes it") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
     beside = Path(path).with_suffix(".json")
@@ -142,16 +140,18 @@ def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
     stated = card.get("sha256") if isinstance(card, dict) else None
     if stated is None and (beside.exists() or Path(path).resolve().parent in SHIPPED_FOLDERS):
         raise BadInput(
-            f"{what}: the model card {beside} is missing or cut short, so that {path} cannot be checked; restore both"
+            f"{what}: the model card {beside} is missing or cut short, so that {path} cannot be "
+            "checked; restore both"
         )
     if stated and stated != file_digest(path):
         raise BadInput(
-            f"{what}: {path} is not the file its model card describes (sha256 {stated[:12]}...); restore it or write it anew"
+            f"{what}: {path} is not the file its model card describes (sha256 {stated[:12]}...); "
+            "restore it or write it anew"
         )
+    # files may be in half precision; all that is frozen computes in float32
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
-        module.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
+        module.load_state_dict(state)
     except RuntimeError:
         raise BadInput(f"{what}: {path} holds another network's weights") from None
     return module.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """A column: which direction is better (-1 lower, +1 higher, 0 neither), its unit, its meaning."""
+    """One column; `better` is -1 for lower, +1 for higher, 0 for neither."""
 
     name: str
     better: int
