@@ -30,10 +30,11 @@ from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
 from benchmarks.stages.cell import Cell, prepare
 from benchmarks.stages.checkpoint import Checkpoints
+from benchmarks.stages.floors import train_images
 from benchmarks.stages.model import forward_macs, image_cost, place_on
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
-from benchmarks.stages.score import Evaluator, train_images
+from benchmarks.stages.score import Evaluator
 from benchmarks.stages.train import train
 from metrics import speed
 

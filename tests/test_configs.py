@@ -11,8 +11,8 @@ from benchmarks.core.settings import CONF, config_names
 from benchmarks.frozen.autoencoder import latent_shape, shipped_codebook_size
 from benchmarks.frozen.extractors import load_extractors
 from benchmarks.images.dataset import BadInput
+from benchmarks.stages.budget import UNITS, make_budget
 from benchmarks.stages.model import build_model
-from benchmarks.stages.train import UNITS, make_budget
 from metrics import flops
 from models import schedulers
 from models.any_order import AnyOrder

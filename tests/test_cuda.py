@@ -22,8 +22,10 @@ from benchmarks.core.environment import device_name
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.stages.compiling import Compiler
 from benchmarks.stages.model import place_on
-from benchmarks.stages.sample import SamplingConfig, bf16_weights, sampler
-from benchmarks.stages.train import build_train_state, train
+from benchmarks.stages.precision import bf16_weights
+from benchmarks.stages.sample import SamplingConfig, sampler
+from benchmarks.stages.train import train
+from benchmarks.stages.train_state import build_train_state
 from metrics import speed
 from metrics.features import WEIGHTS, LocalFeatures, extract
 from models import decoding

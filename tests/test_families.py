@@ -8,7 +8,7 @@ from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, random_batch, rn
 from diffusers import DiTTransformer2DModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from benchmarks.stages.sample import bf16_weights
+from benchmarks.stages.precision import bf16_weights
 from models import autoregressive, layers
 from models.diffusion import Diffusion
 from models.dit import GELU, DiT

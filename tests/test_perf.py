@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.perf import ablations, bars, baselines, bench, comparisons
 from benchmarks.perf.stage_list import extent_on, stage_list
-from benchmarks.stages.train import build_train_state
+from benchmarks.stages.train_state import build_train_state
 from metrics import speed
 from metrics.frechet import frechet_distance
 from models import autoregressive, layers

@@ -13,8 +13,10 @@ from diffusers.training_utils import EMAModel
 
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.frozen.latents import LatentSet
+from benchmarks.stages.budget import make_budget
 from benchmarks.stages.checkpoint import Checkpoints
-from benchmarks.stages.train import InPlaceEMA, learning_rate, make_budget, train
+from benchmarks.stages.train import learning_rate, train
+from benchmarks.stages.train_state import InPlaceEMA
 
 CFG = SimpleNamespace(
     budget=60, unit="steps", batch=4, precision="fp32", betas=[0.9, 0.99], weight_decay=0.01, warmup=0.1, grad_clip=1.0,

@@ -15,7 +15,8 @@ from benchmarks.analysis.differences import difference, over_seeds
 from benchmarks.frozen.autoencoder import load_latent_space
 from benchmarks.frozen.extractors import load_extractors
 from benchmarks.images.dataset import load_dataset
-from benchmarks.stages.score import PROBE_IMAGES, Evaluator, _known
+from benchmarks.stages.floors import PROBE_IMAGES, measure_floors
+from benchmarks.stages.score import Evaluator
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
 from metrics.kid import kid
@@ -247,10 +248,10 @@ TRAIN, REFERENCE, HELD_OUT = gaussian(3000, 24, 0), gaussian(800, 24, 1), gaussi
 )
 def test_copies_are_flagged_and_nothing_else_is(samples, flagged):
     found = memorisation(samples, train=TRAIN, reference=REFERENCE, held_out=HELD_OUT)
-    assert found.flagged == flagged, found.share
+    assert found.flagged == flagged, found.fraction
     if flagged:
         assert (
-            found.share > 0.09
+            found.fraction > 0.09
             and found.nearest[:40].equal(torch.arange(40))
             and found.closeness[:40].max() < 0.5
         )
@@ -358,7 +359,7 @@ def test_all_scores_of_five_thousand_samples_take_less_than_half_a_minute():
     labels, samples = torch.arange(5000) % 9, gaussian(5000, 256, 9, 0.1)
     started = time.perf_counter()
     probe = fit_probe(sets["train"][:PROBE_IMAGES], torch.arange(PROBE_IMAGES) % 9, 9)
-    known = _known(sets, probe, labels)
+    known = measure_floors(sets, probe, labels)
     once = time.perf_counter() - started
     of_judge = {name: sets[name] for name in ("reference", "holdout", "train")}
     judge = Evaluator(

@@ -13,7 +13,7 @@ from waiting import NoWaiting, Waited
 
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.stages.sample import SamplingConfig, sampler
-from benchmarks.stages.train import InPlaceEMA
+from benchmarks.stages.train_state import InPlaceEMA
 from models import schedulers
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook

@@ -36,7 +36,8 @@ from benchmarks.images.dataset import Dataset, load_dataset
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
-from benchmarks.stages.score import Evaluator, analytic_floor, balanced_alike, prepare_evaluator
+from benchmarks.stages.floors import prepare_evaluator
+from benchmarks.stages.score import Evaluator, analytic_floor, balanced_alike
 from metrics.features import extract
 from metrics.prdc import NEIGHBOURS
 

@@ -55,7 +55,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def shorten_paths(config: dict[str, Any]) -> None:
-    """In place, every absolute path to its last name: records travel, a machine's folders do not."""
+    """In place, every absolute path to its last name: a machine's folders do not travel."""
     for key, value in config.items():
         if isinstance(value, dict):
             shorten_paths(value)

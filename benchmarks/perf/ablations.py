@@ -25,8 +25,8 @@ from benchmarks.perf.bench import (
     single_batch_sampler,
 )
 from benchmarks.perf.comparisons import LR, train_step
-from benchmarks.stages.sample import bf16_weights
-from benchmarks.stages.train import InPlaceEMA, build_train_state
+from benchmarks.stages.precision import bf16_weights
+from benchmarks.stages.train_state import InPlaceEMA, build_train_state
 from models import layers
 from models.autoregressive import Rotary
 from models.dit import GELU, DiT

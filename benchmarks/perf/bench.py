@@ -15,7 +15,7 @@ from benchmarks.core.settings import compose
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages.model import build_model, place_on
-from benchmarks.stages.sample import bf16_weights
+from benchmarks.stages.precision import bf16_weights
 from metrics import speed
 from models.generator import Batch, GenerativeModel
 

@@ -30,7 +30,7 @@ from benchmarks.perf.bench import (
     single_batch_sampler,
 )
 from benchmarks.stages.model import forward_macs, on_meta, sampling_macs
-from benchmarks.stages.train import TrainState, build_train_state
+from benchmarks.stages.train_state import TrainState, build_train_state
 from metrics import speed
 from metrics.frechet import frechet_distance
 from models.autoregressive import Autoregressive

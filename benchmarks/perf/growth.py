@@ -31,7 +31,7 @@ from benchmarks.perf.comparisons import LR
 from benchmarks.reports import plots
 from benchmarks.results.tables import markdown
 from benchmarks.stages.model import build_model, forward_macs, on_meta, place_on, sampling_macs
-from benchmarks.stages.train import build_train_state
+from benchmarks.stages.train_state import build_train_state
 from metrics import speed
 from models.generator import Batch, GenerativeModel
 

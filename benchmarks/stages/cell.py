@@ -19,6 +19,7 @@ from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, prob
 from benchmarks.frozen.latents import LatentSet, prepare_latents, reconstruct
 from benchmarks.images.dataset import Dataset, load_dataset
 from benchmarks.results.records import NOT_OF_THE_TRAINING
+from benchmarks.stages.floors import prepare_evaluator
 from benchmarks.stages.model import (
     build_model,
     choose_sampler,
@@ -28,7 +29,7 @@ from benchmarks.stages.model import (
 )
 from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.sample_batch import best_batch
-from benchmarks.stages.score import Evaluator, prepare_evaluator
+from benchmarks.stages.score import Evaluator
 from models.generator import GenerativeModel
 
 

@@ -6,6 +6,7 @@ another's is taken for its own.
 """
 
 import pickle
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ from benchmarks.core.store import (
 )
 from models.generator import GenerativeModel
 
+# what loading a damaged or foreign file may raise
+UNUSABLE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    pickle.UnpicklingError,
+)
+
 
 @dataclass
 class Progress:
@@ -31,18 +43,18 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    log: list[list[float]] = field(
-        default_factory=list
-    )  # images, training FLOPs, mean loss, learning rate, seconds
-    snapshots: dict[str, dict] = field(
-        default_factory=dict
-    )  # fraction of the budget -> images, flops, seconds, weights
+    # rows of images, training FLOPs, mean loss, learning rate, seconds
+    log: list[list[float]] = field(default_factory=list)
+    # fraction of the budget -> images, flops, seconds, weights
+    snapshots: dict[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The files of one training: `folder` holds them, `key` says whose they are, `fractions` after
-    which fractions of the budget to keep weights.
+    """The files of one training.
+
+    `folder` holds them, `key` says whose they are, `fractions` after which fractions of the budget
+    to keep weights.
     """
 
     folder: Path
@@ -51,9 +63,8 @@ class Checkpoints:
 
     def weights(self, fraction: float = 1.0) -> Path:
         """The EMA weights after a fraction of the budget."""
-        return self.folder / (
-            "weights.safetensors" if fraction == 1 else f"weights-{fraction:g}.safetensors"
-        )
+        name = "weights" if fraction == 1 else f"weights-{fraction:g}"
+        return self.folder / f"{name}.safetensors"
 
     def save(
         self, generator: GenerativeModel, ema: EMAModel, optimizer: Any, progress: Progress
@@ -64,9 +75,11 @@ class Checkpoints:
             "fractions": self.fractions,
             "progress": asdict(progress),
             "model": generator.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
         }
         with atomic_file(self.folder / "checkpoint.pt") as path:
-            torch.save(state | {"ema": ema.state_dict(), "optimizer": optimizer.state_dict()}, path)
+            torch.save(state, path)
 
     def resume(
         self, generator: GenerativeModel, ema: EMAModel, optimizer: Any, device: torch.device
@@ -79,35 +92,28 @@ class Checkpoints:
             return Progress()
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["key"] != self.key:
-                raise ValueError("another configuration's")
-            if not set(self.fractions) <= set(state["fractions"]):
-                raise ValueError(
-                    f"it was to keep weights at {list(state['fractions'])} of the budget, not at {list(self.fractions)}"
-                )
+            self._check(state)
             progress = Progress(**state["progress"])
-            averaged, moments = state["ema"], state["optimizer"]
-            fits = load(generator, state["model"])
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            pickle.UnpicklingError,
-        ) as error:
+            average, moments = state["ema"], state["optimizer"]
+            fits, reason = load(generator, state["model"]), "its tensors are another network's"
+        except UNUSABLE as error:
             fits, reason = False, f"{type(error).__name__} {error}".splitlines()[0]
-        else:
-            reason = "its tensors are another network's"
         if not fits:
             print(f"train: {path} cannot be used ({reason}); starting over")
             return Progress()
-        ema.load_state_dict(averaged)
+        ema.load_state_dict(average)
         ema.to(device)
         optimizer.load_state_dict(moments)
         print(f"train: resuming {self.folder.name} at step {progress.step}")
         return progress
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for another configuration's state, and for one too far on."""
+        if state["key"] != self.key:
+            raise ValueError("another configuration's")
+        if not set(self.fractions) <= set(state["fractions"]):
+            planned, wanted = list(state["fractions"]), list(self.fractions)
+            raise ValueError(f"it was to keep weights at {planned} of the budget, not at {wanted}")
 
     def keep(
         self,
@@ -120,16 +126,17 @@ class Checkpoints:
         """The EMA weights after a fraction of the budget; the learning rate is still high then, as
         a longer run's would be.
         """
+        path = self.weights(fraction)
         ema.store(generator.parameters())
         ema.copy_to(generator.parameters())
-        write_tensors(self.weights(fraction), self.key, generator.state_dict())
+        write_tensors(path, self.key, generator.state_dict())
         ema.restore(generator.parameters())
-        progress.snapshots[f"{fraction:g}"] = spent | {
-            "weights": file_digest(self.weights(fraction))[:16]
-        }
+        progress.snapshots[f"{fraction:g}"] = spent | {"weights": file_digest(path)[:16]}
 
     def finish(self, generator: GenerativeModel, summary: dict) -> dict:
-        """Write the weights, then the summary that says they are whole; the checkpoint has served."""
+        """Write the weights, then the summary that says they are whole; the checkpoint has
+        served.
+        """
         write_tensors(self.weights(), self.key, generator.state_dict())
         summary = summary | {"key": self.key, "weights": file_digest(self.weights())[:16]}
         write_json(self.folder / "train.json", summary)
@@ -143,9 +150,8 @@ class Checkpoints:
         summary = read_json(self.folder / "train.json")
         if not isinstance(summary, dict) or summary.get("key") != self.key:
             return None
-        if not {f"{fraction:g}" for fraction in self.fractions} <= set(
-            summary.get("snapshots", {})
-        ):
+        wanted = {f"{fraction:g}" for fraction in self.fractions}
+        if not wanted <= set(summary.get("snapshots", {})):
             return None
         ready = read_tensors(self.weights(), self.key)
         return summary if ready and load(generator, ready[0]) else None
@@ -156,16 +162,45 @@ class Checkpoints:
 
         Raises BadInput where they are gone.
         """
-        ready = read_tensors(self.weights(fraction), self.key)
+        path = self.weights(fraction)
+        ready = read_tensors(path, self.key)
         if not ready or not load(generator, ready[0]):
-            raise BadInput(
-                f"{self.weights(fraction)} is gone or damaged; remove {self.folder / 'train.json'} to train again"
-            )
+            summary = self.folder / "train.json"
+            raise BadInput(f"{path} is gone or damaged; remove {summary} to train again")
         return trained | trained["snapshots"][f"{fraction:g}"]
 
 
+@dataclass
+class Saver:
+    """Saves checkpoints every so many seconds of training; where one takes over a second, a
+    twentieth of the time at most.
+    """
+
+    files: Checkpoints
+    every: float
+    last: float  # seconds of training at the last checkpoint
+    log_every: int  # steps
+    took: float = 0.0
+
+    def due(self, progress: Progress) -> bool:
+        """Only where the loss log is whole: a resumed training then has the log of one that was not
+        interrupted.
+        """
+        pause = max(self.every, 20 * self.took if self.took > 1 else 0)
+        return progress.step % self.log_every == 0 and progress.seconds - self.last > pause
+
+    def save(
+        self, generator: GenerativeModel, ema: EMAModel, optimizer: Any, progress: Progress
+    ) -> float:
+        """Returns the seconds it took, which are not training."""
+        began = time.perf_counter()
+        self.files.save(generator, ema, optimizer, progress)
+        self.last, self.took = progress.seconds, time.perf_counter() - began
+        return self.took
+
+
 def load(generator: GenerativeModel, state: dict[str, torch.Tensor]) -> bool:
-    """Load a state that fits; leave the generator as it was, and say so, where one does not."""
+    """Load a state that fits; leave the model as it was, and say so, where one does not."""
     own = generator.state_dict()
     if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
         return False

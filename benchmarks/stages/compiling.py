@@ -25,16 +25,15 @@ class Payback(NamedTuple):
     """What compiling costs and gives."""
 
     startup_seconds: float  # before the first compiled step is done
-    gain: float  # share of a step's time that it saves, below 1
+    gain: float  # fraction of a step's time that it saves, below 1
 
     def pays(self, steps: int, step_seconds: float) -> bool:
-        """Whether so many steps, each of so many seconds as it is, are sooner done when compiled."""
+        """Whether so many steps, each of so many seconds uncompiled, are sooner done compiled."""
         return steps * step_seconds * self.gain > self.startup_seconds
 
 
-GUESS = Payback(
-    60.0, 0.2
-)  # until this machine has measured: on a CPU compiling took 13 to 50 s and saved up to a third
+# until this machine has measured: on a CPU compiling took up to a minute and saved up to a third
+GUESS = Payback(startup_seconds=60.0, gain=0.2)
 
 
 @dataclass
@@ -104,15 +103,12 @@ class Compiler:
         state.generator.compile_error()
         try:
             state.accelerator.backward(state.model(batch, rng=torch.Generator()))
-        except (
-            Exception
-        ) as error:  # a compiler fails in many ways, and none of them is worth a training
+        # a compiler fails in many ways, and none of them is worth a training
+        except Exception as error:
             self.auto = False
             state.generator.uncompile_error()
-            print(
-                f"train.compile=auto: going on uncompiled ({type(error).__name__}: {str(error).strip()[:200]})",
-                flush=True,
-            )
+            reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            print(f"train.compile=auto: going on uncompiled ({reason})", flush=True)
         else:
             self.compiled, self.startup_seconds = True, self._now() - started
         state.optimizer.zero_grad()

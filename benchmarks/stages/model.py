@@ -54,29 +54,32 @@ def build_model(
 
 
 def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
-    """Set the model to draw as `conf/sampler` says; what another family's sampler has and this
-    one's has not is named and left out.
+    """Set the model to sample as `conf/sampler` says.
+
+    What another family's sampler has and this one's has not is named and left out.
 
     Raises BadInput for a value out of range.
     """
-    choice = {
-        k: v for k, v in OmegaConf.to_container(cfg.sampler, resolve=True).items() if v is not None
-    }
-    name = choice.pop("name")
-    if name == "default":
-        name = None
-    elif name not in model.samplers:
+    settings = OmegaConf.to_container(cfg.sampler, resolve=True)
+    name = settings.pop("name")
+    if name != "default" and name not in model.samplers:
+        own = ", ".join(model.samplers)
         print(
-            f"{cfg.model.name}: sampler={name} is not one of its own ({', '.join(model.samplers)}); using {model.samplers[0]}"
+            f"{cfg.model.name}: sampler={name} is not one of its own ({own}); "
+            f"using {model.samplers[0]}"
         )
-        name = None
-    for option in [k for k in choice if k not in model.sampler_defaults]:
-        print(
-            f"{cfg.model.name}: sampler.{option} is not one of its options ({', '.join(model.sampler_defaults)}); left out"
-        )
-        del choice[option]
+        name = "default"
+    options = {}
+    for option, value in settings.items():
+        if value is None:  # the model's own default
+            continue
+        if option in model.sampler_defaults:
+            options[option] = value
+        else:
+            own = ", ".join(model.sampler_defaults)
+            print(f"{cfg.model.name}: sampler.{option} is not one of its options ({own}); left out")
     try:
-        model.set_sampler(name, **choice)
+        model.set_sampler(None if name == "default" else name, **options)
     except (ValueError, TypeError) as error:
         raise BadInput(f"model={cfg.model.name}: {error}") from None
 
@@ -86,9 +89,9 @@ def place_on(model: GenerativeModel, device: torch.device) -> GenerativeModel:
     channels-last, as cuDNN wants them.
     """
     model.to(device)
-    for part in model.modules():
-        if device.type == "cuda" and getattr(type(part), "channels_last", False):
-            part.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if device.type == "cuda" and getattr(type(module), "channels_last", False):
+            module.to(memory_format=torch.channels_last)
     return model
 
 

@@ -37,14 +37,13 @@ def best_batch(
     """
     if device.type == "cpu":
         return ON_A_CPU
-    known = read_json(file)
-    if not isinstance(known, dict):
-        known = {"seconds_per_image": _tried(generator, space, data, device, precision)}
-        known["batch"] = chosen_batch(
-            {int(batch): seconds for batch, seconds in known["seconds_per_image"].items()}
-        )
-        write_json(file, known)
-    return known["batch"]
+    measured = read_json(file)
+    if not isinstance(measured, dict):
+        seconds = _tried(generator, space, data, device, precision)
+        of_batch = {str(batch): value for batch, value in seconds.items()}
+        measured = {"seconds_per_image": of_batch, "batch": chosen_batch(seconds)}
+        write_json(file, measured)
+    return measured["batch"]
 
 
 def chosen_batch(seconds: dict[int, float]) -> int:
@@ -64,38 +63,37 @@ def _tried(
     data: LatentSet,
     device: torch.device,
     precision: str,
-) -> dict[str, float]:
+) -> dict[int, float]:
     """Seconds per image by batch, up to where memory ends or larger ones gain nothing."""
     seconds: dict[int, float] = {}
     tokens = generator.latent_shape[1] * generator.latent_shape[2]
-    steps = (
-        TRIAL_STEPS
-        if generator.supported_steps([TRIAL_STEPS])
-        else max(generator.supported_steps(range(1, tokens + 1)))
-    )
+    # a model that cannot take so few steps takes the most it can
+    steps = TRIAL_STEPS
+    if not generator.supported_steps([TRIAL_STEPS]):
+        steps = max(generator.supported_steps(range(1, tokens + 1)))
     for batch in CANDIDATES:
-        setting = SamplingConfig(
+        config = SamplingConfig(
             steps=steps, guidance=1.0, count=batch, batch=batch, seed=0, precision=precision
         )
-        found = _seconds(generator, space, data, setting, device)
-        if found is None:
+        whole = _seconds(generator, space, data, config, device)
+        if whole is None:  # larger ones fit even less
             speed.free_memory()
             break
-        seconds[batch] = found / batch
+        seconds[batch] = whole / batch
         if chosen_batch(seconds) != batch:
             break
-    return {str(batch): value for batch, value in seconds.items()}
+    return seconds
 
 
 def _seconds(
     generator: GenerativeModel,
     space: LatentSpace,
     data: LatentSet,
-    setting: SamplingConfig,
+    config: SamplingConfig,
     device: torch.device,
 ) -> float | None:
     """Of one batch; None where it does not fit into memory."""
     try:
-        return seconds_of_a_batch(generator.eval(), space, data, setting, device)
+        return seconds_of_a_batch(generator.eval(), space, data, config, device)
     except torch.cuda.OutOfMemoryError:
         return None

@@ -18,7 +18,7 @@ from benchmarks.core.settings import check
 from benchmarks.frozen import train_extractor
 from benchmarks.frozen.extractors import load_extractors, probe_split
 from benchmarks.images.dataset import load_dataset
-from benchmarks.stages.score import probe_images
+from benchmarks.stages.floors import probe_images
 
 
 def examine(cfg: DictConfig) -> None:

@@ -1,0 +1,95 @@
+"""What a training step needs around a model: precision, optimizer and the average of weights."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.training_utils import EMAModel
+
+from benchmarks.core.errors import BadInput
+from models.generator import Batch, GenerativeModel
+
+
+class InPlaceEMA(EMAModel):
+    """diffusers' EMA, its step in place: the library's makes a second set of weights each time."""
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        means, trained = [], []
+        for mean, parameter in zip(self.shadow_params, parameters, strict=True):
+            if parameter.requires_grad:
+                means.append(mean)
+                trained.append(parameter)
+            else:
+                mean.copy_(parameter)
+        # mean += (1 - decay) (parameter - mean), all at once
+        torch._foreach_lerp_(means, trained, 1 - self.cur_decay_value)
+
+
+class TrainState(NamedTuple):
+    """A model and what trains it."""
+
+    generator: GenerativeModel
+    accelerator: Accelerator
+    model: Any  # the generator in Accelerate's wrapping
+    optimizer: Any
+    ema: EMAModel
+    grad_clip: float
+
+    def step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
+        """One update of the weights and of their average; returns the loss, still on the device."""
+        loss = self.model(batch, rng=rng)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.generator.parameters())
+        return loss.detach()
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+def build_train_state(
+    generator: GenerativeModel, cfg: Any, lr: float, device: torch.device
+) -> TrainState:
+    """Accelerate's device and precision around the model, AdamW, and an EMA whose decay ramps up as
+    (1 + s) / (10 + s).
+
+    With `cfg.compile` true the loss is compiled, for training only: sampling, of many shapes, uses
+    the model as it is. With `auto` it begins as it is, and `Compiler` decides.
+    """
+    # cells of one process may differ in device and precision
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision = "bf16" if cfg.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise BadInput(
+            "accelerate launched several processes: a cell trains in one; "
+            "run cells side by side instead"
+        )
+    optimizer = torch.optim.AdamW(
+        generator.parameters(),
+        lr=lr,
+        betas=tuple(cfg.betas),
+        weight_decay=cfg.weight_decay,
+        fused=True,
+    )
+    ema = InPlaceEMA(generator.parameters(), decay=cfg.ema_decay, foreach=True)
+    model, optimizer = accelerator.prepare(generator.train(), optimizer)
+    if cfg.compile is True:
+        generator.compile_error()
+    return TrainState(
+        generator=generator,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        ema=ema,
+        grad_clip=cfg.grad_clip,
+    )
