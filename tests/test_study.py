@@ -1,6 +1,4 @@
-"""Kernel distance, precision and recall; the ladders of spoiled pictures; the judge's study on a
-small version.
-"""
+"""Kernel distance, precision and recall; how images are degraded; the study on a small version."""
 
 import json
 import subprocess
@@ -15,11 +13,11 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from benchmarks.core.errors import BadInput
 from benchmarks.images.procedural import generate
 from benchmarks.studies.degradation import balanced, verdicts
-from benchmarks.studies.degradations import DEGRADATIONS, check, degrade
+from benchmarks.studies.degradations import DEGRADATIONS, check_levels_differ, degrade
 from metrics.kid import kid
 from metrics.prdc import prdc
 
-SPOIL = {ladder.name: ladder for ladder in DEGRADATIONS}
+BY_NAME = {degradation.name: degradation for degradation in DEGRADATIONS}
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -44,7 +42,7 @@ def test_kid_of_the_full_sets_is_torchmetrics():
 
 
 def test_kid_is_unbiased_at_fifty():
-    """600 pairs of samples of one distribution: their mean is within three standard errors of zero."""
+    """600 pairs of samples of one distribution: their mean is within three errors of zero."""
     read = np.array(
         [kid(gaussian(50, 8, 2 * i), gaussian(50, 8, 2 * i + 1)).distance for i in range(600)]
     )
@@ -103,17 +101,17 @@ def pool() -> tuple[np.ndarray, np.ndarray]:
     return generate(1000, 32, seed=5)
 
 
-@pytest.mark.parametrize("ladder", DEGRADATIONS, ids=lambda ladder: ladder.name)
+@pytest.mark.parametrize("ladder", DEGRADATIONS, ids=lambda degradation: degradation.name)
 @pytest.mark.parametrize("size", [32, 64])
-def test_every_level_of_every_ladder_is_another_set_and_repeatable(ladder, size, pool):
-    pictures, labels = pool
+def test_every_level_of_every_ladder_is_another_set_and_repeatable(degradation, size, pool):
+    images, labels = pool
     if size == 64:
-        pictures = pictures.repeat(2, axis=2).repeat(2, axis=3)
-    assert len(ladder.levels) == 5 and list(ladder.levels) == sorted(ladder.levels)
-    sets = [degrade(ladder, pictures, labels, 200, level) for level in (0, *ladder.levels)]
+        images = images.repeat(2, axis=2).repeat(2, axis=3)
+    assert len(degradation.levels) == 5 and list(degradation.levels) == sorted(degradation.levels)
+    sets = [degrade(degradation, images, labels, 200, level) for level in (0, *degradation.levels)]
     assert all(x.shape == (200, 3, size, size) and x.dtype == np.uint8 for x in sets)
-    assert np.array_equal(sets[0], pictures[:200]) and np.array_equal(
-        sets[3], degrade(ladder, pictures, labels, 200, ladder.levels[2])
+    assert np.array_equal(sets[0], images[:200]) and np.array_equal(
+        sets[3], degrade(degradation, images, labels, 200, degradation.levels[2])
     )
     assert len({x.tobytes() for x in sets}) == 6, (
         "a level that does nothing would be taken for the judge's failure"
@@ -121,45 +119,46 @@ def test_every_level_of_every_ladder_is_another_set_and_repeatable(ladder, size,
 
 
 @pytest.mark.parametrize("classes, n", [(2, 200), (20, 100), (5, 200)])
-def test_too_few_classes_or_pictures_for_different_levels_are_refused(classes, n):
+def test_too_few_classes_or_images_for_different_levels_are_refused(classes, n):
     with pytest.raises(BadInput, match=f"num_samples={n} of {classes} classes"):
-        check(np.arange(5 * n) % classes, n)
-    check(np.arange(5 * 400) % 20, 400)
+        check_levels_differ(np.arange(5 * n) % classes, n)
+    check_levels_differ(np.arange(5 * 400) % 20, 400)
 
 
-def test_patches_move_inside_pictures_of_any_side():
-    pictures = np.random.default_rng(0).integers(1, 256, (3, 3, 100, 100), dtype=np.uint8)
-    out = degrade(SPOIL["patch shuffling"], pictures, np.arange(3), 3, 1.0)
+def test_patches_move_inside_images_of_any_side():
+    images = np.random.default_rng(0).integers(1, 256, (3, 3, 100, 100), dtype=np.uint8)
+    out = degrade(BY_NAME["patch shuffling"], images, np.arange(3), 3, 1.0)
     assert (
         (out > 0).all()
-        and np.array_equal(out[..., 96:], pictures[..., 96:])
-        and not np.array_equal(out, pictures)
+        and np.array_equal(out[..., 96:], images[..., 96:])
+        and not np.array_equal(out, images)
     )
 
 
-def test_ladders_do_what_their_names_say(pool):
-    pictures, labels = pool
+def test_degradations_do_what_their_names_say(pool):
+    images, labels = pool
     flat = np.full((4, 3, 32, 32), 120, np.uint8)
-    assert np.array_equal(degrade(SPOIL["Gaussian blur"], flat, labels, 4, 3.0), flat)
+    assert np.array_equal(degrade(BY_NAME["Gaussian blur"], flat, labels, 4, 3.0), flat)
     grey = degrade(
-        SPOIL["Gaussian noise"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 16
+        BY_NAME["Gaussian noise"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 16
     ).astype(float)
     assert grey.mean() == pytest.approx(120, abs=0.3) and grey.std() == pytest.approx(16, rel=0.02)
     peppered = degrade(
-        SPOIL["salt and pepper"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 0.1
+        BY_NAME["salt and pepper"], np.full((64, 3, 32, 32), 120, np.uint8), labels, 64, 0.1
     )
     assert (peppered != 120).mean() == pytest.approx(0.1, abs=0.01) and (
         peppered == 0
     ).mean() == pytest.approx(0.05, abs=0.01)
-    moved = degrade(SPOIL["patch shuffling"], pictures, labels, 40, 1.0)
-    assert np.array_equal(np.sort(moved.reshape(40, -1)), np.sort(pictures[:40].reshape(40, -1))), (
+    moved = degrade(BY_NAME["patch shuffling"], images, labels, 40, 1.0)
+    assert np.array_equal(np.sort(moved.reshape(40, -1)), np.sort(images[:40].reshape(40, -1))), (
         "the same pixels elsewhere"
     )
-    shown = lambda name, level: {
-        p.tobytes() for p in degrade(SPOIL[name], pictures, labels, 40, level)
-    }
+
+    def shown(name: str, level: float) -> set[bytes]:
+        return {p.tobytes() for p in degrade(BY_NAME[name], images, labels, 40, level)}
+
     assert len(shown("missing classes", 0.8)) == 40, "nothing is repeated while there are others"
-    of_class = {p.tobytes(): int(label) for p, label in zip(pictures, labels, strict=True)}
+    of_class = {p.tobytes(): int(label) for p, label in zip(images, labels, strict=True)}
     assert {of_class[p] for p in shown("missing classes", 0.8)} == {0, 1}
     collapsed = shown("mode collapse", 0.5)
     assert len(collapsed) == 20 and {of_class[p] for p in collapsed} == set(range(10))
@@ -217,13 +216,15 @@ def test_the_study_on_a_small_version(tmp_path):
     assert len(table) == 36 and table.notna().all(axis=None)
     for name, part in table.groupby("degradation"):
         assert part["fd"].iloc[-1] > part["fd"].iloc[0], (
-            f"{name}: the worst pictures must read worse than the best"
+            f"{name}: the worst images must read worse than the best"
         )
     assert (verdicts(table)["fd"] == 5).all(), (
-        "FD must rise strictly over all levels of all ladders"
+        "FD must rise strictly over all levels of all degradations"
     )
     text = (folder / "study.md").read_text()
-    assert "Where it fails" in text and all(ladder.name in text for ladder in DEGRADATIONS)
+    assert "Where it fails" in text and all(
+        degradation.name in text for degradation in DEGRADATIONS
+    )
     assert all(
         (folder / name).stat().st_size > 10_000 for name in ("study.png", "degradations.png")
     )

@@ -1,5 +1,5 @@
-"""Six ways to spoil a set of real pictures, five levels each: what a judge must notice, and more so
-at each level.
+"""Six ways to degrade a set of real images, five levels each: what a distance must notice, and more
+so at each level.
 """
 
 import itertools
@@ -18,22 +18,22 @@ PATCHES = 8  # along each side
 
 
 class Degradation(NamedTuple):
-    """A name, what its levels count, the levels, and spoil(pictures, level) -> pictures, both uint8
+    """A name, what its levels count, the levels, and change(images, level) -> images, both uint8
     (N, 3, H, W).
 
-    `chooses`: the level does not change pictures but says which are there; spoil(labels, n, level)
+    `chooses`: the level does not change images but says which are there; change(labels, n, level)
     -> n indices.
     """
 
     name: str
     unit: str
     levels: tuple[float, ...]
-    spoil: Callable[..., Tensor]
+    change: Callable[..., Tensor]
     chooses: bool = False
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian, `sigma` in pixels of a 64 px picture."""
+    """Separable Gaussian, `sigma` in pixels of a 64 px image."""
     sigma *= x.shape[-1] / 64
     reach = max(1, round(3 * sigma))
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
@@ -47,20 +47,20 @@ def noisy(x: Tensor, std: float) -> Tensor:
     return _quantised(x + std * torch.randn(x.shape, generator=seeded("ladder", "noise")))
 
 
-def salted(x: Tensor, share: float) -> Tensor:
-    """`share` of the pixels black or white."""
+def salted(x: Tensor, fraction: float) -> Tensor:
+    """`fraction` of the pixels black or white."""
     draw = torch.rand(len(x), 1, *x.shape[2:], generator=seeded("ladder", "salt"))
-    return torch.where(draw < share / 2, 0, torch.where(draw < share, 255, x)).to(torch.uint8)
+    return torch.where(draw < fraction / 2, 0, torch.where(draw < fraction, 255, x)).to(torch.uint8)
 
 
-def shuffled(x: Tensor, share: float) -> Tensor:
-    """`share` of each picture's 64 patches change places among themselves."""
+def shuffled(x: Tensor, fraction: float) -> Tensor:
+    """`fraction` of each image's 64 patches change places among themselves."""
     rng, side = seeded("ladder", "patches"), x.shape[-1] // PATCHES
     inner = x[
         ..., : PATCHES * side, : PATCHES * side
     ]  # a side that is no multiple of eight keeps its last few pixels
     patches = F.unfold(inner.float(), side, stride=side)  # (N, 3 side^2, 64)
-    count = round(share * patches.shape[2])
+    count = round(fraction * patches.shape[2])
     for i in range(len(x)):
         moved = torch.randperm(patches.shape[2], generator=rng)[:count]
         patches[i, :, moved] = patches[i, :, moved.roll(1)]
@@ -71,23 +71,23 @@ def shuffled(x: Tensor, share: float) -> Tensor:
     return out
 
 
-def fewer_classes(labels: Tensor, n: int, share: float) -> Tensor:
-    """`share` of the classes gone; more pictures of the others take their places, repeated only
+def fewer_classes(labels: Tensor, n: int, fraction: float) -> Tensor:
+    """`fraction` of the classes gone; more images of the others take their places, repeated only
     where they run short.
     """
     classes = int(labels.max()) + 1
-    pool = (labels < max(1, classes - round(share * classes))).nonzero().flatten()
+    pool = (labels < max(1, classes - round(fraction * classes))).nonzero().flatten()
     return pool[torch.arange(n) % len(pool)]
 
 
-def collapsed(labels: Tensor, n: int, share: float) -> Tensor:
-    """`share` of each class's variety gone: as many pictures as before, all from the first few of
+def collapsed(labels: Tensor, n: int, fraction: float) -> Tensor:
+    """`fraction` of each class's variety gone: as many images as before, all from the first few of
     the class.
     """
     chosen = torch.arange(n)
     for label in labels[:n].unique():
         mine = (labels[:n] == label).nonzero().flatten()
-        chosen[mine] = mine[torch.arange(len(mine)) % max(1, round((1 - share) * len(mine)))]
+        chosen[mine] = mine[torch.arange(len(mine)) % max(1, round((1 - fraction) * len(mine)))]
     return chosen
 
 
@@ -98,18 +98,18 @@ def _quantised(x: Tensor) -> Tensor:
 DEGRADATIONS = [
     Degradation("Gaussian blur", "sigma, px at 64 px", (0.75, 1.0, 1.5, 2.0, 3.0), blurred),
     Degradation("Gaussian noise", "std, grey levels", (4, 8, 16, 32, 64), noisy),
-    Degradation("salt and pepper", "share of pixels", (0.005, 0.01, 0.02, 0.05, 0.1), salted),
-    Degradation("patch shuffling", "share of patches", (0.1, 0.2, 0.4, 0.7, 1.0), shuffled),
+    Degradation("salt and pepper", "fraction of pixels", (0.005, 0.01, 0.02, 0.05, 0.1), salted),
+    Degradation("patch shuffling", "fraction of patches", (0.1, 0.2, 0.4, 0.7, 1.0), shuffled),
     Degradation(
         "missing classes",
-        "share of classes",
+        "fraction of classes",
         (0.1, 0.2, 0.4, 0.6, 0.8),
         fewer_classes,
         chooses=True,
     ),
     Degradation(
         "mode collapse",
-        "share of variety gone",
+        "fraction of variety gone",
         (0.5, 0.75, 0.85, 0.9, 0.95),
         collapsed,
         chooses=True,
@@ -117,33 +117,35 @@ DEGRADATIONS = [
 ]
 
 
-def check(labels: np.ndarray, n: int) -> None:
-    """Raises BadInput where classes, or pictures of each, are too few for the levels to differ:
-    equal levels would blame the judge.
+def check_levels_differ(labels: np.ndarray, n: int) -> None:
+    """Raises BadInput where classes, or images of each, are too few for the levels to differ:
+    equal levels would blame the distance.
     """
     y, classes = torch.from_numpy(labels), int(labels.max()) + 1
-    for ladder in (ladder for ladder in DEGRADATIONS if ladder.chooses):
+    for degradation in DEGRADATIONS:
+        if not degradation.chooses:
+            continue
         sets = [
             set(range(n)),
-            *(set(ladder.spoil(y, n, level).tolist()) for level in ladder.levels),
+            *(set(degradation.change(y, n, level).tolist()) for level in degradation.levels),
         ]
         if any(a == b for a, b in itertools.pairwise(sets)):
             raise BadInput(
-                f"num_samples={n} of {classes} classes: too few for five different levels of {ladder.name}; "
-                f"10 classes and 20 pictures of each are enough"
+                f"num_samples={n} of {classes} classes: too few for five different levels of "
+                f"{degradation.name}; 10 classes and 20 images of each are enough"
             )
 
 
 def degrade(
-    ladder: Degradation, pool: np.ndarray, labels: np.ndarray, n: int, level: float
+    degradation: Degradation, pool: np.ndarray, labels: np.ndarray, n: int, level: float
 ) -> np.ndarray:
-    """`n` pictures at one level of a ladder; level 0 is the first `n` as they are.
+    """`n` images at one level of a degradation; level 0 is the first `n` as they are.
 
     Any prefix of the pool must be class-balanced; what lies beyond the first `n` takes the places
     of missing classes.
     """
     if not level:
         return pool[:n]
-    if ladder.chooses:
-        return pool[ladder.spoil(torch.from_numpy(labels), n, level).numpy()]
-    return ladder.spoil(torch.from_numpy(pool[:n]), level).numpy()
+    if degradation.chooses:
+        return pool[degradation.change(torch.from_numpy(labels), n, level).numpy()]
+    return degradation.change(torch.from_numpy(pool[:n]), level).numpy()

@@ -1,9 +1,10 @@
-"""What the latent space loses: a picture of originals, reconstructions and codebook
-reconstructions, and one JSON line.
+"""What the latents lose: originals, reconstructions and codebook reconstructions side by side, and
+one JSON line.
 
-    python -m benchmarks.studies.reconstruct [data=...] [autoencoder=...] [autoencoder.codebook_size=...]
+    python -m benchmarks reconstruct
+    python -m benchmarks reconstruct data.image_size=64 autoencoder.codebook_size=512
 
-Scored are the data's `reference` pictures, which nothing trained on this data has seen; the line
+Scored are the data's `reference` images, which nothing trained on this data has seen; the line
 comes last.
 """
 
@@ -20,58 +21,52 @@ from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
 from benchmarks.core.settings import check
 from benchmarks.core.store import atomic_file, write_json
-from benchmarks.frozen import train_autoencoder
 from benchmarks.frozen.autoencoder import latent_shape, load_latent_space
+from benchmarks.frozen.train_autoencoder import reconstruction_scores, round_trip
 from benchmarks.images.dataset import load_dataset
 from benchmarks.stages.model import decoder_macs, encoder_macs
 
-COLUMNS = 12  # pictures shown
+SHOWN = 12  # images
+LEAST_SIDE = 96  # px: smaller images are enlarged, without smoothing
 
 
-def picture(rows: list[torch.Tensor], path: Path) -> None:
-    """Rows of uint8 pictures (n, 3, H, W), one below the other, small ones enlarged without
-    smoothing.
-    """
-    sheet = np.concatenate(
-        [np.concatenate(list(row.permute(0, 2, 3, 1).cpu().numpy()), axis=1) for row in rows]
-    )
-    zoom = max(1, 96 // rows[0].shape[-1])
+def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
+    """Rows of uint8 images (n, 3, H, W), one below the other, as one PNG."""
+    strips = []
+    for row in rows:
+        images = row.permute(0, 2, 3, 1).cpu().numpy()
+        strips.append(np.concatenate(list(images), axis=1))
+    zoom = max(1, LEAST_SIDE // rows[0].shape[-1])
+    sheet = np.concatenate(strips).repeat(zoom, axis=0).repeat(zoom, axis=1)
     with atomic_file(path) as temporary:
-        Image.fromarray(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)).save(
-            temporary, format="png"
-        )
+        Image.fromarray(sheet).save(temporary, format="png")
 
 
 def reconstruct(cfg: DictConfig) -> None:
+    """Score the reconstructions of one latent space, and show the first ones."""
     check(cfg)
-    device = pick_device(cfg.device)
-    shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
+    device, size = pick_device(cfg.device), cfg.data.image_size
+    shape = latent_shape(cfg.autoencoder, size)
     dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
-    latents = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device).to(
-        device
-    )
-    model, book, held_out = latents.autoencoder, latents.codebook, dataset.reference
-    scores = train_autoencoder.reconstruction_scores(
-        model, book, held_out, device.type, batch=latents.at_once(dataset.image_size)
-    )
-    shown = torch.from_numpy(held_out[:COLUMNS]).to(device)
-    path = (
-        Path(cfg.results_dir)
-        / "reconstruct"
-        / f"{dataset.name}-{dataset.image_size}-{latents.name}-{book.size}.png"
-    )
-    rebuilt = [
-        train_autoencoder.round_trip(model, book, part)[:2]
-        for part in shown.split(latents.at_once(dataset.image_size))
-    ]
-    picture([shown, *(torch.cat(both) for both in zip(*rebuilt, strict=True))], path)
-    macs = {
-        "encoder_gmacs": encoder_macs(model, dataset.image_size) / 1e9,
-        "decoder_gmacs": decoder_macs(model, shape) / 1e9,
-    }
+    space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
+    space = space.to(device)
+    model, codebook, real = space.autoencoder, space.codebook, dataset.reference
+    batch = space.at_once(dataset.image_size)
+    line = {"images": len(real)}
+    line |= reconstruction_scores(model, codebook, real, device.type, batch=batch)
+    line["encoder_gmacs"] = encoder_macs(model, dataset.image_size) / 1e9
+    line["decoder_gmacs"] = decoder_macs(model, shape) / 1e9
+
+    originals = torch.from_numpy(real[:SHOWN]).to(device)
+    through_both = [round_trip(model, codebook, images)[:2] for images in originals.split(batch)]
+    through_autoencoder = torch.cat([images for images, _ in through_both])
+    through_codebook = torch.cat([images for _, images in through_both])
+    name = f"{dataset.name}-{dataset.image_size}-{space.name}-{codebook.size}.png"
+    path = Path(cfg.results_dir) / "reconstruct" / name
+    write_sheet([originals, through_autoencoder, through_codebook], path)
     print(f"{path}: originals, through the autoencoder, through the codebook")
-    write_json(path.with_suffix(".json"), {"images": len(held_out), **scores, **macs})
-    print(json.dumps({"images": len(held_out), **scores, **macs}))
+    write_json(path.with_suffix(".json"), line)
+    print(json.dumps(line))
 
 
 def main(argv: Sequence[str]) -> None:
