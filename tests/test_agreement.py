@@ -1,7 +1,7 @@
-"""The same pictures, through the same network, to the field's own tools: `make agreement` installs
+"""The same images, through the same network, to the field's own tools: `make agreement` installs
 them beside the suite and runs this.
 
-torchmetrics takes the pictures, batches and casts them itself; pytorch-fid, torch-fidelity and prdc
+torchmetrics takes the images, batches and casts them itself; pytorch-fid, torch-fidelity and prdc
 the features extracted here.
 
 With AGREEMENT=<file>, as there, what each tool said and its version are kept as JSON.
@@ -31,30 +31,7 @@ from metrics.kid import kid
 from metrics.prdc import prdc
 
 TOOLS = Path(sys.prefix) / "agreement"
-SCRIPT = """
-import importlib.metadata, json, sys
-from unittest.mock import MagicMock
-import numpy as np, torch
-sys.path.append(sys.argv[1])
-for name in ("", ".transforms", ".transforms.functional", ".datasets", ".models"):  # imported, for pictures, never used on features
-    sys.modules["torchvision" + name] = MagicMock()
-sys.modules["pytorch_fid.inception"] = MagicMock()
-from prdc import compute_prdc
-from pytorch_fid.fid_score import calculate_frechet_distance
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-real, fake = (torch.from_numpy(x) for x in np.load(sys.argv[2]).values())
-moments = lambda x: (x.double().numpy().mean(0), np.cov(x.double().numpy(), rowvar=False))
-statistics = [fid_features_to_statistics(x.double()) for x in (real, fake)]
-n = min(len(real), len(fake))
-print(json.dumps({
-    "pytorch-fid": float(calculate_frechet_distance(*moments(real), *moments(fake))),
-    "torch-fidelity": fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
-    "torch-fidelity kid": kid_features_to_metric(real[:n].double(), fake[:n].double(), kid_subsets=1, kid_subset_size=n, verbose=False)["kernel_inception_distance_mean"],
-    "prdc": compute_prdc(real[:n].double().numpy(), fake[:n].double().numpy(), nearest_k=5),
-    "versions": {name: importlib.metadata.version(name) for name in ("pytorch-fid", "torch-fidelity", "prdc", "scipy", "scikit-learn")},
-}))
-"""
+SCRIPT = Path(__file__).parent / "agreement_tools.py"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +43,7 @@ def local():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def sets():
     """600 real ones and 500 others with a little grain: more than twice the judge's dimensions of
     both.
     """
@@ -79,8 +56,8 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def features(local, pictures):
-    return tuple(extract(local.net, images) for images in pictures)
+def features(local, sets):
+    return tuple(extract(local.net, images) for images in sets)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +82,7 @@ def theirs(features, mine, tmp_path_factory):
     path = tmp_path_factory.mktemp("agreement") / "features.npz"
     np.savez(path, real=features[0].numpy(), fake=features[1].numpy())
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(TOOLS), str(path)],
+        [sys.executable, str(SCRIPT), str(TOOLS), str(path)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -129,21 +106,21 @@ def test_precision_and_its_kin_are_prdc_s(mine, theirs):
 
 
 @pytest.fixture(scope="module")
-def by_torchmetrics(local, pictures):
-    """torchmetrics' two distances of the pictures themselves, through the same network: KID of the
+def by_torchmetrics(local, sets):
+    """torchmetrics' two distances of the images themselves, through the same network: KID of the
     full sets, as many of each.
     """
-    n = len(pictures[1])
+    n = len(sets[1])
     whole = FrechetInceptionDistance(feature=local.net, input_img_size=(3, 32, 32))
     kernel = KernelInceptionDistance(feature=local.net, subsets=1, subset_size=n)
-    for images, real in zip(pictures, (True, False), strict=True):
+    for images, real in zip(sets, (True, False), strict=True):
         whole.update(torch.from_numpy(images), real=real)
         kernel.update(torch.from_numpy(images[:n]), real=real)
     return {"fd": whole.compute().item(), "kid": kernel.compute()[0].item()}
 
 
 @pytest.mark.parametrize("measure", ["fd", "kid"])
-def test_torchmetrics_says_the_same_of_the_same_pictures(measure, mine, by_torchmetrics):
+def test_torchmetrics_says_the_same_of_the_same_images(measure, mine, by_torchmetrics):
     assert mine[measure] == pytest.approx(by_torchmetrics[measure], rel=1e-4)
 
 
@@ -157,8 +134,9 @@ def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
     }
     assert {"pytorch-fid", "torch-fidelity", "prdc"} <= versions.keys()
     said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs, "versions": versions}
-    pictures = "600 and 500 procedural pictures at 32 px, the 500 with a little grain, through the shipped judge"
-    taken = "torchmetrics takes the pictures, the others the features extracted here"
-    write_json(
-        Path(os.environ["AGREEMENT"]), {"pictures": pictures, "taken": taken, **said, **git_state()}
-    )
+    about = {
+        "images": "600 and 500 procedural images at 32 px, the 500 with a little grain, through "
+        "the shipped judge",
+        "taken": "torchmetrics takes the images, the others the features extracted here",
+    }
+    write_json(Path(os.environ["AGREEMENT"]), about | said | git_state())

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.__main__ import main
-from benchmarks.analysis.curves import groups
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES
 
@@ -437,21 +436,3 @@ def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
     assert found["row"]["fd"] is None and found["extra"] == [None]
     with pytest.raises(ValueError, match="fid_score"):
         records.write(tmp_path, {"run_id": "y", "fid_score": 1.0})
-
-
-def test_tables_of_different_latents_have_different_headings():
-    import pandas as pd
-
-    same = {
-        "data": "d",
-        "image_size": 32.0,
-        "features": "local",
-        "num_samples": 64,
-        "reference_images": 64,
-        "device": "cpu",
-    }
-    rows = pd.DataFrame(
-        [same | {"autoencoder": f"shipped-{size}", "evaluated_by": str(size)} for size in (512, 2048)]
-    )
-    titles = [title for title, _ in groups(rows)]
-    assert len(set(titles)) == 2 and all("latents" in title for title in titles)

@@ -16,7 +16,7 @@ from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.settings import check
 from benchmarks.stages import compiling
 from benchmarks.stages.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
-from benchmarks.stages.sample_batch import best_batch, chosen_batch, sample
+from benchmarks.stages.sample_batch import best_batch, chosen_batch
 
 CPU = torch.device("cpu")
 
@@ -189,12 +189,14 @@ def test_the_batch_is_found_once_and_memory_s_end_ends_the_search(tmp_path, monk
             raise torch.cuda.OutOfMemoryError("no more")
         return 1.0  # a batch of any size: the larger the better
 
-    monkeypatch.setattr(sample, "seconds_of_a_batch", seconds)
+    monkeypatch.setattr(sample_batch, "seconds_of_a_batch", seconds)
     generator = SimpleNamespace(
         latent_shape=(4, 8, 8), supported_steps=lambda wanted: list(wanted), eval=lambda: None
     )
-    best = lambda: best_batch(
-        generator, None, None, torch.device("cuda"), precision="bf16", file=tmp_path / "x.json"
-    )
+
+    def best() -> int:
+        cuda, file = torch.device("cuda"), tmp_path / "x.json"
+        return best_batch(generator, None, None, cuda, precision="bf16", file=file)
+
     assert best() == 128 and tried == [32, 64, 128, 256]
     assert best() == 128 and len(tried) == 4

@@ -157,7 +157,7 @@ def test_a_model_s_refusal_is_one_line():
 
 
 class Outsider(GenerativeModel):
-    """Someone else's family: it takes what the harness gives every family, and what its YAML says."""
+    """Someone else's family: it takes what every family is given, and what its YAML says."""
 
     def __init__(self, latent_shape, num_classes, *, codebook, label_dropout, width, **rest):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)

@@ -3,8 +3,9 @@
 import pytest
 from test_diagnostics import panel_of, record
 
-from benchmarks.analysis.panel import MOST_CURVES, facets
+from benchmarks.analysis.panel import MOST_CURVES, facets, panels
 from benchmarks.reports import plots
+from benchmarks.results import records
 
 
 def swept(models: list[str], samplers: list[str]) -> list[dict]:
@@ -60,3 +61,12 @@ def test_no_axes_of_a_plot_hold_more_curves_than_can_be_told_apart(tmp_path, mon
             assert len(axis.containers) + len(axis.lines) <= 5 * MOST_CURVES
             assert len(axis.containers) <= MOST_CURVES
     assert [len(axis.containers) for axis in figures[0].get_axes()] == [4, 4, 4]
+
+
+def test_panels_of_different_latents_have_different_titles():
+    made_up = [record("dit", 9.0), record("ar", 8.0)]
+    for one, size in zip(made_up, (512, 2048), strict=True):
+        one["row"]["autoencoder"] = f"shipped-{size}"
+        one["fingerprints"]["latents"] = str(size)
+    titles = {panel.title for panel in panels(records.table(made_up))}
+    assert len(titles) == 2 and all("latents" in title for title in titles)

@@ -19,9 +19,19 @@ from benchmarks.stages.train import learning_rate, train
 from benchmarks.stages.train_state import InPlaceEMA
 
 CFG = SimpleNamespace(
-    budget=60, unit="steps", batch=4, precision="fp32", betas=[0.9, 0.99], weight_decay=0.01, warmup=0.1, grad_clip=1.0,
-    ema_decay=0.999, checkpoint_seconds=0, snapshots=[], compile=False,
-)  # fmt: skip
+    budget=60,
+    unit="steps",
+    batch=4,
+    precision="fp32",
+    betas=[0.9, 0.99],
+    weight_decay=0.01,
+    warmup=0.1,
+    grad_clip=1.0,
+    ema_decay=0.999,
+    checkpoint_seconds=0,
+    snapshots=[],
+    compile=False,
+)
 
 
 def latent_set() -> LatentSet:

@@ -14,7 +14,7 @@ from conftest import composed
 from benchmarks.analysis.differences import difference, over_seeds
 from benchmarks.frozen.autoencoder import load_latent_space
 from benchmarks.frozen.extractors import load_extractors
-from benchmarks.images.dataset import load_dataset
+from benchmarks.images.dataset import Split, load_dataset
 from benchmarks.stages.floors import PROBE_IMAGES, measure_floors
 from benchmarks.stages.score import Evaluator
 from metrics.features import extract
@@ -114,7 +114,7 @@ def test_errors_of_class_balanced_sets_leave_out_what_balance_takes_away():
 
 
 def test_alike_bootstraps_give_the_spread_of_differences_and_less_of_it_where_samples_share_noise():
-    """True spread over 200 repetitions (5% SE); mean of 20 estimates of 20 resamples each (4% SE)."""
+    """True spread over 200 repetitions (5% SE); mean of 20 estimates of 20 resamples (4% SE)."""
     d, n = 6, 200
 
     def one(i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -295,13 +295,14 @@ def test_training_pictures_through_the_shared_latents_are_flagged_as_copies(tmp_
     """
     cfg = composed("data.image_size=32", "data.train_images=400", "data.reference_images=200")
     dataset = load_dataset(cfg.data, num_samples=200, cache=tmp_path)
-    latents, (local,) = (
-        load_latent_space(cfg.autoencoder, dataset, cache=tmp_path, device=torch.device("cpu")),
-        load_extractors(cfg.features),
-    )
-    through = lambda split: latents.autoencoder.decode(
-        latents.autoencoder.encode(torch.from_numpy(split[:200]))
-    )
+    cpu = torch.device("cpu")
+    space = load_latent_space(cfg.autoencoder, dataset, cache=tmp_path, device=cpu)
+    (local,) = load_extractors(cfg.features)
+
+    def through(split: Split) -> torch.Tensor:
+        latents = space.autoencoder.encode(torch.from_numpy(split[:200]))
+        return space.autoencoder.decode(latents)
+
     sets = {
         name: extract(local.net, getattr(dataset, name))
         for name in ("train", "reference", "holdout")
