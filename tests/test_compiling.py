@@ -14,7 +14,7 @@ from test_train import CFG, latent_set, run, same
 from benchmarks import run as bench
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.settings import check
-from benchmarks.stages import compiling
+from benchmarks.stages import compiling, sample_batch
 from benchmarks.stages.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
 from benchmarks.stages.sample_batch import best_batch, chosen_batch
 
