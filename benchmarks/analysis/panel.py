@@ -38,7 +38,7 @@ LINES = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a curve is drawn."""
+    """The look of a curve: no two of a panel are alike."""
 
     colour: str
     marker: str

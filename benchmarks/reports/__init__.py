@@ -1,1 +1,1 @@
-"""From records to words, tables and pictures."""
+"""From records to words, tables, plots and grids."""

@@ -90,22 +90,15 @@ def prepare(cfg: DictConfig) -> Cell:
             _evaluator(cfg, extractor, dataset, space, latents, device) for extractor in extractors
         ]
 
-    torch.manual_seed(cfg.seed)  # of the initial weights
-    codebook = space.codebook.whitened(latents.mean, latents.std)
-    classes, dropout = len(dataset.classes), cfg.train.label_dropout
-    model = build_model(cfg.model, shape, classes, codebook, label_dropout=dropout)
-    choose_sampler(model, cfg)
-    key = _training_key(cfg, latents, device)
+    model = _untrained(cfg, shape, space, latents, len(dataset.classes))
     machine_key = _machine_key(cfg, shape, device)
     space = space.to(device)
     if cfg.sample_batch == "auto":
-        file, network = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json", model
-        place_on(network, device)
+        file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json"
+        place_on(model, device)
         precision = cfg.train.precision
-        batch = best_batch(network, space, latents, device, precision=precision, file=file)
+        batch = best_batch(model, space, latents, device, precision=precision, file=file)
         cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
-    measurements = [(c, e) for c in sampling_grid(cfg, model) for e in evaluators]
-    meta = on_meta(model)
     return Cell(
         cfg=cfg,
         device=device,
@@ -113,11 +106,27 @@ def prepare(cfg: DictConfig) -> Cell:
         latent_space=space,
         latents=latents,
         model=model,
-        meta_model=meta,
-        measurements=measurements,
-        key=key,
+        meta_model=on_meta(model),
+        measurements=[(c, e) for c in sampling_grid(cfg, model) for e in evaluators],
+        key=_training_key(cfg, latents, device),
         machine_key=machine_key,
     )
+
+
+def _untrained(
+    cfg: DictConfig,
+    shape: tuple[int, int, int],
+    space: LatentSpace,
+    latents: LatentSet,
+    classes: int,
+) -> GenerativeModel:
+    """The model as the seed initialises it, its sampler chosen."""
+    torch.manual_seed(cfg.seed)
+    codebook = space.codebook.whitened(latents.mean, latents.std)
+    dropout = cfg.train.label_dropout
+    model = build_model(cfg.model, shape, classes, codebook, label_dropout=dropout)
+    choose_sampler(model, cfg)
+    return model
 
 
 def _evaluator(

@@ -103,7 +103,7 @@ def on_meta(model: GenerativeModel) -> GenerativeModel:
 
 
 def forward_macs(meta: GenerativeModel) -> int:
-    """MACs of the loss of one picture, a single forward pass, head included."""
+    """MACs of the loss of one image, a single forward pass, head included."""
     channels, height, width = meta.latent_shape
     batch = Batch(
         torch.empty(1, channels, height, width, device="meta"),
@@ -148,13 +148,13 @@ def image_cost(
 
 
 def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> int:
-    """MACs of decoding one picture's latents."""
+    """MACs of decoding one image's latents."""
     meta = copy.deepcopy(autoencoder).to("meta")
     return flops.count_macs(lambda: meta.decode(torch.empty(1, *latent_shape, device="meta")))
 
 
 def encoder_macs(autoencoder: torch.nn.Module, image_size: int) -> int:
-    """MACs of encoding one picture."""
+    """MACs of encoding one image."""
     meta = copy.deepcopy(autoencoder).to("meta")
     return flops.count_macs(
         lambda: meta.encode(

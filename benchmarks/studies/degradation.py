@@ -150,11 +150,8 @@ def summary(
     table: pd.DataFrame, extractor: FeatureExtractor, dataset: Dataset, n: int
 ) -> list[str]:
     """study.md: the verdicts, where each measure fails, and every number."""
-    name, size, reference = (
-        distance_name(extractor.name),
-        dataset.image_size,
-        len(dataset.reference),
-    )
+    name, size = distance_name(extractor.name), dataset.image_size
+    reference = len(dataset.reference)
     labels = {
         "fd": name,
         "fd_pixels": "FD[pixels]",
