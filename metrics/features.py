@@ -1,10 +1,12 @@
-"""The judge's features: pictures to vectors, between which distances are measured.
+"""Features: images to vectors, between which distances are measured.
 
-`LocalFeatures` is a small classifier trained by `benchmarks/weights.py` on ImageNet pictures of 80
-classes and the procedural ones. Distances over it are `FD[local]`; they compare with each other,
-never with published FIDs.
+A feature extractor is a module that maps uint8 images (B, 3, H, W) to float32 (B, d), with `dim`
+and, in words, `resize`. `LocalFeatures` is the shipped one, a small classifier trained by `python
+-m benchmarks train-frozen` on ImageNet images of 80 classes and the procedural ones. Distances over
+it are `FD[local]`. They compare with each other, never with published FIDs.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # that the network sees
 WIDTHS = (32, 64, 128, 256)  # at 32, 16, 8 and 4 px
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
 class _Block(nn.Module):
-    """Basic residual block (He et al. 2015, arXiv 1512.03385)."""
+    """Basic residual block (arXiv 1512.03385), (B, inputs, H, W) -> (B, outputs, H/s, W/s)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -26,11 +28,9 @@ class _Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.skip = (
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            if stride > 1 or inputs != outputs
-            else nn.Identity()
-        )
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))
@@ -38,11 +38,11 @@ class _Block(nn.Module):
 
 
 class LocalFeatures(nn.Module):
-    """uint8 (B, 3, H, W) of any size -> float32 (B, 128), each about unit variance. Resized to 64
-    px, bilinear and antialiased.
+    """uint8 (B, 3, H, W) of any size -> float32 (B, 128), each of about unit variance.
 
-    A residual network of 0.12 GMACs; the features are a batch-normalised linear map of its pooled
-    last layer, and what the classifier it was trained as is linear in.
+    Resized to 64 px, bilinear and antialiased. A residual network of 0.12 GMACs. The features are a
+    batch-normalised linear map of its pooled last layer, and the class scores it was trained by are
+    a linear map of them.
     """
 
     dim = 128
@@ -50,17 +50,15 @@ class LocalFeatures(nn.Module):
 
     def __init__(self, num_classes: int):
         super().__init__()
+        # Half resolution at once: three quarters of the work would be at full resolution.
         self.stem = nn.Sequential(
             nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
         )
-        pairs = [
-            (a, b, stride)
-            for a, b in zip(WIDTHS[:1] + WIDTHS, WIDTHS, strict=False)
-            for stride in ((2, 1) if a != b else (1,))
-        ]
-        self.blocks = nn.Sequential(
-            *(_Block(a if stride == 2 else b, b, stride) for a, b, stride in pairs)
-        )
+        # One block at 32 px; then two a level, of which the first halves the resolution.
+        blocks = [_Block(WIDTHS[0], WIDTHS[0], 1)]
+        for inputs, outputs in pairwise(WIDTHS):
+            blocks += [_Block(inputs, outputs, 2), _Block(outputs, outputs, 1)]
+        self.blocks = nn.Sequential(*blocks)
         self.neck = nn.Sequential(
             nn.Linear(WIDTHS[-1], self.dim, bias=False), nn.BatchNorm1d(self.dim)
         )
@@ -70,7 +68,7 @@ class LocalFeatures(nn.Module):
         return self.trunk(images.float() / 127.5 - 1)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Features of pictures in [-1, 1]."""
+        """Features (B, 128) of images (B, 3, H, W) in [-1, 1], with gradients."""
         if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             x = F.interpolate(
                 x,
@@ -79,6 +77,7 @@ class LocalFeatures(nn.Module):
                 antialias=True,
                 align_corners=False,
             )
+        # channels-last convolutions are faster on CPUs and GPUs alike
         x = self.blocks(self.stem(x.to(memory_format=torch.channels_last)))
         return self.neck(x.float().mean(dim=(2, 3))).float()
 
@@ -87,18 +86,18 @@ class LocalFeatures(nn.Module):
 def extract(
     features: nn.Module, images, *, batch: int = 256, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """Features of anything that slices to uint8 (n, 3, H, W) arrays: (N, d) float32 on the CPU, in
-    order.
+    """Features (N, d), float32 on the CPU, of anything that slices to uint8 (n, 3, H, W) arrays.
 
     Always in float32, whatever precision is on around it. The host prepares the next batch while a
     GPU works on this one.
     """
-    device, parts = torch.device(device), []
+    device, batches = torch.device(device), []
     features = features.to(device)
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(images), batch):
+            # Contiguous: what is sliced may be memory-mapped, or in an order of its own.
             chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))
             if device.type == "cuda":
                 chunk = chunk.pin_memory()
-            parts.append(features(chunk.to(device, non_blocking=True)).float())
-    return torch.cat(parts).cpu()
+            batches.append(features(chunk.to(device, non_blocking=True)).float())
+    return torch.cat(batches).cpu()

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(call: Callable[[], Any]) -> int:
-    """MACs of one call, whose tensors should all be on the meta device."""
+    """MACs of one call. All its tensors must be on the meta device, where nothing is computed."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() // 2

@@ -1,7 +1,7 @@
 """The Fréchet distance between two sets of features, the one place where it is computed.
 
-d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(S1 S2) (Dowson & Landau 1982; as FID, Heusel et al.
-2017, arXiv 1706.08500), with unbiased covariances, in float64, and never through a matrix square
+d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr sqrt(S1 S2) (Dowson & Landau 1982; of Inception features
+the FID, arXiv 1706.08500), with unbiased covariances, in float64, and never through a matrix square
 root.
 """
 
@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 
 
-def _moments(features: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and centred features / sqrt(n - 1), whose Gram matrix is the covariance."""
+def _moments(features: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and centred features / sqrt(N - 1), (N, d), whose Gram matrix is the covariance.
+
+    Raises ValueError for features that are not finite or fewer than two rows; `name` says whose.
+    """
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
-            f"{what}: features must be (N, d) with N >= 2, got {tuple(features.shape)}"
+            f"{name}: features must be (N, d) with N >= 2, got {tuple(features.shape)}"
         )
     features = features.detach().to("cpu", torch.float64)
     if not features.isfinite().all():
-        raise ValueError(f"{what}: features hold NaN or infinity")
+        raise ValueError(f"{name}: features hold NaN or infinity")
     mean = features.mean(0)
     return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
 def _cross_trace(a: Tensor, b: Tensor) -> Tensor:
-    """tr sqrt(A^T A B^T B) for centred, scaled features (N, d), (M, d)."""
+    """tr sqrt(S1 S2) for centred, scaled features a (N, d) and b (M, d), of S1 = a^T a, S2 = b^T b.
+
+    S1 S2 has the eigenvalues of R^T S2 R for any root R R^T = S1, which is symmetric.
+    """
+    # With fewer rows than dimensions the covariances are singular, but a b^T is small.
     if min(len(a), len(b)) < a.shape[1]:
-        return torch.linalg.svdvals(a @ b.T).sum()  # the nuclear norm of A B^T, exactly
+        return torch.linalg.svdvals(a @ b.T).sum()  # the nuclear norm of a b^T, exactly
     first, second = a.T @ a, b.T @ b
     root, failed = torch.linalg.cholesky_ex(first)
     if failed:  # a dead feature: the covariance is singular
@@ -35,76 +42,86 @@ def _cross_trace(a: Tensor, b: Tensor) -> Tensor:
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Squared Fréchet distance of Gaussians fitted to features (N, d) and (M, d); at least 0, up to
-    rounding.
+    """Squared Fréchet distance of Gaussians fitted to features (N, d) and (M, d); at least 0.
 
-    Call it FID only for the FID Inception-v3's features. Raises ValueError for fewer than two rows,
-    differing d, or NaN.
+    In squared units of the features; exact up to rounding. Biased upwards for small N and M (see
+    `frechet_bias`). Call it FID only for the FID Inception-v3's features. Raises ValueError for
+    fewer than two rows, differing d, or NaN.
     """
     mean1, a = _moments(real, "real")
     mean2, b = _moments(fake, "fake")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared")
-    distance = (
-        (mean1 - mean2).square().sum()
-        + a.square().sum()
-        + b.square().sum()
-        - 2 * _cross_trace(a, b)
-    )
+    # The sums of squares of the scaled features are the traces of the covariances.
+    means_apart = (mean1 - mean2).square().sum()
+    trace1, trace2 = a.square().sum(), b.square().sum()
+    distance = means_apart + trace1 + trace2 - 2 * _cross_trace(a, b)
     return distance.clamp(min=0).item()
 
 
 def frechet_bias(features: Tensor, n: int, m: int, labels: Tensor | None = None) -> float:
-    """What two samples of n and m draws from the *one* distribution behind `features` (N, d) would
-    read: C (1/n + 1/m).
+    """The distance that two samples of *one* distribution are expected to have: C (1/n + 1/m).
 
-    C = tr W + 1/2 sum_ij V_ij / (l_i + l_j) in the basis of the covariance's eigenvalues l: the
-    expansion to second order of the expected distance, where W is the covariance of one draw about
-    its mean and V_ij the variance of the product of its i-th and j-th coordinate. For a Gaussian
-    V_ij = l_i l_j (1 + delta_ij), DESIGN's formula; here both are measured, because features are
-    not Gaussian. With `labels` (N,) the samples have equally many draws of each class, and only
-    what varies within a class counts. What finite N takes off C is put back by the difference to
-    its halves (Quenouille 1956). Raises ValueError below four rows a class.
+    n and m are the samples' sizes, `features` (N, d) come from the distribution. In the basis of
+    the eigenvectors of the covariance, with eigenvalues l,
+
+        C = tr W + 1/2 sum_ij V_ij / (l_i + l_j)
+
+    is the expansion to second order of the expected distance. W is the covariance of one row about
+    its mean, V_ij the variance of the product of its i-th and j-th coordinate. For a Gaussian V_ij
+    = l_i l_j (1 + delta_ij); here both are measured, because features are not Gaussian. What a
+    finite N takes off C is put back by the difference to its halves (Quenouille 1956).
+
+    With `labels` (N,) the samples have equally many rows of each class, and only what varies within
+    a class counts. Raises ValueError below four rows a class.
     """
-    labels = torch.zeros(len(features), dtype=torch.long) if labels is None else labels
-    half = torch.zeros(len(features), dtype=torch.bool)
-    for k in labels.unique():
-        rows = (labels == k).nonzero()[:, 0]
+    if labels is None:
+        labels = torch.zeros(len(features), dtype=torch.long)
+    # Every other row of each class, so that both halves have all classes.
+    in_first_half = torch.zeros(len(features), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
         if len(rows) < 4:
             raise ValueError(
-                f"frechet_bias: {len(rows)} rows of a class say too little about the spread within it"
+                f"frechet_bias: {len(rows)} rows of a class say too little "
+                "about the spread within it"
             )
-        half[rows[::2]] = True
-    halves = [_spread(features[part], labels[part]) for part in (half, ~half)]
-    return (2 * _spread(features, labels) - sum(halves) / 2) * (1 / n + 1 / m)
+        in_first_half[rows[::2]] = True
+    first = _bias_constant(features[in_first_half], labels[in_first_half])
+    second = _bias_constant(features[~in_first_half], labels[~in_first_half])
+    whole = _bias_constant(features, labels)
+    return (2 * whole - (first + second) / 2) * (1 / n + 1 / m)
 
 
-def _spread(features: Tensor, labels: Tensor) -> float:
-    """C of `frechet_bias` as these rows have it."""
+def _bias_constant(features: Tensor, labels: Tensor) -> float:
+    """C of `frechet_bias` as these rows have it, (N, d) with labels (N,)."""
     _, scaled = _moments(features, "features")
     values, basis = torch.linalg.eigh(scaled.T @ scaled)
-    kept = values > values.max() * 1e-12
-    values, x = values[kept], scaled @ basis[:, kept] * (len(scaled) - 1) ** 0.5
+    alive = values > values.max() * 1e-12  # dead directions would divide by zero
+    values, x = values[alive], scaled @ basis[:, alive] * (len(scaled) - 1) ** 0.5
     within, products = torch.zeros_like(values), values.new_zeros(len(values), len(values))
-    for part in (x[labels == k] for k in labels.unique()):
-        count = len(part)
-        share = count / len(x) * count / (count - 1)
-        within += share * part.var(0, correction=0)
-        products += share * (
-            part.square().T @ part.square() / count - (part.T @ part / count).square()
-        )
+    for label in labels.unique():
+        rows = x[labels == label]
+        count = len(rows)
+        weight = count / len(x) * count / (count - 1)  # of the class, with Bessel's correction
+        mean_product = rows.T @ rows / count
+        product_variance = rows.square().T @ rows.square() / count - mean_product.square()
+        within += weight * rows.var(0, correction=0)
+        products += weight * product_variance
     return (within.sum() + (products / (values[:, None] + values)).sum() / 2).item()
 
 
-def _redrawn(count: int, labels: Tensor | None, rng: torch.Generator) -> Tensor:
-    """Rows drawn with replacement, within each class where labels (N,) are given: what was balanced
-    stays balanced.
+def _resampled_rows(count: int, labels: Tensor | None, rng: torch.Generator) -> Tensor:
+    """`count` row indices chosen with replacement.
+
+    Within each class where labels (count,) are given, so that what was balanced stays balanced.
     """
     if labels is None:
         return torch.randint(count, (count,), generator=rng)
+    # A class's places are filled from its own rows.
     rows = torch.empty(count, dtype=torch.long)
-    for k in labels.unique():
-        own = (labels == k).nonzero()[:, 0]
+    for label in labels.unique():
+        own = (labels == label).nonzero()[:, 0]
         rows[own] = own[torch.randint(len(own), (len(own),), generator=rng)]
     return rows
 
@@ -117,30 +134,28 @@ def bootstrap(
     labels: tuple[Tensor | None, Tensor | None] = (None, None),
     repeats: int = 20,
 ) -> Tensor:
-    """Distances (repeats,) of resamples of both sets; `labels` are of real and fake rows where
-    these are class-balanced by design.
+    """Distances (repeats,), float64, of resamples of both sets of features, (N, d) and (M, d).
 
-    Their standard deviation is that of the distance, above it by up to a factor of two very near
-    the floor; the values themselves lie too high, so no percentiles are offered. With the same
-    `rng` state and labels, two sets of samples are resampled alike: the standard deviation of the
-    differences is that of a paired comparison, in which what the samples share cancels.
+    `labels` are those of the real and of the fake rows, where these are class-balanced by design.
+    The standard deviation of the values is that of the distance, above it by up to a factor of two
+    very near the floor. The values themselves lie too high, so percentiles are no interval. With
+    the same `rng` state and labels, two sets of samples are resampled alike: the standard deviation
+    of the differences is that of a paired comparison, in which what the samples share cancels.
     """
-    values = []
+    distances = []
     for _ in range(repeats):
-        rows, columns = (
-            _redrawn(len(x), own, rng) for x, own in zip((real, fake), labels, strict=True)
-        )
-        values.append(frechet_distance(real[rows], fake[columns]))
-    return torch.tensor(values, dtype=torch.float64)
+        real_rows = _resampled_rows(len(real), labels[0], rng)
+        fake_rows = _resampled_rows(len(fake), labels[1], rng)
+        distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
+    return torch.tensor(distances, dtype=torch.float64)
 
 
 def frechet_infinity(real: Tensor, fake: Tensor, *, rng: torch.Generator, sizes: int = 15) -> float:
-    """The distance extrapolated to infinitely many samples of both sets (Chong & Forsyth 2020,
-    arXiv 1911.07023).
+    """The distance extrapolated to infinitely many samples of both sets (arXiv 1911.07023).
 
-    A line through the distances of random subsets against 1/size, from half of the smaller set to
-    all of it; secondary to the plain value. Raises ValueError below 2 d rows, where the relation is
-    not a line.
+    A line through the distances of random subsets against 1 / size, for `sizes` sizes from half of
+    the smaller set to all of it. Secondary to the plain value. Raises ValueError below 2 d rows,
+    where the relation is not a line.
     """
     n = min(len(real), len(fake))
     if n < 2 * real.shape[1]:
@@ -148,10 +163,12 @@ def frechet_infinity(real: Tensor, fake: Tensor, *, rng: torch.Generator, sizes:
             f"frechet_infinity: needs twice as many rows as the {real.shape[1]} dimensions, got {n}"
         )
     counts = torch.linspace(n / 2, n, sizes).round().long()
-    pick = lambda x, k: x[torch.randperm(len(x), generator=rng)[:k]]  # noqa: E731
-    read = torch.tensor(
-        [frechet_distance(pick(real, k), pick(fake, k)) for k in counts.tolist()],
-        dtype=torch.float64,
-    )
+    distances = []
+    for count in counts.tolist():
+        real_rows = torch.randperm(len(real), generator=rng)[:count]
+        fake_rows = torch.randperm(len(fake), generator=rng)[:count]
+        distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
+    # d(n) = a + b / n by least squares; a is the distance at infinitely many.
     design = torch.stack([torch.ones(sizes), 1 / counts], dim=1).double()
-    return torch.linalg.lstsq(design, read[:, None]).solution[0].item()
+    values = torch.tensor(distances, dtype=torch.float64)
+    return torch.linalg.lstsq(design, values[:, None]).solution[0].item()

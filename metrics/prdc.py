@@ -1,5 +1,7 @@
-"""Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et
-al. 2020, arXiv 2002.09797).
+"""Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
+
+A set of features is taken as the union of balls around its rows, each as large as the distance to
+the row's k-th nearest neighbour.
 """
 
 from typing import NamedTuple
@@ -7,39 +9,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 5
-MOST = 10_000
+NEIGHBOURS = 5  # k, as the second paper has it
+MOST = 10_000  # rows of either set: the matrix of distances is 800 MB then
 
 
 class Manifold(NamedTuple):
-    """Two samples of one distribution read precision and recall of 0.8 to 0.9, density about 1,
-    coverage near 1.
-    """
+    """Between two samples of one distribution: the first two 0.8 to 0.9, the others near 1."""
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    precision: float  # fraction of the samples inside the real balls, 0 to 1
+    recall: float  # fraction of the real rows inside the samples' balls, 0 to 1
+    density: float  # real balls that a sample lies in, over k; 0 and up
+    coverage: float  # fraction of the real balls that hold a sample, 0 to 1
 
 
 def _radii(points: Tensor, k: int) -> Tensor:
-    """Distance of each point to its k-th nearest neighbour, itself left out."""
+    """The distance (N,) of each point (N, d) to its k-th nearest neighbour, itself left out."""
     return torch.cdist(points, points).kthvalue(k + 1, dim=1).values
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> Manifold:
-    """Of features (N, d) and (M, d), the first min(N, M) of each, at most 10,000: with unequal
-    numbers coverage depends on them.
+    """Of features (N, d) and (M, d), the first min(N, M) rows of each, at most 10,000.
 
-    Raises ValueError for k + 1 rows or fewer, or differing d.
+    With unequal numbers coverage would depend on them. Raises ValueError for k + 1 rows or fewer,
+    or differing d.
     """
     n = min(len(real), len(fake), MOST)
     if n <= k + 1 or real.shape[1:] != fake.shape[1:]:
         raise ValueError(
-            f"prdc: features must be (N, d) and (M, d) with more than {k + 1} rows, got {tuple(real.shape)}, {tuple(fake.shape)}"
+            f"prdc: features must be (N, d) and (M, d) with more than {k + 1} rows, "
+            f"got {tuple(real.shape)}, {tuple(fake.shape)}"
         )
-    real, fake = (x[:n].detach().to("cpu", torch.float64) for x in (real, fake))
-    real_radii, fake_radii, between = _radii(real, k), _radii(fake, k), torch.cdist(real, fake)
+    real = real[:n].detach().to("cpu", torch.float64)
+    fake = fake[:n].detach().to("cpu", torch.float64)
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
+    between = torch.cdist(real, fake)  # (real, fake)
     inside = between < real_radii[:, None]
     return Manifold(
         precision=inside.any(0).double().mean().item(),

@@ -1,4 +1,4 @@
-"""A linear probe on the judge's features: does a generated picture show the class it was asked for?"""
+"""A linear probe on features: does a generated image show the class it was asked for?"""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Probe(NamedTuple):
     bias: Tensor  # (K,)
 
     def accuracy(self, features: Tensor, labels: LongTensor) -> float:
-        """Share of (N, d) features whose highest score is their label, 0 to 1."""
+        """Fraction of features (N, d) whose highest score is their label (N,), 0 to 1."""
         scores = F.linear((features - self.mean) / self.std, self.weight, self.bias)
         return (scores.argmax(1) == labels).float().mean().item()
 
@@ -29,11 +29,13 @@ def fit_probe(
     decay: float = 1e-3,
     iterations: int = 100,
 ) -> Probe:
-    """Multinomial logistic regression by L-BFGS with weight decay, on features (N, d) and labels
-    (N,).
+    """Multinomial logistic regression on features (N, d) and labels (N,) in 0..num_classes-1.
+
+    By L-BFGS, at most `iterations` steps; `decay` times the squared weights is added to the loss.
     """
     std, mean = torch.std_mean(features, dim=0)
-    x = (features - mean) / std.clamp(min=1e-6)
+    std = std.clamp(min=1e-6)  # a dead feature
+    x = (features - mean) / std
     weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -47,4 +49,4 @@ def fit_probe(
         return loss
 
     optimizer.step(closure)
-    return Probe(mean, std.clamp(min=1e-6), weight.detach(), bias.detach())
+    return Probe(mean, std, weight.detach(), bias.detach())

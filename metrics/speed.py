@@ -17,29 +17,24 @@ import torch
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory, of large arrays too, instead of giving each step's back to the
-    kernel (elsewhere: nothing happens).
+    """Let glibc keep freed memory, of large arrays too, for the next step. Elsewhere: nothing.
 
-    Drawing 128 guided pictures from `masked` at size xs in 8 steps took 7.7 ms a picture on two
-    cores with the second and third setting (the latter at 2 GiB then), 14.5 ms without (medians of
-    two runs in turns), for 26 to 31% more memory at the peak; other models and training gain
-    little.
+    Else each step's memory goes back to the kernel and comes zeroed again. 128 guided samples of
+    `masked` at size xs in 8 steps took 7.7 ms an image on two cores with the second and third
+    setting (the latter at 2 GiB then), 14.5 ms without (medians of two runs in turns), for 26 to
+    31% more memory at the peak. Other models and training gain little.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-2, 2**28)  # M_TOP_PAD: ask for much at once
-        libc.mallopt(
-            -4, 0
-        )  # M_MMAP_MAX: no mapping of its own for a large array, which would be zeroed again each time
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large array
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
     except (OSError, AttributeError):
         pass
 
 
 def free_memory() -> None:
-    """Between the cells of a sweep, which share a process: give back what the last one held,
-    compiled code too.
-    """
+    """Give back what the last cell of a sweep held, compiled code too: cells share a process."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     gc.collect()
@@ -50,7 +45,7 @@ def free_memory() -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read next is honest."""
+    """Wait until the device has done what it was given, so that a clock read next counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -94,7 +89,7 @@ class Laps:
 def median_seconds(
     call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1
 ) -> float:
-    """Median wall seconds of `repeats` calls after `warmup` unmeasured ones."""
+    """Median wall seconds of `repeats` calls, after `warmup` unmeasured ones."""
     for _ in range(warmup):
         call()
     return statistics.median(timed(call, device)[1] for _ in range(repeats))
@@ -102,14 +97,14 @@ def median_seconds(
 
 @lru_cache(maxsize=4)
 def ceiling_flops(device: torch.device) -> float:
-    """FLOP/s of the best of five square bf16 matrix products: what 100% utilisation means on this
-    machine.
+    """FLOP/s of the best of five square bf16 matrix products.
+
+    That is what a utilisation of 1 means on this machine. Measured once per process and device.
     """
-    size = (
-        8192 if device.type == "cuda" else 2048
-    )  # on a large GPU a small product is mostly launch time
+    # On a large GPU a small product is mostly launch time.
+    size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device).bfloat16()
-    a @ a
+    a @ a  # warm-up
     return 2 * size**3 / min(timed(lambda: a @ a, device)[1] for _ in range(5))
 
 
@@ -125,13 +120,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Device memory on CUDA, resident memory of the process on the CPU, in MiB, since the last
-    reset.
+    """The most memory held since the last reset, in MiB.
+
+    Device memory on CUDA; on a CPU the process's resident memory.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024  # given in KiB
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

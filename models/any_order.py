@@ -1,15 +1,17 @@
 """One autoregressive checkpoint, any number of steps: the two-pass decoder of ARPG (arXiv
 2503.10568).
 
-Pass 1 is causal self-attention over the class token and the tokens in a random order; its output
-gives one shared set of keys and values. Pass 2 starts every target as [MASK], turned to the
-target's position, and reads them by cross-attention. Here the class and a learned position are
-added to [MASK], which the paper leaves out: a brief training learns sooner what is wanted and where
-to look. Targets do not see each other, so any number of them can be drawn in one step; everything
-already drawn stays in the cache.
+Pass 1 is causal self-attention over the class token and the tokens in a random order. Its output
+gives one shared set of keys and values. Pass 2 starts every target as [MASK], rotated to the
+target's position, and reads them by cross-attention. Targets do not see each other, so any number
+of them can be sampled in one step, and everything sampled already stays in the cache.
+
+Here the class and a learned position are added to [MASK], which the paper leaves out: a brief
+training learns sooner what is wanted and where to look.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +28,19 @@ from models.layers import (
     heads_first,
     initialise,
     rotate,
-    turns,
+    rotation_of,
 )
 from models.tokens import TokenModel, schedule, with_null_labels
 
 
 class AnyOrder(TokenModel):
-    """Any-order prediction, 1 to H * W steps; `depth` blocks, half of them self-attention, half
-    cross-attention.
+    """Any-order prediction in 1 to H * W steps.
 
-    Raises ValueError for an odd depth, or a width that `heads` does not divide into multiples of 4.
+    `depth` blocks: half of them self-attention (pass 1), half cross-attention (pass 2). An *order*
+    (B, H*W) lists the raster places of an image's tokens in the order of sampling. One more option
+    of sampling than the token models': `schedule`, how many tokens a step samples (`SCHEDULES`).
+    Raises ValueError for an odd depth, and for a width that `heads` does not divide into multiples
+    of 4.
     """
 
     samplers = ("random-order",)
@@ -64,16 +69,17 @@ class AnyOrder(TokenModel):
                 f"depth {depth} must be even and width {width} a multiple of heads {heads}"
             )
         self.heads = heads
-        self.register_buffer(
-            "angles", grid_angles(*latent_shape[1:], width // heads), persistent=False
-        )
+        angles = grid_angles(*latent_shape[1:], width // heads)
+        self.register_buffer("angles", angles, persistent=False)
         self.embed = nn.Embedding(codebook.size, width)
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
+        # pass 1
         self.remember = nn.ModuleList(
             Block(SelfAttention(width, heads), width, mlp) for _ in range(depth // 2)
         )
         self.norm_memory = nn.RMSNorm(width, eps=1e-6)
         self.keys_values = nn.Linear(width, 2 * width, bias=False)
+        # pass 2
         self.mask = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.predict = nn.ModuleList(
@@ -82,7 +88,7 @@ class AnyOrder(TokenModel):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, codebook.size, bias=False)
         initialise(self)
-        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.weight)  # the first predictions are uniform
 
     def memory(
         self,
@@ -93,17 +99,16 @@ class AnyOrder(TokenModel):
         caches: list[Cache | None],
         window: Window | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Pass 1: inputs (B, t, d) at these angles -> keys and values (B, heads, t, d / heads) for
-        every target.
+        """Pass 1: inputs (B, t, width) at angles (B or 1, t, head_dim / 2) -> shared keys, values.
+
+        Both (B, heads, t, head_dim), the keys rotated.
         """
-        turn = turns(angles)
+        rotation = rotation_of(angles)
         for block, cache in zip(self.remember, caches, strict=True):
-            x = block(x, turn, causal=causal, cache=cache, window=window)
-        keys, values = (
-            heads_first(part, self.heads)
-            for part in self.keys_values(self.norm_memory(x)).chunk(2, dim=2)
-        )
-        return rotate(keys, turn), values
+            x = block(x, rotation, causal=causal, cache=cache, window=window)
+        keys, values = self.keys_values(self.norm_memory(x)).chunk(2, dim=2)
+        keys, values = heads_first(keys, self.heads), heads_first(values, self.heads)
+        return rotate(keys, rotation), values
 
     def scores(
         self,
@@ -115,60 +120,55 @@ class AnyOrder(TokenModel):
         causal: bool,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """Pass 2: targets of these labels (B,) at these places (B, t) of the raster -> logits (B,
-        t, K).
+        """Pass 2: logits (B, t, K) of targets at raster places (B, t), of images of labels (B,).
+
+        `causal`: target i reads the first i + 1 keys, which are the class and i tokens.
         """
-        x, turn = (
-            self.mask + self.positions[places] + self.classes(labels)[:, None],
-            turns(self.angles[1 + places]),
-        )
+        # All targets start alike, but for what tells their places and their class.
+        x = self.mask + self.positions[places] + self.classes(labels)[:, None]
+        rotation = rotation_of(self.angles[1 + places])  # angle 0 is the class token's
         for block in self.predict:
-            x = block(x, turn, keys, values, causal=causal, seen=seen)
+            x = block(x, rotation, keys, values, causal=causal, seen=seen)
         return self.head(self.norm(x))
 
     def logits(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
-        """Teacher-forced scores (B, H*W, K): entry i is of token order[:, i], given the class and
-        the i tokens before it in that order.
+        """Teacher-forced logits (B, H*W, K) of tokens (B, H*W) in raster order.
+
+        Entry i is of token order[:, i], given the class and the i tokens before it in that order.
         """
-        x = torch.cat(
-            [self.classes(labels)[:, None], self.embed(tokens.gather(1, order[:, :-1]))], dim=1
-        )
-        first = self.angles[:1].expand(len(tokens), 1, -1)
-        angles = torch.cat([first, self.angles[1 + order[:, :-1]]], dim=1)
+        earlier = order[:, :-1]  # the last token of an order is nobody's context
+        classes = self.classes(labels)[:, None]
+        x = torch.cat([classes, self.embed(tokens.gather(1, earlier))], dim=1)
+        class_angle = self.angles[:1].expand(len(tokens), 1, -1)
+        angles = torch.cat([class_angle, self.angles[1 + earlier]], dim=1)
         keys, values = self.memory(x, angles, causal=True, caches=[None] * len(self.remember))
         return self.scores(order, labels, keys, values, causal=True)
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens, labels and a random order of each image, (B, H*W)."""
-        order = to_device(
-            torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1), batch.tokens.device
-        )
-        return batch.tokens, batch.labels, order
+        """Tokens (B, H*W), labels (B,) and a random order of each image (B, H*W)."""
+        order = torch.rand(batch.tokens.shape, generator=rng).argsort(dim=1)
+        return batch.tokens, batch.labels, to_device(order, batch.tokens.device)
 
     def error(self, tokens: LongTensor, labels: LongTensor, order: LongTensor) -> Tensor:
         """Mean cross-entropy per token in that order, in nats."""
-        scores = self.logits(tokens, labels, order).float()
-        return F.cross_entropy(scores.flatten(0, 1), tokens.gather(1, order).flatten())
+        logits = self.logits(tokens, labels, order).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.gather(1, order).flatten())
 
     @torch.inference_mode()
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> LongTensor:
-        """Token ids (B, H*W): one random order an image; each step feeds what the last one sampled
-        and samples the next few together.
-        """
+        """Ids (B, H*W) in raster order. Each image has a random order of its own."""
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
-        order = to_device(
-            torch.stack([torch.rand(self.tokens, generator=g).argsort() for g in rngs]), device
-        )
+        # Of each image's numbers the first H * W make its order, the rest choose its ids.
+        orders = [torch.rand(self.tokens, generator=own).argsort() for own in rngs]
+        order = to_device(torch.stack(orders), device)
         uniform = rand((self.tokens,), rngs, device)
-        decoding = self.kept(
-            ("any order", count, guidance, device), lambda: _Decoding(self, count, guidance, device)
-        )
+        name = ("any order", count, guidance, device)
+        decoding = self.kept(name, partial(_Decoding, self, count, guidance, device))
         counts = schedule(self.sampler_options["schedule"], self.tokens, steps)
-        return decoding.run(
-            with_null_labels(labels, self.num_classes, guidance), order, uniform, counts
-        )
+        labels = with_null_labels(labels, self.num_classes, guidance)
+        return decoding.run(labels, order, uniform, counts)
 
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
         """1 to H * W."""
@@ -179,45 +179,43 @@ class AnyOrder(TokenModel):
 
 
 class _Decoding:
-    """One batch size of any-order decoding: the caches, and what a step reads and writes; places
-    are in the order of sampling.
+    """Cached any-order decoding of one batch size: the caches, and a step's buffers.
+
+    The buffers stay where they are, so that a step can be replayed as a CUDA graph (see
+    `decoding.py`). Their columns are in the order of sampling. Under guidance `labels` and `order`
+    hold both halves, 2B rows.
     """
 
     def __init__(self, model: AnyOrder, count: int, guidance: float, device: torch.device):
         self.model, self.steps = model, model.new_steps(device)
-        self.caches, self.shared = (
-            [Cache(model.tokens) for _ in model.remember],
-            Cache(model.tokens),
-        )
-        scales = model.scales(guidance)
+        self.caches = [Cache(model.tokens) for _ in model.remember]
+        self.shared = Cache(model.tokens)  # of the keys and values that pass 2 reads
+        scales = model.guidance_scales(guidance)
         self.scales = None if scales is None else self.steps.table(scales)
+        rows = count if scales is None else 2 * count
+        self.labels = torch.empty(rows, dtype=torch.long, device=device)
+        self.order = torch.empty(rows, model.tokens, dtype=torch.long, device=device)
         self.uniform = torch.empty(count, model.tokens, device=device)
-        self.labels = torch.empty(
-            count if scales is None else 2 * count, dtype=torch.long, device=device
-        )
-        self.order = torch.empty(len(self.labels), model.tokens, dtype=torch.long, device=device)
         self.ids = torch.zeros(count, model.tokens, dtype=torch.long, device=device)
 
     def run(
         self, labels: LongTensor, order: LongTensor, uniform: Tensor, counts: list[int]
     ) -> LongTensor:
-        """Ids (B, H*W) in raster order, `counts` of them a step, for labels (B,) or both halves of
-        guidance (2B,).
+        """Ids (B, H*W) in raster order, `counts` of them a step.
+
+        `labels` is (B,), or (2B,) under guidance; `order` and `uniform` are (B, H*W).
         """
         self.labels.copy_(labels)
         self.order.copy_(order if self.scales is None else order.repeat(2, 1))
         self.uniform.copy_(uniform)
         self.steps.begin()
-        fed = 1  # the class token
-        for i, count in enumerate(counts):
-            shape = (i == 0, fed, count, self.steps.rounded(self.steps.start + 1))
-            self.steps.run(
-                lambda first=i == 0, fed=fed, count=count: self.step(first, fed, count),
-                count,
-                shape,
-            )
-            fed = count
-        return torch.empty_like(order).scatter(1, order, self.ids)
+        first, fed = True, 1  # the first step feeds the class token
+        for count in counts:
+            # All that a graph's kernels depend on; their numbers of keys are rounded.
+            shape = (first, fed, count, self.steps.rounded(self.steps.start + 1))
+            self.steps.run(partial(self.step, first, fed, count), count, shape)
+            first, fed = False, count
+        return torch.empty_like(order).scatter(1, order, self.ids)  # from order to raster
 
     def step(self, first: bool, fed: int, count: int) -> None:
         """Feed the class token or the `fed` tokens sampled last, then sample the next `count`."""
@@ -227,18 +225,15 @@ class _Decoding:
         else:
             last = steps.places(-fed, fed)
             ids = take(self.ids, last, 1)
-            x = model.embed(ids if self.scales is None else ids.repeat(2, 1))
-            angles = model.angles[1 + take(self.order, last, 1)]
+            if self.scales is not None:
+                ids = ids.repeat(2, 1)
+            x, angles = model.embed(ids), model.angles[1 + take(self.order, last, 1)]
         # The class token is the cache's first, so that the tokens before place n end at n.
         window, now = steps.window(1 - fed, fed), steps.places(0, count)
         keys, values = model.memory(x, angles, causal=False, caches=self.caches, window=window)
         keys, values = self.shared.extend(keys, values, window)
-        places = take(self.order, now, 1)
-        scores = model.scores(places, self.labels, keys, values, causal=False, seen=window.seen)
+        targets = take(self.order, now, 1)
+        logits = model.scores(targets, self.labels, keys, values, causal=False, seen=window.seen)
         scale = None if self.scales is None else steps.of_step(self.scales, count)
-        put(
-            self.ids,
-            now,
-            1,
-            model.sample_ids(model.apply_cfg(scores.float(), scale), take(self.uniform, now, 1)),
-        )
+        logits = model.apply_cfg(logits.float(), scale)
+        put(self.ids, now, 1, model.sample_ids(logits, take(self.uniform, now, 1)))

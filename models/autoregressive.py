@@ -1,37 +1,37 @@
-"""The autoregressive family in raster order: a Llama decoder over codebook tokens (as LlamaGen,
-arXiv 2406.06525).
+"""The autoregressive family in raster order: a Llama decoder over codebook tokens, as LlamaGen
+(arXiv 2406.06525).
 
 Position n's output predicts token n from the tokens of the blocks before its own. A block of one
-token is the usual next-token model; `block` tokens at a time are drawn independently of each other,
-in as many fewer steps. The class is added at every position, not only put before the first: a brief
-training makes more of it, and so does guidance.
+token is the usual next-token model. The tokens of a larger block are sampled independently of each
+other, in as many fewer steps. The class is added at every position, where LlamaGen puts it before
+the first token only: a brief training makes more of it, and so does guidance.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from models.codebook import Codebook
 from models.decoding import Cache, put, take
 from models.generator import Batch, rand, spawn
-from models.layers import Block, SelfAttention, attend, initialise, turns
+from models.layers import Block, SelfAttention, attend, initialise, rotation_of
 from models.tokens import TokenModel, with_null_labels
 
 
 def _attend(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, **_: Any
 ) -> tuple[Tensor, None]:
-    """`attend` as transformers calls it, with a mask (1, 1, T, T) of what is seen; (B, T, heads,
-    d).
+    """`layers.attend` as transformers calls it: q, k, v (B, heads, T, d) -> (B, T, heads, d).
 
-    On CUDA a next-token model asks for causal attention by name: torch's flash kernel takes no
-    mask.
+    `attention_mask` (1, 1, T, T) is True where a position (row) sees another (column).
     """
+    # torch's flash kernel takes no mask, but knows causal attention by name.
     if q.is_cuda and module.config.tokens_a_step == 1:
         return attend(q, k, v, causal=True).transpose(1, 2), None
     return attend(q, k, v, seen=attention_mask[0, 0]).transpose(1, 2), None
@@ -41,24 +41,27 @@ AttentionInterface.register("latentbench", _attend)
 
 
 class Rotary(LlamaRotaryEmbedding):
-    """Cosines and sines in autocast's type. transformers takes the embeddings', float32 under
-    autocast, and would rotate in that.
+    """Cosines and sines of the rotary positions, in autocast's type.
+
+    transformers takes the embeddings' type, which is float32 under autocast, and would rotate
+    queries and keys in float32.
     """
 
     def forward(self, x: Tensor, position_ids: LongTensor) -> tuple[Tensor, Tensor]:
         kind, dtype = x.device.type, x.dtype
+        # Autocast cannot be asked about on the meta device.
         if kind != "meta" and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         angles = position_ids[:, :, None].float() * self.inv_freq
-        both = torch.cat([angles, angles], dim=-1)
-        return both.cos().to(dtype), both.sin().to(dtype)
+        both_halves = torch.cat([angles, angles], dim=-1)
+        return both_halves.cos().to(dtype), both_halves.sin().to(dtype)
 
 
 class Autoregressive(TokenModel):
-    """Next-block prediction; `steps` is always the number of blocks, H * W / block.
+    """Next-block prediction. The one supported step count is the number of blocks, H * W / block.
 
-    The input at position n is the class, with token n - block where there is one. Raises ValueError
-    where `block` does not tile the tokens.
+    `width` is the residual stream's, `mlp` that inside the SwiGLU MLPs, `depth` the number of
+    layers. Raises ValueError where `block` does not divide the number of tokens.
     """
 
     samplers = ("raster",)
@@ -81,6 +84,7 @@ class Autoregressive(TokenModel):
         if block < 1 or self.tokens % block:
             raise ValueError(f"model.block={block} does not divide the {self.tokens} tokens")
         self.block = block
+        # `attn_implementation` names the function registered above; `tokens_a_step` is for it.
         config = LlamaConfig(
             vocab_size=codebook.size,
             hidden_size=width,
@@ -93,81 +97,58 @@ class Autoregressive(TokenModel):
         )
         self.transformer = LlamaModel(config)
         self.transformer.rotary_emb = Rotary(config)
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
+        # Beside the rotation, which tells where a token is only from the others.
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)
         initialise(self)
         nn.init.normal_(self.head.weight, std=0.02)  # the first predictions are all but uniform
 
-    def _seen(self, device: torch.device) -> Tensor:
-        """Which positions (row) look at which (column): all of their own block and of those before
-        it.
+    def _block_mask(self, device: torch.device) -> Tensor:
+        """(T, T) bool: a position (row) sees all of its own block and of the blocks before it.
+
+        Its own block is no leak: its inputs there are the tokens of the block before.
         """
         blocks = torch.arange(self.tokens, device=device) // self.block
         return blocks[:, None] >= blocks
 
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
-        """Teacher-forced scores (B, H*W, K) of whole sequences (B, H*W)."""
-        earlier = F.pad(
-            self.transformer.embed_tokens(tokens[:, : -self.block]), (0, 0, self.block, 0)
-        )
-        embedded = earlier + self.positions + self.classes(labels)[:, None]
-        # A 4-D mask is taken as it is: the library then looks at no values, which it could not on
-        # the meta device.
-        places = torch.arange(self.tokens, device=tokens.device)[None]
-        seen = self._seen(tokens.device)[None, None]
+        """Teacher-forced logits (B, H*W, K) of whole sequences (B, H*W) with labels (B,).
+
+        The input at position n is the class, plus token n - block where there is one.
+        """
+        # The first block has nothing before it: zeros stand there.
+        embedded = self.transformer.embed_tokens(tokens[:, : -self.block])
+        earlier = F.pad(embedded, (0, 0, self.block, 0))
+        x = earlier + self.positions + self.classes(labels)[:, None]
+        # transformers takes a 4-D mask as it is. To make one itself it would look at values, which
+        # the meta device does not have.
         out = self.transformer(
-            inputs_embeds=embedded, attention_mask=seen, position_ids=places, use_cache=False
+            inputs_embeds=x,
+            attention_mask=self._block_mask(tokens.device)[None, None],
+            position_ids=torch.arange(self.tokens, device=tokens.device)[None],
+            use_cache=False,
         )
         return self.head(out.last_hidden_state)
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens and labels. The continuous latents are not looked at."""
+        """Tokens (B, H*W) and labels (B,). Nothing is random."""
         return batch.tokens, batch.labels
 
     def error(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
         """Mean cross-entropy per token, in nats."""
-        return F.cross_entropy(self.logits(tokens, labels).float().flatten(0, 1), tokens.flatten())
-
-    def _decoder(self) -> list[Block]:
-        """The transformer's layers as the blocks of `layers.py`, which make fewer, larger products:
-        what counts for a token at a time.
-        """
-        config, blocks = self.transformer.config, []
-        for layer in self.transformer.layers:
-            with torch.device("meta"):
-                block = Block(
-                    SelfAttention(config.hidden_size, config.num_attention_heads),
-                    config.hidden_size,
-                    config.intermediate_size,
-                )
-            own, mlp = layer.self_attn, layer.mlp
-            weights = {
-                "norm1": layer.input_layernorm.weight,
-                "attention.qkv": torch.cat(
-                    [own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]
-                ),
-                "attention.out": own.o_proj.weight,
-                "norm2": layer.post_attention_layernorm.weight,
-                "gate_up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-                "down": mlp.down_proj.weight,
-            }
-            block.load_state_dict(
-                {f"{name}.weight": weight for name, weight in weights.items()}, assign=True
-            )
-            blocks.append(block)
-        return blocks
+        logits = self.logits(tokens, labels).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
     @torch.inference_mode()
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> LongTensor:
-        """Token ids (B, H*W). Guidance acts on the logits; each id inverts its distribution at one
-        uniform number.
-        """
-        uniform = rand((self.tokens,), spawn(rng, len(labels)), labels.device)
-        name = ("raster", len(labels), guidance, labels.device)
-        decoding = self.kept(name, lambda: _Decoding(self, len(labels), guidance, labels.device))
+        """Ids (B, H*W). Each id inverts its distribution at a uniform number of its own."""
+        count, device = len(labels), labels.device
+        uniform = rand((self.tokens,), spawn(rng, count), device)
+        name = ("raster", count, guidance, device)
+        decoding = self.kept(name, partial(_Decoding, self, count, guidance, device))
         return decoding.run(with_null_labels(labels, self.num_classes, guidance), uniform)
 
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
@@ -177,46 +158,73 @@ class Autoregressive(TokenModel):
     def supported_steps_text(self) -> str:
         many = "one token" if self.block == 1 else f"{self.block} tokens"
         count = self.tokens // self.block
-        return f"this model draws {many} a step, {count} steps in all; ask for steps={count}"
+        return f"this model samples {many} a step, {count} steps in all; ask for steps={count}"
+
+
+def _fused(layer: LlamaDecoderLayer, width: int, heads: int, mlp: int) -> Block:
+    """A layer of transformers as a block of `layers.py`, with the same weights.
+
+    It makes fewer and larger products (one for q, k and v; one for gate and up), which is what
+    counts for a token at a time.
+    """
+    # Made without memory, because every weight is assigned.
+    with torch.device("meta"):
+        block = Block(SelfAttention(width, heads), width, mlp)
+    attention, gated = layer.self_attn, layer.mlp
+    qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    weights = {
+        "norm1.weight": layer.input_layernorm.weight,
+        "attention.qkv.weight": torch.cat(qkv),
+        "attention.out.weight": attention.o_proj.weight,
+        "norm2.weight": layer.post_attention_layernorm.weight,
+        "gate_up.weight": torch.cat([gated.gate_proj.weight, gated.up_proj.weight]),
+        "down.weight": gated.down_proj.weight,
+    }
+    block.load_state_dict(weights, assign=True)
+    return block
 
 
 class _Decoding:
-    """One batch size of raster decoding: the fused blocks, the caches, and what a step reads and
-    writes.
+    """Cached raster decoding of one batch size: fused blocks, caches, and a step's buffers.
+
+    The buffers stay where they are, so that a step can be replayed as a CUDA graph (see
+    `decoding.py`). Under guidance `labels` holds both halves, (2B,).
     """
 
     def __init__(self, model: Autoregressive, count: int, guidance: float, device: torch.device):
         self.model, self.steps = model, model.new_steps(device)
-        self.blocks = model._decoder()
+        config = model.transformer.config
+        self.blocks = [
+            _fused(layer, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+            for layer in model.transformer.layers
+        ]
         self.caches = [Cache(model.tokens) for _ in self.blocks]
+        # The angles of all places, of which a step takes its own.
         places = torch.arange(model.tokens, device=device)
-        self.turn = turns((places[:, None] * model.transformer.rotary_emb.inv_freq)[None])
-        scales = model.scales(guidance)
+        angles = places[:, None] * model.transformer.rotary_emb.inv_freq
+        self.rotation = rotation_of(angles[None])
+        scales = model.guidance_scales(guidance)
         self.scales = None if scales is None else self.steps.table(scales)
+        rows = count if scales is None else 2 * count
+        self.labels = torch.empty(rows, dtype=torch.long, device=device)
         self.uniform = torch.empty(count, model.tokens, device=device)
-        self.labels = torch.empty(
-            count if scales is None else 2 * count, dtype=torch.long, device=device
-        )
         self.ids = torch.zeros(count, model.tokens, dtype=torch.long, device=device)
 
     def run(self, labels: LongTensor, uniform: Tensor) -> LongTensor:
-        """Ids (B, H*W) for labels (B,), or both halves of guidance (2B,), and uniform numbers (B,
-        H*W).
-        """
-        model, block = self.model, self.model.block
+        """Ids (B, H*W) for labels (B,) or (2B,) and uniform numbers (B, H*W)."""
+        block = self.model.block
         self.labels.copy_(labels)
         self.uniform.copy_(uniform)
         self.steps.begin()
-        for start in range(0, model.tokens, block):
-            self.steps.run(
-                lambda first=start == 0: self.step(first),
-                block,
-                (start == 0, self.steps.rounded(start + block)),
-            )
-        return self.ids.clone()
+        for start in range(0, self.model.tokens, block):
+            first = start == 0
+            # A graph's kernels depend on the inputs being zeros or tokens, and on how many keys.
+            shape = (first, self.steps.rounded(start + block))
+            self.steps.run(partial(self.step, first), block, shape)
+        return self.ids.clone()  # the next batch overwrites them
 
     def step(self, first: bool) -> None:
-        """The next block of tokens, from those of the block before it."""
+        """Sample the next block of tokens from those of the block before it."""
         model, block = self.model, self.model.block
         now, window = self.steps.places(0, block), self.steps.window(0, block)
         classes = model.classes(self.labels)[:, None]
@@ -224,12 +232,13 @@ class _Decoding:
             earlier = torch.zeros_like(classes)
         else:
             ids = take(self.ids, self.steps.places(-block, block), 1)
-            earlier = model.transformer.embed_tokens(
-                ids if self.scales is None else ids.repeat(2, 1)
-            )
-        x, turned = earlier + take(model.positions, now, 0) + classes, self.turn.at(now)
+            if self.scales is not None:
+                ids = ids.repeat(2, 1)
+            earlier = model.transformer.embed_tokens(ids)
+        x = earlier + take(model.positions, now, 0) + classes  # as in `logits`
+        rotation = self.rotation.at(now)
         for layer, cache in zip(self.blocks, self.caches, strict=True):
-            x = layer(x, turned, causal=False, cache=cache, window=window)
+            x = layer(x, rotation, causal=False, cache=cache, window=window)
         scale = None if self.scales is None else self.steps.of_step(self.scales, block)
         logits = model.apply_cfg(model.head(model.transformer.norm(x)).float(), scale)
         put(self.ids, now, 1, model.sample_ids(logits, take(self.uniform, now, 1)))

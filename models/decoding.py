@@ -1,11 +1,11 @@
 """Decoding token by token in buffers that stay where they are, so that CUDA can replay a step as
 one graph.
 
-A step of a cached model is a few hundred small kernels; launching them one by one takes longer than
+A step of a cached model is a few hundred small kernels. Launching them one by one takes longer than
 running them. On CUDA each shape of step is therefore captured once (`torch.cuda.graph`) and
 replayed. A graph is only its kernels and their addresses: where a step reads and writes must come
-from a tensor on the device, and a cache cannot grow. Elsewhere the very same step runs uncaptured,
-and the host says where it is by slices.
+from a tensor on the device, and a cache cannot grow. Such steps are called static. Elsewhere the
+very same step runs uncaptured, and the host says by slices where it reads and writes.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,12 @@ from torch import Tensor
 
 from models.generator import to_device
 
-ROUNDED = 32  # a static step looks at a multiple of so many keys, the rest masked: 8 graphs for 256 tokens, not 256
+# A static step looks at a multiple of so many keys, of which those not yet written are masked. So
+# 256 tokens need 8 graphs, not 256.
+ROUNDED = 32
 
-Places = slice | Tensor  # of one dimension: known to the host, or (t,) int64 on the device
+# Places along one dimension: a slice known to the host, or (t,) int64 on the device.
+Places = slice | Tensor
 
 
 def take(x: Tensor, places: Places, dim: int) -> Tensor:
@@ -37,11 +40,11 @@ def put(x: Tensor, places: Places, dim: int, values: Tensor) -> None:
 
 
 class Window(NamedTuple):
-    """The part of a cache that a step writes and the part it looks at."""
+    """Which places of a cache a step writes, and which it looks at."""
 
     places: Places  # of the step's own keys
     length: int  # keys looked at, from the first on
-    seen: Tensor | None  # (1, length) bool, those of them that are filled; None: all
+    seen: Tensor | None  # (1, length) bool: which of these are filled; None: all of them
 
 
 class Cache:
@@ -49,13 +52,17 @@ class Cache:
 
     def __init__(self, length: int):
         self.length = length
-        self.keys: Tensor | None = None
+        self.keys: Tensor | None = None  # (B, heads, length, head_dim), made by the first step
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """Write (B, heads, t, head_dim) at the window's places and return all that it looks at."""
+        """Write keys and values (B, heads, t, head_dim) at the window's places.
+
+        Returns all keys and values that the window looks at, (B, heads, window.length, head_dim).
+        """
         if self.keys is None or self.values is None:
-            # Zeros, not empty: a masked key weighs nothing, but nothing times a NaN is NaN.
+            # Where unwritten keys are looked at they must be zeros: attention gives them a weight
+            # of zero, and zero times whatever NaN the memory held is NaN.
             room = torch.empty if window.seen is None else torch.zeros
             shape = (*keys.shape[:2], self.length, keys.shape[3])
             self.keys = room(shape, dtype=keys.dtype, device=keys.device)
@@ -66,19 +73,19 @@ class Cache:
 
 
 class Steps:
-    """How far a decoding of `tokens` tokens is, and the graphs of its steps.
+    """How far the decoding of a sequence of `tokens` is, and the graphs of its steps.
 
-    `static`: places are tensors on the device, and lengths are rounded up, as capturing needs;
-    `captured`: steps are graphs from their second run on (CUDA only). The first run of a shape is
-    the warm-up that a capture asks for.
+    `static`: places are tensors on the device and lengths are rounded up, as capturing needs.
+    `captured`: a step of a shape seen before is a graph (CUDA only). The first step of a shape
+    always runs as it is, which is the warm-up that a capture asks for.
     """
 
     def __init__(self, tokens: int, device: torch.device, *, static: bool, captured: bool):
         self.tokens, self.static, self.captured = tokens, static, captured
-        self.start = 0  # tokens decoded, as the host knows
-        self.at = torch.zeros(1, dtype=torch.long, device=device)  # the same on the device
+        self.start = 0  # tokens decoded so far, as the host knows
+        self.at = torch.zeros(1, dtype=torch.long, device=device)  # the same, on the device
         self.ahead = torch.arange(tokens, device=device)
-        self.graphs: dict[tuple, torch.cuda.CUDAGraph | None] = {}  # by shape; None: has run once
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph | None] = {}  # by shape; None: ran once
         self.pool = torch.cuda.graph_pool_handle() if captured else (0, 0)
 
     def begin(self) -> None:
@@ -87,29 +94,29 @@ class Steps:
         self.at.zero_()
 
     def places(self, first: int, count: int) -> Places:
-        """`count` places, the first of them `first` behind the tokens decoded so far (before them
-        where negative).
+        """`count` places, the first of them `first` after the tokens decoded so far.
+
+        `first` is negative for tokens decoded already.
         """
         if self.static:
             return self.at + (self.ahead[:count] + first)
         return slice(self.start + first, self.start + first + count)
 
     def window(self, first: int, count: int) -> Window:
-        """Of a cache whose `count` new keys go to `places(first, count)`; all before them are
-        filled.
-        """
+        """Of a cache whose `count` new keys go to `places(first, count)`, behind filled ones."""
         places, end = self.places(first, count), self.start + first + count
         if not self.static:
             return Window(places, end, None)
         length = self.rounded(end)
-        return Window(places, length, (self.ahead[:length] < self.at + (first + count))[None])
+        filled = self.ahead[:length] < self.at + (first + count)
+        return Window(places, length, filled[None])
 
     def rounded(self, length: int) -> int:
-        """The multiple of ROUNDED that holds `length` keys, at most all."""
+        """The next multiple of ROUNDED, at most all tokens."""
         return min(self.tokens, -(-length // ROUNDED) * ROUNDED)
 
     def table(self, values: list[float]) -> list[float] | Tensor:
-        """One number for each count of decoded tokens, 0 to all, to be read by `of_step`."""
+        """One number for each count of decoded tokens, 0 to all, where `of_step` can read it."""
         return to_device(torch.tensor(values), self.at.device) if self.static else values
 
     def of_step(self, table: list[float] | Tensor, count: int) -> float | Tensor:
@@ -117,44 +124,45 @@ class Steps:
         return table[self.at + count] if self.static else table[self.start + count]
 
     def run(self, step: Callable[[], None], count: int, shape: tuple) -> None:
-        """A step that decodes `count` tokens; `shape` names what its kernels' shapes depend on."""
+        """Run a step that decodes `count` tokens. `shape` names all that its kernels depend on."""
 
-        def whole() -> None:
+        def counted_step() -> None:
             step()
             self.at.add_(count)
 
-        if not self.captured or shape not in self.graphs:
-            self.graphs[shape] = None
-            whole()
-        elif self.graph(shape, whole) is None:
-            whole()
+        graph = None
+        if self.captured and shape in self.graphs:
+            graph = self._graph(shape, counted_step)
         else:
-            self.graphs[shape].replay()
+            self.graphs[shape] = None
+        if graph is None:
+            counted_step()
+        else:
+            graph.replay()
         self.start += count
 
-    def graph(self, shape: tuple, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """The step's graph, captured where it is not yet; None, and from then on none at all, where
-        that fails.
+    def _graph(self, shape: tuple, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """The step's graph, captured if it is not yet.
+
+        None where capturing fails. No step is captured from then on.
         """
         if self.graphs[shape] is None:
             try:
                 self.graphs[shape] = capture(step, self.pool)
             except RuntimeError as error:
                 self.captured = False
-                print(
-                    f"decoding without CUDA graphs: {str(error).strip().splitlines()[0][:200]}",
-                    flush=True,
-                )
+                reason = str(error).strip().splitlines()[0][:200]
+                print(f"decoding without CUDA graphs: {reason}", flush=True)
         return self.graphs[shape]
 
 
 def capture(step: Callable[[], None], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
-    """The kernels of a step as a graph; nothing is run. Graphs of one pool share memory, so they
-    may not run side by side.
+    """The kernels of a step as a graph. Nothing is run.
 
-    Autocast keeps no cast of a weight meanwhile: it would be gone at the replay.
+    Graphs of one pool share memory, so they may not run side by side.
     """
     graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+    # Else autocast would keep its cast of a weight in the graph's memory, gone at the replay.
     torch.set_autocast_cache_enabled(False)
     try:
         with torch.cuda.graph(graph, pool=pool):

@@ -1,10 +1,13 @@
 """The two diffusion families: one training objective and one sampling loop around a denoiser (U-Net
 or DiT).
 
-Time runs from data (0) to noise (1). Flow matching (arXiv 2210.02747, 2209.03003): x_t = (1 - t) x
-+ t e, target e - x, t logit-normal (arXiv 2403.03206). The others share a variance-preserving chain
-of 1000 steps (arXiv 2006.11239), with target e (eps), x (x0) or sqrt(a) e - sqrt(1 - a) x (v, arXiv
-2202.00512).
+Time runs from data (0) to noise (1). With data x and noise e the objectives are
+
+- `flow`: flow matching on straight lines, as rectified flow (arXiv 2210.02747, 2209.03003). x_t =
+  (1 - t) x + t e, target e - x, t logit-normal (arXiv 2403.03206).
+- `eps`, `x0`, `v`: a variance-preserving chain of 1000 steps (arXiv 2006.11239). x_t = sqrt(a_t) x
+  + sqrt(1 - a_t) e, with target e (eps), x (x0) or sqrt(a_t) e - sqrt(1 - a_t) x (v, arXiv
+  2202.00512).
 """
 
 import inspect
@@ -23,10 +26,16 @@ from models.schedulers import CHAIN, PREDICTION
 class Diffusion(GenerativeModel):
     """A diffusion model over whitened latents.
 
-    `denoiser(latent_shape, num_classes)` builds a network that maps (x, t in [0, 1000], labels) to
-    a tensor like x. `objective` is flow, eps, v or x0; `models/schedulers.py` says which samplers
-    each can be drawn with. `choice` holds `guidance_interval`, the times (1 noise, 0 data) between
-    which guidance acts (arXiv 2404.07724), and for flow `shift` (of its times).
+    `denoiser(latent_shape, num_classes)` builds a network that maps x (B, C, H, W), t (B,) in [0,
+    1000] and labels (B,), of which `num_classes` is the null label, to a tensor like x. `objective`
+    is flow, eps, v or x0. `schedulers.samplers` says with which samplers each can be sampled. The
+    codebook is not looked at. Options of sampling:
+
+    - `guidance_interval`: the times (low, high), 1 noise and 0 data, between which guidance acts
+      (arXiv 2404.07724). Outside the network is evaluated once a step, not twice.
+    - `shift` (flow only): above 1 spends more steps near noise (arXiv 2403.03206, equation 23).
+
+    Raises ValueError for an unknown objective.
     """
 
     sampler_defaults = {"guidance_interval": (0.0, 1.0)}
@@ -46,78 +55,85 @@ class Diffusion(GenerativeModel):
             raise ValueError(f"model.objective={objective}: one of flow, {', '.join(PREDICTION)}")
         self.objective = objective
         self.samplers = schedulers.samplers(objective)
+        # The chain has no shift: its times are those it was trained at.
         if objective == "flow":
             self.sampler_defaults = self.sampler_defaults | {"shift": 1.0}
-        self.set_sampler()
+        self.set_sampler()  # again: the samplers depend on the objective
         self.denoiser = denoiser(self.latent_shape, num_classes)
+        # a_t of the chain: DDPM's linear betas, as diffusers has them (`schedulers.BETAS`).
         alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, CHAIN, dtype=torch.float64), 0)
         self.register_buffer("alphas", alphas.float(), persistent=False)
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Latents, as much noise, times (B,) and labels. The latents' own tokens are not looked at."""
+        """Latents, as much noise, times (B,) and labels (B,). The tokens are not looked at.
+
+        Times are float in (0, 1) for flow, and whole numbers in 0..999 for the chain.
+        """
         x, count = batch.latents.float(), len(batch.latents)
-        noise = to_device(torch.randn(x.shape, generator=rng), x.device)
+        noise = torch.randn(x.shape, generator=rng)
         if self.objective == "flow":
-            time = to_device(torch.sigmoid(torch.randn(count, generator=rng)), x.device)
+            # Logit-normal: most training goes to the middle, where the target is hardest.
+            time = torch.sigmoid(torch.randn(count, generator=rng))
         else:
-            time = to_device(torch.randint(CHAIN, (count,), generator=rng), x.device)
-        return x, noise, time, batch.labels
+            time = torch.randint(CHAIN, (count,), generator=rng)
+        return x, to_device(noise, x.device), to_device(time, x.device), batch.labels
 
     def error(self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor) -> Tensor:
         """Mean squared error of the objective's target."""
         if self.objective == "flow":
-            mixed = torch.lerp(x, noise, time[:, None, None, None])
-            target, time = noise - x, time * CHAIN
+            noisy = torch.lerp(x, noise, time[:, None, None, None])
+            target, time = noise - x, time * CHAIN  # the denoiser takes times in [0, 1000]
         else:
             a = self.alphas[time][:, None, None, None]
-            mixed = a.sqrt() * x + (1 - a).sqrt() * noise
-            target = {"eps": noise, "x0": x, "v": a.sqrt() * noise - (1 - a).sqrt() * x}[
-                self.objective
-            ]
-        return F.mse_loss(self.denoiser(mixed, time, labels).float(), target)
+            noisy = a.sqrt() * x + (1 - a).sqrt() * noise
+            if self.objective == "eps":
+                target = noise
+            elif self.objective == "x0":
+                target = x
+            else:
+                target = a.sqrt() * noise - (1 - a).sqrt() * x
+        return F.mse_loss(self.denoiser(noisy, time, labels).float(), target)
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        """Raises ValueError for a value out of range."""
-        low, high = (
-            options["guidance_interval"] if len(options["guidance_interval"]) == 2 else (1, 0)
-        )
-        if not 0 <= low < high <= 1:
+        interval, shift = options["guidance_interval"], options.get("shift", 1.0)
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
             raise ValueError(
-                f"sampler.guidance_interval={list(options['guidance_interval'])}: two numbers, 0 <= low < high <= 1"
+                f"sampler.guidance_interval={list(interval)}: two numbers, 0 <= low < high <= 1"
             )
-        if options.get("shift", 1.0) <= 0:
-            raise ValueError(f"sampler.shift={options['shift']}: above 0")
-        if sampler == "heun" and options.get("shift", 1.0) != 1:
+        if shift <= 0:
+            raise ValueError(f"sampler.shift={shift}: above 0")
+        if sampler == "heun" and shift != 1:
             raise ValueError(
-                f"sampler.shift={options['shift']}: not with heun, whose tail diffusers would shift twice; euler, dpmpp, unipc"
+                f"sampler.shift={shift}: not with heun, whose last step diffusers would shift "
+                "twice; use euler, dpmpp or unipc"
             )
 
     def _scheduler(self, steps: int) -> Any:
         """The diffusers scheduler of this objective and sampler, its timesteps set."""
-        return schedulers.scheduler(
-            self.objective, self.sampler, steps, self.sampler_options.get("shift", 1.0)
-        )
+        shift = self.sampler_options.get("shift", 1.0)
+        return schedulers.scheduler(self.objective, self.sampler, steps, shift)
 
-    def _scale(self, t: float, guidance: float) -> float:
-        """The guidance that acts at time t in [0, 1000]: all of it inside the interval, none
-        outside.
-        """
+    def _guidance_at(self, t: float, guidance: float) -> float:
+        """The guidance that acts at time t in [0, 1000]: all of it in the interval, 1 outside."""
         low, high = self.sampler_options["guidance_interval"]
         return guidance if low <= t / CHAIN <= high else 1.0
 
     def _predict(self, x: Tensor, t: float, labels: LongTensor, guidance: float) -> Tensor:
-        """One guided evaluation, the conditional and unconditional halves in one batch."""
+        """The network's prediction at time t, guided by u + w (c - u), float32.
+
+        The conditional and the unconditional half are one batch.
+        """
         if guidance == 1:
+            # The unconditional half would have no weight: half of the evaluations are saved.
             return self.denoiser(x, x.new_full((len(x),), t), labels).float()
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        conditional, unconditional = (
-            self.denoiser(torch.cat([x, x]), x.new_full((2 * len(x),), t), both).float().chunk(2)
-        )
+        both_labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        times = x.new_full((2 * len(x),), t)
+        prediction = self.denoiser(torch.cat([x, x]), times, both_labels).float()
+        conditional, unconditional = prediction.chunk(2)
         return torch.lerp(unconditional, conditional, guidance)
 
     @torch.inference_mode()
     def evaluation(self, labels: LongTensor) -> Tensor:
-        """One evaluation, of nothing: all cost the same."""
         x = torch.zeros(len(labels), *self.latent_shape, device=labels.device)
         return self._predict(x, 0.0, labels, 1.0)
 
@@ -125,50 +141,56 @@ class Diffusion(GenerativeModel):
     def sample(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> Tensor:
-        self.nfe(steps, guidance)  # refuses what cannot be honoured
+        self.nfe(steps, guidance)  # raises for a step count that is not supported
         rngs = spawn(rng, len(labels))
         scheduler = self._scheduler(steps)
-        x = randn(self.latent_shape, rngs, labels.device) * float(
-            getattr(scheduler, "init_noise_sigma", 1)
-        )
-        noise = (
-            {"generator": rngs}
-            if "generator" in inspect.signature(scheduler.step).parameters
-            else {}
-        )
+        # Schedulers that work with sigmas start from noise of their largest sigma, and ask for
+        # their x scaled back.
+        x = randn(self.latent_shape, rngs, labels.device)
+        x = x * float(getattr(scheduler, "init_noise_sigma", 1))
+        # Those that add noise at each step take it from the samples' own generators.
+        step_options: dict[str, Any] = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            step_options["generator"] = rngs
         for step, t in zip(scheduler.timesteps, schedulers.times(scheduler), strict=True):
-            scaled = (
-                scheduler.scale_model_input(x, step)
-                if hasattr(scheduler, "scale_model_input")
-                else x
-            )
-            prediction = self._predict(scaled, t, labels, self._scale(t, guidance))
+            scaled = x
+            if hasattr(scheduler, "scale_model_input"):
+                scaled = scheduler.scale_model_input(x, step)
+            prediction = self._predict(scaled, t, labels, self._guidance_at(t, guidance))
+            # One step against `prediction`, on the scheduler's own grid.
             with schedulers.WithoutWaiting():
-                x = scheduler.step(prediction, step, x, **noise).prev_sample
+                x = scheduler.step(prediction, step, x, **step_options).prev_sample
         return x
 
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
-        """1 to 1000, but for the few of which diffusers makes one more in eps, v and x0 (61 is the
-        first); for DDIM divisors of 1000.
+        """1 to 1000.
+
+        Without the few of which diffusers makes one more in eps, v and x0 (61 is the first); for
+        DDIM only the divisors of 1000.
         """
         return [
             n
             for n in requested
-            if 1 <= n <= CHAIN and schedulers.honours(self.objective, self.sampler, n)
+            if 1 <= n <= CHAIN and schedulers.supports(self.objective, self.sampler, n)
         ]
 
     def nfe(self, steps: int, guidance: float) -> int:
-        """The scheduler's own evaluations (2n - 1 for Heun, n for the others), twice where guidance
-        acts.
+        """The scheduler's own evaluations: 2n - 1 for Heun, n for the others.
+
+        Those in the guidance interval count twice under guidance.
         """
         if not self.supported_steps([steps]):
-            some = (
-                " that divide 1000"
-                if self.sampler == "ddim"
-                else f"; of {steps} its grid would be one longer" * (1 <= steps <= CHAIN)
-            )
-            raise ValueError(f"steps={steps}: {self.sampler} takes 1 to {CHAIN} steps{some}")
-        return sum(
-            1 if self._scale(t, guidance) == 1 else 2
-            for t in schedulers.times(self._scheduler(steps))
-        )
+            raise ValueError(f"steps={steps}: {self.sampler} takes {self._supported_text(steps)}")
+        # The scheduler's own times, so that what is counted is what `sample` does.
+        guided = [
+            self._guidance_at(t, guidance) != 1 for t in schedulers.times(self._scheduler(steps))
+        ]
+        return len(guided) + sum(guided)
+
+    def _supported_text(self, steps: int) -> str:
+        """Which step counts the sampler takes, and why this one is none of them."""
+        if self.sampler == "ddim":
+            return f"1 to {CHAIN} steps that divide 1000"
+        if 1 <= steps <= CHAIN:
+            return f"1 to {CHAIN} steps; of {steps} its grid would be one longer"
+        return f"1 to {CHAIN} steps"

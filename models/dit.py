@@ -2,8 +2,8 @@
 2212.09748).
 
 Faithful to the paper's released form: patches, fixed 2-D sine positions, one timestep and one label
-embedding shared by all blocks, adaLN-Zero conditioning, zero-initialised output. One exception, in
-bf16 on a CPU only: `GELU`.
+embedding shared by all blocks, adaLN-Zero conditioning (section 3.2), zero-initialised output. One
+exception, in bf16 on a CPU only: `GELU`.
 """
 
 import math
@@ -14,48 +14,46 @@ from torch import LongTensor, Tensor, nn
 
 from models.layers import attend
 
-# width, depth, heads (table 1)
+# width, depth and heads of the paper's models (table 1)
 PAPER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 
 
 def sine_positions(width: int, height: int, columns: int) -> Tensor:
-    """Fixed 2-D sine-cosine embedding (height * columns, width): the first half encodes x, the
-    second y.
+    """Fixed 2-D sine-cosine embedding (height * columns, width), in raster order.
+
+    The first half encodes x, the second y. Raises ValueError for a width that is no multiple of 4.
     """
     if width % 4:
         raise ValueError(f"width {width}: sine positions need a multiple of 4")
+    # In float64, as the released code's numpy.
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64),
-        torch.arange(columns, dtype=torch.float64),
-        indexing="ij",
-    )
-    halves = [torch.outer(axis.flatten(), omega) for axis in (x, y)]
-    return torch.cat([f(angle) for angle in halves for f in (torch.sin, torch.cos)], dim=1).float()
+    rows = torch.arange(height, dtype=torch.float64)
+    across = torch.arange(columns, dtype=torch.float64)
+    y, x = torch.meshgrid(rows, across, indexing="ij")
+    angle_x, angle_y = torch.outer(x.flatten(), omega), torch.outer(y.flatten(), omega)
+    quarters = [angle_x.sin(), angle_x.cos(), angle_y.sin(), angle_y.cos()]
+    return torch.cat(quarters, dim=1).float()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x (B, T, d) scaled and shifted per sample by (B, d)."""
+    """adaLN: x (B, T, width) scaled by 1 + `scale` and shifted, per sample: both (B, width)."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
 class GELU(nn.Module):
-    """The released code's tanh form; in bf16 on a CPU, where torch's tanh is 3 to 6 times slower,
-    the GELU that it approximates.
+    """The released code's tanh form of GELU; in bf16 on a CPU the GELU that it approximates.
 
-    They differ by 5e-4 at most, at |x| = 2.7; below -2, where either is under 0.05, that is many of
-    bf16's steps.
+    There torch's tanh form is 3 to 6 times slower. They differ by 5e-4 at most, at |x| = 2.7. Below
+    -2, where either is under 0.05, that is many of bf16's steps.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(
-            x,
-            approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh",
-        )
+        exact_is_faster = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        return F.gelu(x, approximate="none" if exact_is_faster else "tanh")
 
 
 class TimestepEmbedder(nn.Module):
-    """Sine features of t in [0, 1000], then a two-layer MLP; (B,) -> (B, width)."""
+    """Sine features of t (B,) in [0, 1000], then a two-layer MLP -> (B, width)."""
 
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
@@ -63,16 +61,15 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        omega = torch.exp(
-            -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-        )
+        half = self.frequencies // 2  # cosines, then as many sines, as in the released code
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device)
+        omega = torch.exp(-math.log(10000) * exponents / half)
         angle = t.float()[:, None] * omega
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, T, d)."""
+    """Multi-head self-attention over (B, T, width). Raises ValueError for uneven heads."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -83,15 +80,20 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # (B, T, 3 * width) -> three of (B, heads, T, width / heads)
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero, figure 3)."""
+    """Attention and MLP, each shifted, scaled and gated by the conditioning.
+
+    adaLN-Zero (figure 3): gates begin at zero, so that a new block is the identity.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        # Scale and shift come from the conditioning, so the norms have none of their own.
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -99,6 +101,7 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, T, width), conditioned on c (B, width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
@@ -107,8 +110,9 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, out_channels, H, W).
 
-    `out_channels` is C; the paper's own models also predict a variance and have 2 C. Raises
-    ValueError where the patch does not tile the latents.
+    Label `num_classes` is the null label. `out_channels` is C by default; the paper's own models
+    also predict a variance and have 2 C. Raises ValueError where the patch does not tile the
+    latents.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
@@ -131,9 +135,10 @@ class DiT(nn.Module):
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.out_channels = out_channels or channels
         self.patches = nn.Conv2d(channels, width, patch, patch)
+        # Not saved: they are a function of the shape.
         self.register_buffer("positions", sine_positions(width, *self.grid), persistent=False)
         self.timesteps = TimestepEmbedder(width)
-        self.labels = nn.Embedding(num_classes + 1, width)
+        self.labels = nn.Embedding(num_classes + 1, width)  # the last is the null label's
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -141,33 +146,29 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """As the released code: Xavier's uniform for matrices, with the zeros of adaLN-Zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        # The convolution over patches as the matrix that it is.
         nn.init.xavier_uniform_(self.patches.weight.view(self.patches.weight.shape[0], -1))
         nn.init.zeros_(self.patches.bias)
-        for weight in (
-            self.labels.weight,
-            self.timesteps.mlp[0].weight,
-            self.timesteps.mlp[2].weight,
-        ):
-            nn.init.normal_(weight, std=0.02)
-        for layer in (
-            *(block.modulation[1] for block in self.blocks),
-            self.modulation[1],
-            self.out,
-        ):
+        for embedding in (self.labels, self.timesteps.mlp[0], self.timesteps.mlp[2]):
+            nn.init.normal_(embedding.weight, std=0.02)
+        modulations = [block.modulation[1] for block in self.blocks]
+        for layer in (*modulations, self.modulation[1], self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Patches with their positions, (B, T, width); contiguous, or every norm behind would copy."""
+        """Patches (B, T, width) of x (B, C, H, W), with their positions."""
+        # Contiguous, or every norm behind would copy.
         return self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
         x = self.embed(x)
-        c = self.timesteps(t) + self.labels(labels)
+        c = self.timesteps(t) + self.labels(labels)  # (B, width), the same for all blocks
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.modulation(c).chunk(2, dim=1)
@@ -175,8 +176,10 @@ class DiT(nn.Module):
         return F.pixel_shuffle(self._channels_first(x), self.patch)
 
     def _channels_first(self, x: Tensor) -> Tensor:
-        """(B, T, p*p*C) with the paper's (p, q, c) order -> (B, C*p*p, H/p, W/p), as
-        `pixel_shuffle` wants it.
+        """(B, T, p*p*C) -> (B, C*p*p, H/p, W/p).
+
+        The released code orders a patch's numbers (row, column, channel), `pixel_shuffle` (channel,
+        row, column).
         """
         x = x.unflatten(2, (self.patch * self.patch, self.out_channels)).transpose(2, 3).flatten(2)
         return x.transpose(1, 2).unflatten(2, self.grid)

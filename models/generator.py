@@ -1,5 +1,53 @@
-"""The contract of every family: `forward` is the training loss, `sample` draws in a chosen number
-of steps.
+"""The contract of every family of image generators, and how to write one of your own.
+
+A family is a subclass of `GenerativeModel`: a network, its training loss, and a way of sampling in
+a chosen number of steps. All families learn the same whitened latents of the same images.
+
+What a family writes:
+
+1. `inputs(batch, rng=...)`: the tensors that the loss of one batch is computed from. Here, and only
+   here, random numbers of training are drawn.
+2. `error(*inputs)`: the loss, a scalar float32. (Or, in place of both, `loss(batch, rng=...)`.)
+3. `supported_steps(requested)`: those of a list of step counts that `sample` can honour.
+4. `nfe(steps, guidance)`: how often `sample` evaluates the network, per image.
+5. `sample(labels, steps=..., guidance=..., rng=...)`: whitened latents of these labels.
+6. Where it applies: `evaluation`, by which FLOPs are counted faster; `samplers`,
+   `sampler_defaults` and `check_options`, for what else about sampling can be chosen; `objective`,
+   the name of the loss in the reports; `bf16_safe`.
+
+The smallest family there is, each class's mean with a little noise around it:
+
+>>> class ClassMeans(GenerativeModel):
+...     objective = "mean"
+...
+...     def __init__(self, latent_shape, num_classes, *, codebook, label_dropout=0.1):
+...         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
+...         self.means = nn.Parameter(torch.zeros(num_classes + 1, *latent_shape))
+...
+...     def inputs(self, batch, *, rng):
+...         return batch.latents, batch.labels  # of these some are the null label by now
+...
+...     def error(self, latents, labels):
+...         return (self.means[labels] - latents).square().mean()
+...
+...     def supported_steps(self, requested):
+...         return [steps for steps in requested if steps == 1]
+...
+...     def nfe(self, steps, guidance):
+...         if not self.supported_steps([steps]):
+...             raise ValueError(f"steps={steps}: this model takes one step")
+...         return 1 if guidance == 1 else 2
+...
+...     @torch.inference_mode()
+...     def sample(self, labels, *, steps, guidance, rng):
+...         self.nfe(steps, guidance)  # raises for a step count that is not supported
+...         means = torch.lerp(self.means[self.num_classes], self.means[labels], guidance)
+...         return means + 0.1 * randn(self.latent_shape, spawn(rng, len(labels)), labels.device)
+
+To benchmark it, name it in a file of `conf/model`: `_target_` is the class, `name` and `family` are
+what the reports call it, `lr` is its learning rate. Every other entry becomes an argument of the
+class, beside `latent_shape`, `num_classes`, `codebook` and `label_dropout`, which every family is
+given. A ValueError of the constructor is shown to the user as one line.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -11,143 +59,240 @@ from torch import LongTensor, Tensor, nn
 
 
 class Batch(NamedTuple):
-    """One training batch; both descriptions of the same pictures, so that each family takes the one
-    it models.
-    """
+    """One training batch: the same images as latents and as tokens. A family takes its own kind."""
 
-    latents: Tensor  # (B, C, H, W) float, whitened; what diffusion learns
-    tokens: LongTensor  # (B, H*W) codebook ids of the same latents; what AR learns
+    latents: Tensor  # (B, C, H, W) float, whitened: mean 0 and variance 1 in each channel
+    tokens: LongTensor  # (B, H*W) codebook ids of the same latents, in raster order
     labels: LongTensor  # (B,) in 0..num_classes-1
 
 
 def drop_labels(
     labels: LongTensor, null_label: int, rate: float, *, rng: torch.Generator
 ) -> LongTensor:
-    """Each label becomes `null_label` with probability `rate`: what classifier-free guidance needs
-    (arXiv 2207.12598).
+    """Each label (B,) becomes `null_label` with probability `rate`, in [0, 1).
 
-    Called once per training batch, by `GenerativeModel.forward`, and nowhere else.
+    So one network learns the conditional and the unconditional distribution, as classifier-free
+    guidance needs (arXiv 2207.12598, algorithm 1). Called once per training batch, by
+    `GenerativeModel.forward`, and nowhere else.
     """
     dropped = to_device(torch.rand(labels.shape, generator=rng) < rate, labels.device)
-    return labels.masked_fill(
-        dropped, null_label
-    )  # `where` would copy the number to the device, and wait
+    # Not `torch.where`: that would copy the number to the device, and wait for it.
+    return labels.masked_fill(dropped, null_label)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`; one of the host is copied from pinned memory, and the host goes on
-    without waiting for CUDA.
+    """A tensor on `device`. From the host to CUDA it is copied without the host waiting.
 
     All random numbers of training and sampling are drawn on the host and come this way, so that
-    they are the same on every kind of device. That costs no time while the host is ahead of the
-    device, which is still busy with the last step.
+    they are the same on every kind of device. That costs no time as long as the host is ahead of
+    the device, which is still busy with the last step.
     """
+    # Only copies from pinned memory are asynchronous, and only memory of the host can be pinned.
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
-    """One generator per sample, seeded from `rng` in order: sample i's noise is the same whatever
-    the batch it is drawn in.
+    """One CPU generator per sample, seeded from `rng` in order.
+
+    So sample i's noise is the same whatever batch it is sampled in.
     """
     seeds = torch.randint(2**62, (count,), generator=rng)
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
 def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
-    """Standard normal noise (B, *shape), sample i drawn on the CPU from its own generator."""
-    return to_device(
-        torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]), device
-    )
+    """Standard normal noise (B, *shape), float32. Sample i's is drawn from `rngs[i]`."""
+    shape = tuple(shape)
+    return to_device(torch.stack([torch.randn(shape, generator=rng) for rng in rngs]), device)
 
 
 def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), (B, *shape), likewise."""
-    return to_device(torch.stack([torch.rand(tuple(shape), generator=rng) for rng in rngs]), device)
+    """Uniform numbers in [0, 1), (B, *shape), float32. Sample i's are drawn from `rngs[i]`."""
+    shape = tuple(shape)
+    return to_device(torch.stack([torch.rand(shape, generator=rng) for rng in rngs]), device)
 
 
-def _like(usual: Any, name: str, value: Any) -> Any:
-    """`value` in the type of the usual one, so that 3 and 3.0 are one choice. Raises ValueError
-    where that would change it.
+def _converted(name: str, value: Any, default: Any) -> Any:
+    """An option's value in the type of its default, so that 3 and 3.0 name the same samples.
+
+    Raises ValueError where that would change the value (2.5 for a whole number).
     """
+    refusal = f"sampler.{name}={value}: must be a value like {default}"
     try:
-        same = tuple(map(float, value)) if isinstance(usual, tuple) else type(usual)(value)
+        if isinstance(default, tuple):
+            return tuple(float(number) for number in value)
+        converted = type(default)(value)
     except (TypeError, ValueError):
-        raise ValueError(f"sampler.{name}={value}: something like {usual}") from None
-    if not isinstance(usual, tuple) and same != value:
-        raise ValueError(f"sampler.{name}={value}: something like {usual}")
-    return same
+        raise ValueError(refusal) from None
+    if converted != value:
+        raise ValueError(refusal)
+    return converted
 
 
 class GenerativeModel(nn.Module):
-    """One family: learns p(latents | label) and draws from it in a chosen number of steps.
+    """One family: learns p(latents | label) and samples from it in a chosen number of steps.
 
-    Subclasses write `inputs` and `error` (or `loss`), `sample`, `supported_steps` and `nfe`. The
-    null label, for guidance, is `num_classes`.
+    The module's docstring lists what a subclass writes. `num_classes` is the null label, which
+    stands for "no class": an embedding of labels needs num_classes + 1 rows. Raises ValueError for
+    a `label_dropout` outside [0, 1).
+
+    A class may set `bf16_safe = True` on itself or on its network. It then promises that bfloat16
+    weights of its linear layers and convolutions give what autocast gives with float32 ones, and
+    these are cast once before sampling.
     """
 
-    samplers: tuple[str, ...] = ("default",)  # the first is the family's own
-    sampler_defaults: dict[
-        str, Any
-    ] = {}  # what else about sampling can be chosen, and what it is unless it is
+    objective: str | None = None  # what the network is trained to predict, as the reports say
+    samplers: tuple[str, ...] = ("default",)  # names of its ways of sampling; the first is its own
+    # Options of sampling and their defaults: a number, a string or a tuple of floats each. A user
+    # sets them as `sampler.<name>=...`.
+    sampler_defaults: dict[str, Any] = {}
 
     def __init__(
         self, latent_shape: tuple[int, int, int], num_classes: int, *, label_dropout: float = 0.1
     ):
         super().__init__()
+        # At 1 no label would ever be learned.
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout={label_dropout}: at least 0 and below 1")
-        self.latent_shape = tuple(latent_shape)
+        self.latent_shape = tuple(latent_shape)  # (C, H, W)
         self.num_classes = num_classes
         self.label_dropout = label_dropout
-        self._kept: dict[Hashable, Any] | None = None
+        self._kept: dict[Hashable, Any] | None = None  # see `fixed_weights`
         self.set_sampler()
 
-    def set_sampler(self, sampler: str | None = None, **choice: Any) -> None:
-        """Draw with one of `samplers` (None: the family's own) and this choice of `options` from
-        now on.
+    # --- how to sample
 
-        Raises ValueError for a sampler or an option the family does not have, and for a value out
-        of range.
+    def set_sampler(self, sampler: str | None = None, **options: Any) -> None:
+        """From now on sample with one of `samplers` (None: the family's own) and these options.
+
+        Options that are not given are at their defaults. Raises ValueError for a sampler or an
+        option that the family does not have, and for a value out of range.
         """
         if sampler is not None and sampler not in self.samplers:
             raise ValueError(f"sampler={sampler}: one of {', '.join(self.samplers)}")
-        foreign = set(choice) - set(self.sampler_defaults)
+        # An option of another family would change nothing, and yet name other samples.
+        foreign = set(options) - set(self.sampler_defaults)
         if foreign:
-            raise ValueError(
-                f"sampler.{min(foreign)}: this model has {', '.join(self.sampler_defaults) or 'no options'}"
-            )
-        whole = self.sampler_defaults | {
-            name: _like(self.sampler_defaults[name], name, value) for name, value in choice.items()
-        }
-        self.check_options(sampler or self.samplers[0], whole)
-        self.sampler, self.sampler_options = sampler or self.samplers[0], whole
+            own = ", ".join(self.sampler_defaults) or "no options"
+            raise ValueError(f"sampler.{min(foreign)}: this model has {own}")
+        sampler = sampler or self.samplers[0]
+        whole = dict(self.sampler_defaults)
+        for name, value in options.items():
+            whole[name] = _converted(name, value, self.sampler_defaults[name])
+        self.check_options(sampler, whole)
+        self.sampler, self.sampler_options = sampler, whole
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        """Raises ValueError for a value out of range."""
+        """Raise ValueError for a value out of range. `options` holds every option of the family."""
 
     def sampling_key(self) -> list[Any]:
-        """The sampler and all options with their values: what names samples, so that a changed
-        default names others.
+        """The sampler and all options with their values, sorted by name.
+
+        Samples are stored under it. It holds the defaults too, so that a default that changes
+        changes the key.
         """
         return [self.sampler, *sorted(self.sampler_options.items())]
 
     def sampler_label(self) -> str:
-        """The sampler and every option that is not the usual one, in words: `euler`, `raster, top_k
-        100`.
-        """
-        unusual = [
+        """For people: the sampler and all options not at their default, as `raster, top_k 100`."""
+        changed = [
             f"{name} {value}"
             for name, value in self.sampler_options.items()
             if value != self.sampler_defaults[name]
         ]
-        return ", ".join([self.sampler, *unusual])
+        return ", ".join([self.sampler, *changed])
+
+    # --- training
+
+    def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """The training loss of a batch, scalar float32; `rng` is a CPU generator.
+
+        Labels are dropped here, in training mode only. The loss is `forward`, because that is the
+        one method whose gradients distributed training synchronises.
+        """
+        if self.training and self.label_dropout:
+            labels = drop_labels(batch.labels, self.num_classes, self.label_dropout, rng=rng)
+            batch = batch._replace(labels=labels)
+        return self.loss(batch, rng=rng)
+
+    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+        """The loss of a batch whose labels are final: `error` of its `inputs`.
+
+        A family may override this in place of the two. Its loss is then not compiled.
+        """
+        return self.error(*self.inputs(batch, rng=rng))
+
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """What the loss is computed from: the arguments of `error`, on the batch's device.
+
+        Noise, timesteps and orders are drawn from `rng` on the CPU and moved by `to_device`. So a
+        batch has the same loss on every kind of device, and nothing waits.
+        """
+        raise NotImplementedError
+
+    def error(self, *inputs: Tensor) -> Tensor:
+        """The loss, scalar float32, a mean over the batch.
+
+        A function of its arguments and the weights alone: no random numbers, no values read on the
+        host, so that it compiles as one graph. It must be the same in training mode and in
+        evaluation mode, because the validation loss is compared with the training loss.
+        """
+        raise NotImplementedError
+
+    def compile_error(self) -> None:
+        """Compile `error`, the network with it. Sampling, with its many shapes, stays as it is."""
+        # Bound to the instance: the class, and other models of it, are as they were.
+        self.error = torch.compile(type(self).error.__get__(self))
+
+    def uncompile_error(self) -> None:
+        """Undo `compile_error`."""
+        self.__dict__.pop("error", None)
+
+    # --- sampling
+
+    def sample(
+        self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
+    ) -> Tensor:
+        """Whitened latents (B, C, H, W), float32, of labels (B,), on the labels' device.
+
+        `guidance` w acts as u + w (c - u) on the predictions c with and u without the label, in
+        whatever space the family predicts. 1 is no guidance and costs one evaluation a step. (The
+        w of arXiv 2207.12598 is one less.) `rng` is a CPU generator: seed one generator per sample
+        with `spawn`, so that two calls give what one call of both batches would. Raises ValueError
+        for a step count that is not supported.
+        """
+        raise NotImplementedError
+
+    def supported_steps(self, requested: Iterable[int]) -> list[int]:
+        """Those of the requested step counts that `sample` can honour, in the order given.
+
+        Any integer may be asked for; with the sampler that is set.
+        """
+        raise NotImplementedError
+
+    def nfe(self, steps: int, guidance: float) -> int:
+        """Network evaluations per image of `sample`. A guided step evaluates the network twice.
+
+        Raises ValueError for a step count that is not supported.
+        """
+        raise NotImplementedError
+
+    def evaluation(self, labels: LongTensor) -> Tensor | None:
+        """One unguided network evaluation for labels (B,), of any input; it is run to be counted.
+
+        Only where every evaluation of `sample` costs the same: the FLOPs of an image are then
+        those of this one times `nfe`. None where they differ (caches that grow): the whole of
+        `sample` is then run to be counted, on the meta device.
+        """
+        return None
 
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
-        """Within, weights do not change, so what `sample` prepares from them is kept from one batch
-        to the next.
+        """Within, weights do not change: what `kept` makes from them serves all calls of `sample`.
+
+        Everything is forgotten at the end.
         """
         self._kept = {}
         try:
@@ -156,77 +301,19 @@ class GenerativeModel(nn.Module):
             self._kept = None
 
     def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives; within `fixed_weights` made once for each name, way of sampling and
-        precision.
+        """What `make` gives: fused weights, caches, CUDA graphs.
+
+        Within `fixed_weights` it is made once for each name, sampling key and autocast precision;
+        elsewhere at each call.
         """
         if self._kept is None:
             return make()
-        kinds = [
+        precision = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in ("cpu", "cuda")
         ]
-        key = (name, *kinds, *map(str, self.sampling_key()))
+        # Casts of the weights are of one precision, and tables and graphs of one sampler's options.
+        key = (name, *precision, *map(str, self.sampling_key()))
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
-
-    def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """The training loss of a batch, scalar float32. Labels are dropped here, in training mode
-        only.
-        """
-        if self.training and self.label_dropout:
-            batch = batch._replace(
-                labels=drop_labels(batch.labels, self.num_classes, self.label_dropout, rng=rng)
-            )
-        return self.loss(batch, rng=rng)
-
-    def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
-        """The loss of a batch whose labels are final: `error` of what `inputs` makes of it. A
-        family may also write this itself.
-        """
-        return self.error(*self.inputs(batch, rng=rng))
-
-    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """What the loss is computed from, on the batch's device; `rng` draws noise, timesteps and
-        orders on the CPU.
-        """
-        raise NotImplementedError
-
-    def error(self, *inputs: Tensor) -> Tensor:
-        """The loss, scalar float32: a function of tensors and weights alone, so that it compiles as
-        one graph.
-        """
-        raise NotImplementedError
-
-    def compile_error(self) -> None:
-        """Compile `error`, network included. Sampling, of many shapes, uses the network as it is."""
-        self.error = torch.compile(type(self).error.__get__(self))
-
-    def uncompile_error(self) -> None:
-        """`error` as it was."""
-        self.__dict__.pop("error", None)
-
-    def sample(
-        self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
-    ) -> Tensor:
-        """Whitened latents (B, C, H, W), float32, on the labels' device.
-
-        `guidance` 1 is none; w extrapolates from the unconditional prediction, u + w (c - u). `rng`
-        is a CPU generator: two calls on it draw what one call of both batches would. Raises
-        ValueError for a step count the family cannot honour.
-        """
-        raise NotImplementedError
-
-    def evaluation(self, labels: LongTensor) -> Tensor | None:
-        """One network evaluation for these labels, to be counted, where every one of `sample` costs
-        the same; None where not.
-        """
-        return None
-
-    def supported_steps(self, requested: Iterable[int]) -> list[int]:
-        """Those of a sweep's list that `sample` can honour, in the order given."""
-        raise NotImplementedError
-
-    def nfe(self, steps: int, guidance: float) -> int:
-        """Network evaluations per image; a guided step evaluates the network twice."""
-        raise NotImplementedError

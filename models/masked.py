@@ -1,9 +1,9 @@
 """A masked transformer over codebook tokens: MaskGIT (arXiv 2202.04200), any number of steps, no
 cache.
 
-Every step looks at the whole picture again: what is still masked is predicted at once, and what the
-model is surest of stays. The class is a token of its own, as there, and is added to every other
-one.
+Every step looks at the whole image again. What is still masked is predicted at once, and the ids
+that the model is surest of stay. The class is a token of its own, as there, and is also added to
+every other one.
 """
 
 import math
@@ -16,16 +16,17 @@ from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
 from models.generator import Batch, rand, spawn, to_device
-from models.layers import Block, SelfAttention, grid_angles, initialise, turns
+from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
 from models.tokens import TokenModel, schedule, with_null_labels
 
 
 class Masked(TokenModel):
-    """Bidirectional prediction of masked tokens, 1 to H * W steps.
+    """Bidirectional prediction of masked tokens in 1 to H * W steps.
 
-    Besides the token models' options: `schedule`, how many tokens a step fixes;
-    `choice_temperature`, the scale of the Gumbel noise on the confidences, annealed to zero over
-    the steps.
+    Two more options of sampling than the token models': `schedule`, how many tokens a step fixes
+    (`SCHEDULES`); and `choice_temperature`, at least 0, the scale of the Gumbel noise on the
+    confidences, annealed to zero over the steps. Raises ValueError for a width that `heads` does
+    not divide into multiples of 4.
     """
 
     samplers = ("confidence",)
@@ -52,96 +53,101 @@ class Masked(TokenModel):
         super().__init__(latent_shape, num_classes, codebook=codebook, label_dropout=label_dropout)
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.register_buffer(
-            "angles", grid_angles(*latent_shape[1:], width // heads), persistent=False
-        )
+        angles = grid_angles(*latent_shape[1:], width // heads)
+        self.register_buffer("angles", angles, persistent=False)
         self.embed = nn.Embedding(codebook.size + 1, width)  # the last is [MASK]
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
-        self.classes = nn.Embedding(num_classes + 1, width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
         self.blocks = nn.ModuleList(
             Block(SelfAttention(width, heads), width, mlp) for _ in range(depth)
         )
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, codebook.size, bias=False)
         initialise(self)
-        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.weight)  # the first predictions are uniform
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        """Raises ValueError for a value out of range."""
         super().check_options(sampler, options)
-        if options["choice_temperature"] < 0:
-            raise ValueError(
-                f"sampler.choice_temperature={options['choice_temperature']}: at least 0"
-            )
+        noise_scale = options["choice_temperature"]
+        if noise_scale < 0:
+            raise ValueError(f"sampler.choice_temperature={noise_scale}: at least 0")
 
     def logits(self, tokens: LongTensor, labels: LongTensor) -> Tensor:
-        """Scores (B, H*W, K) of all tokens (B, H*W), of which those to predict are masked (id K)."""
+        """Logits (B, H*W, K) of all tokens (B, H*W). Those to predict are masked, with id K."""
         classes = self.classes(labels)[:, None]
         x = torch.cat([classes, self.embed(tokens) + self.positions + classes], dim=1)
-        turn = turns(self.angles[None])
+        rotation = rotation_of(self.angles[None])
         for block in self.blocks:
-            x = block(x, turn, causal=False)
-        return self.head(self.norm(x[:, 1:]))
+            x = block(x, rotation, causal=False)
+        return self.head(self.norm(x[:, 1:]))  # the class token predicts nothing
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens, labels and which tokens are masked: a share arccos(u) * 2 / pi of each image, u
-        uniform.
-        """
-        masked = to_device(self._to_predict(len(batch.tokens), rng), batch.tokens.device)
-        return batch.tokens, batch.labels, masked
+        """Tokens (B, H*W), labels (B,), and which tokens are masked (B, H*W) bool."""
+        masked = self._random_mask(len(batch.tokens), rng)
+        return batch.tokens, batch.labels, to_device(masked, batch.tokens.device)
 
     def error(self, tokens: LongTensor, labels: LongTensor, masked: Tensor) -> Tensor:
-        """Mean cross-entropy per masked token, in nats."""
-        scores = self.logits(tokens.masked_fill(masked, self.codebook.size), labels).float()
-        each = F.cross_entropy(scores.flatten(0, 1), tokens.flatten(), reduction="none").view(
-            masked.shape
-        )
-        return (each * masked).sum() / masked.sum()
+        """Mean cross-entropy per masked token, in nats (arXiv 2202.04200, equation 1)."""
+        logits = self.logits(tokens.masked_fill(masked, self.codebook.size), labels).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        return (losses.view(masked.shape) * masked).sum() / masked.sum()
 
-    def _to_predict(self, count: int, rng: torch.Generator) -> Tensor:
-        """Which tokens (count, H * W) of a training batch are masked."""
-        share = torch.arccos(torch.rand(count, 1, generator=rng)) * 2 / math.pi
-        least = (share * self.tokens).round().clamp(min=1)
-        rank = torch.rand(count, self.tokens, generator=rng).argsort(dim=1).argsort(dim=1)
-        return rank < least
+    def _random_mask(self, count: int, rng: torch.Generator) -> Tensor:
+        """Which tokens (count, H * W) of a training batch are masked: at least one of each image.
+
+        A fraction arccos(u) * 2 / pi of the tokens, u uniform: sampling with the arccos schedule
+        meets the same fractions.
+        """
+        fraction = torch.arccos(torch.rand(count, 1, generator=rng)) * 2 / math.pi
+        # At least one, or an image would have no loss.
+        masked_count = (fraction * self.tokens).round().clamp(min=1)
+        # argsort of an argsort is the rank of each number, a random permutation.
+        random_rank = torch.rand(count, self.tokens, generator=rng).argsort(dim=1).argsort(dim=1)
+        return random_rank < masked_count
 
     @torch.inference_mode()
     def evaluation(self, labels: LongTensor) -> Tensor:
-        """One evaluation, of nothing: all cost the same."""
-        return self.logits(
-            torch.zeros(len(labels), self.tokens, dtype=torch.long, device=labels.device), labels
-        )
+        tokens = torch.zeros(len(labels), self.tokens, dtype=torch.long, device=labels.device)
+        return self.logits(tokens, labels)
 
     @torch.inference_mode()
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> LongTensor:
-        """Token ids (B, H*W): a step draws every masked token, then keeps its share, the surest
-        under annealed noise.
-        """
-        rngs, count = spawn(rng, len(labels)), len(labels)
+        """Ids (B, H*W): each step samples all masked tokens, and keeps those it is surest of."""
+        rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
         labels = with_null_labels(labels, self.num_classes, guidance)
-        ids = torch.full((count, self.tokens), self.codebook.size, device=labels.device)
-        fixed, done, scales = torch.zeros_like(ids, dtype=torch.bool), 0, self.scales(guidance)
-        for step, share in enumerate(
-            schedule(self.sampler_options["schedule"], self.tokens, steps), start=1
-        ):
-            done += share
-            noise = rand((2, self.tokens), rngs, labels.device)
+        scales = self.guidance_scales(guidance)
+        ids = torch.full((count, self.tokens), self.codebook.size, device=device)  # all [MASK]
+        fixed = torch.zeros_like(ids, dtype=torch.bool)
+        done = 0
+        counts = schedule(self.sampler_options["schedule"], self.tokens, steps)
+        for step, kept_count in enumerate(counts, start=1):
+            done += kept_count
+            uniform = rand((2, self.tokens), rngs, device)  # for the ids, and for the confidences
             logits = self.logits(ids if guidance == 1 else ids.repeat(2, 1), labels).float()
-            logits = self.apply_cfg(logits, scales[done] if scales else None)
-            proposed = self.sample_ids(logits, noise[:, 0])
-            sure = logits.log_softmax(-1).gather(2, proposed[..., None])[..., 0]
-            sure = (
-                sure
-                - self.sampler_options["choice_temperature"]
-                * (1 - step / steps)
-                * (-noise[:, 1].clamp(1e-9, 1 - 1e-7).log()).log()
-            )
-            best = sure.masked_fill(fixed, -math.inf).topk(share, dim=1).indices
-            ids = ids.scatter(1, best, proposed.gather(1, best))
-            fixed = fixed.scatter(1, best, True)
+            logits = self.apply_cfg(logits, None if scales is None else scales[done])
+            proposed = self.sample_ids(logits, uniform[:, 0])
+            confidence = self._confidence(logits, proposed, uniform[:, 1], step / steps)
+            # What is fixed already must not be chosen again.
+            surest = confidence.masked_fill(fixed, -math.inf).topk(kept_count, dim=1).indices
+            ids = ids.scatter(1, surest, proposed.gather(1, surest))
+            fixed = fixed.scatter(1, surest, True)
         return ids
+
+    def _confidence(
+        self, logits: Tensor, proposed: LongTensor, uniform: Tensor, progress: float
+    ) -> Tensor:
+        """How sure the model is of the proposed ids (B, H*W): log-probability plus Gumbel noise.
+
+        The noise is annealed to zero over the steps, as in MaskGIT's code: without it the first
+        steps would keep the likeliest ids only.
+        """
+        log_probability = logits.log_softmax(-1).gather(2, proposed[..., None])[..., 0]
+        # -log(-log u) is Gumbel noise; u is kept away from 0 and 1, where it is infinite.
+        negative_gumbel = (-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
+        noise_scale = self.sampler_options["choice_temperature"] * (1 - progress)
+        return log_probability - noise_scale * negative_gumbel
 
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
         """1 to H * W."""

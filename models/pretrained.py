@@ -1,4 +1,4 @@
-"""The field's autoencoders as drop-ins: diffusers' AutoencoderKL (sd-vae-ft-mse) and
+"""The field's autoencoders in place of our own: diffusers' AutoencoderKL (sd-vae-ft-mse) and
 AutoencoderTiny (taesd).
 """
 
@@ -16,16 +16,17 @@ CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 class PretrainedAutoencoder(nn.Module):
     """The contract of `models.autoencoder.Autoencoder` around a diffusers network of the same task.
 
-    Latents are the network's own: `scaling_factor` is left aside, because whitening is measured on
-    each data set. Of a KL autoencoder's posterior the mode is taken, so that encoding is
-    deterministic.
+    `factor` pixels a latent along each side, `channels` a latent. Latents are the network's own:
+    `scaling_factor` is left aside, because whitening is measured on each data set. Of a KL
+    autoencoder's posterior the mode is taken, so that encoding is deterministic.
     """
 
     def __init__(self, net: AutoencoderKL | AutoencoderTiny):
         super().__init__()
         self.net = net
-        blocks = net.config.get("block_out_channels") or net.config["encoder_block_out_channels"]
-        self.factor = 2 ** (len(blocks) - 1)
+        # Every level but the last halves the resolution.
+        levels = net.config.get("block_out_channels") or net.config["encoder_block_out_channels"]
+        self.factor = 2 ** (len(levels) - 1)
         self.channels = net.config["latent_channels"]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -40,23 +41,25 @@ class PretrainedAutoencoder(nn.Module):
 
 
 def load_pretrained(kind: str, folder: str | Path) -> PretrainedAutoencoder:
-    """From a folder with config.json and safetensors. Raises ValueError for a folder that does not
-    hold a whole `kind`.
+    """A frozen autoencoder from a folder with config.json and safetensors.
+
+    `kind` names one of CLASSES. Raises ValueError for another name, and for a folder that does not
+    hold a whole network of that kind.
     """
     if kind not in CLASSES:
         raise ValueError(f"no such autoencoder; one of {', '.join(CLASSES)}")
-    logging.set_verbosity_error()  # its warnings are errors here, and said in one line
+    logging.set_verbosity_error()  # what it would warn of is an error below
     try:
         net, info = CLASSES[kind].from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers raises many kinds for a damaged folder
         raise ValueError(" ".join(str(error).split())) from None
-    wrong = [
-        key for name in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[name]
-    ]
-    if wrong:  # diffusers would go on with random weights
+    # diffusers would go on with random weights for these.
+    misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if misfits:
+        count, example = len(misfits), misfits[0]
         raise ValueError(
-            f"its weights are another network's ({len(wrong)} names do not fit, e.g. {wrong[0]})"
+            f"its weights are another network's ({count} names do not fit, e.g. {example})"
         )
     return PretrainedAutoencoder(net.float().eval().requires_grad_(False))

@@ -1,10 +1,11 @@
 """The diffusers scheduler for an objective, a sampler's name and a number of steps, with the
 settings each of them needs.
 
-Latents are never clipped; every grid begins at pure noise (at 0.999 of it for the flow's dpmpp and
+Latents are never clipped. Every grid begins at pure noise (at 0.999 of it for the flow's dpmpp and
 unipc) and ends at data.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from torch.overrides import TorchFunctionMode
 from models.generator import to_device
 
 CHAIN = 1000  # training timesteps of eps, v, x0; also the scale of the denoiser's time input
+
+# The chain of DDPM (arXiv 2006.11239, section 4). Only `trailing` grids begin at its last step,
+# which is pure noise (arXiv 2305.08891, section 3.3).
 BETAS = {
     "num_train_timesteps": CHAIN,
     "beta_start": 1e-4,
@@ -31,87 +35,92 @@ BETAS = {
     "beta_schedule": "linear",
     "timestep_spacing": "trailing",
 }
+# objectives of the chain, in diffusers' words
 PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+# Samplers of the chain. diffusers clips to [-1, 1] by default, which is for pixels: latents go on.
 CHAINED = {
-    "ddim": lambda **k: DDIMScheduler(clip_sample=False, **k),
-    "ddpm": lambda **k: DDPMScheduler(clip_sample=False, **k),
-    "euler": lambda **k: EulerDiscreteScheduler(**k),
-    "heun": lambda **k: HeunDiscreteScheduler(**k),
-    "dpmpp": lambda **k: DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, **k
-    ),
-    "unipc": lambda **k: UniPCMultistepScheduler(**k),
+    "ddim": partial(DDIMScheduler, clip_sample=False),
+    "ddpm": partial(DDPMScheduler, clip_sample=False),
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "dpmpp": partial(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2),
+    "unipc": UniPCMultistepScheduler,
 }
-STRAIGHT = ("euler", "heun", "dpmpp", "unipc")
+STRAIGHT = ("euler", "heun", "dpmpp", "unipc")  # samplers of the flow
 
 
 def samplers(objective: str) -> tuple[str, ...]:
-    """What an objective can be sampled with, its own first; diffusers' Euler does not take x0
-    predictions.
-    """
+    """The names of the samplers for an objective (flow, eps, v or x0), its own first."""
     if objective == "flow":
         return STRAIGHT
+    # diffusers' Euler does not take predictions of x0.
     return tuple(name for name in CHAINED if (objective, name) != ("x0", "euler"))
 
 
 def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
-    """A scheduler, its timesteps set. `shift` s moves the flow's times to s t / (1 + (s - 1) t)
-    (arXiv 2403.03206, equation 23).
+    """A diffusers scheduler, its timesteps set.
+
+    `name` is one of `samplers(objective)`. `shift` s moves the flow's times to s t / (1 + (s - 1)
+    t) (arXiv 2403.03206, equation 23); heun does not take it.
     """
-    if objective != "flow":
-        made = CHAINED[name](prediction_type=PREDICTION[objective], **BETAS)
-    elif name == "euler":
-        made = FlowMatchEulerDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
-        made.set_timesteps(
-            sigmas=np.linspace(1, 1 / steps, steps)
-        )  # the default grid ends at .001 and so wastes its last evaluation
-        return made
-    elif name == "heun":
-        # 2n - 1 evaluations at n times from 1 to .001: of two steps the second is spent near data,
-        # which is hardly more than one
-        made = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN)
-    else:
-        kind = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
-        made = kind(
-            num_train_timesteps=CHAIN,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=shift,
-        )
+    if objective == "flow":
+        return _flow_scheduler(name, steps, shift)
+    return _set_timesteps(CHAINED[name](prediction_type=PREDICTION[objective], **BETAS), steps)
+
+
+def _flow_scheduler(name: str, steps: int, shift: float) -> Any:
+    if name == "euler":
+        euler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
+        # The grid 1, (n-1)/n, ..., 1/n. The default one wastes its last evaluation, at .001.
+        euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+        return euler
+    if name == "heun":
+        # 2n - 1 evaluations at n times from 1 to .001. So of two steps the second is spent near
+        # the data, and gives hardly more than one step does.
+        return _set_timesteps(FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN), steps)
+    solvers = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    solver = solvers[name](
+        num_train_timesteps=CHAIN,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+    )
+    return _set_timesteps(solver, steps)
+
+
+def _set_timesteps(made: Any, steps: int) -> Any:
     made.set_timesteps(steps)
+    # Else diffusers looks its place up by the time, and rounded times can occur twice.
     if hasattr(made, "set_begin_index"):
-        made.set_begin_index(
-            0
-        )  # else the place is looked up by time, and rounded times can occur twice
+        made.set_begin_index(0)
     return made
 
 
 def times(made: Any) -> list[float]:
-    """When the denoiser is asked, in [0, 1000]; the flow's dpmpp and unipc round their own
-    timesteps to whole numbers.
-    """
+    """The times in [0, 1000] at which a scheduler evaluates the denoiser, in order."""
+    # The flow's dpmpp and unipc round their own timesteps to whole numbers; their sigmas are exact.
     if made.config.get("use_flow_sigmas"):
         return [float(sigma) * CHAIN for sigma in made.sigmas[:-1]]
     return [float(t) for t in made.timesteps]
 
 
-def honours(objective: str, name: str, steps: int) -> bool:
-    """Whether the sampler's grid has as many steps as are asked for: DDIM steps by 1000 // n, and
-    `trailing` grids count in floats.
-    """
+def supports(objective: str, name: str, steps: int) -> bool:
+    """Whether the sampler's grid has as many steps as are asked for; `steps` is at least 1."""
     if objective == "flow":
         return True
-    return (
-        CHAIN % steps == 0 if name == "ddim" else len(np.arange(CHAIN, 0, -CHAIN / steps)) == steps
-    )
+    # DDIM goes down by 1000 // n, while its grid is spaced by 1000 / n: these must be the same.
+    if name == "ddim":
+        return CHAIN % steps == 0
+    # The others' `trailing` grids count down in floats, whose rounding may add a step at the end.
+    return len(np.arange(CHAIN, 0, -CHAIN / steps)) == steps
 
 
 class WithoutWaiting(TorchFunctionMode):
     """Within, what a scheduler copies from the host does not make the host wait for the device.
 
     diffusers keeps sigmas on the host, where arithmetic with them costs nothing, but `unipc` moves
-    some of them at each step, as `ddpm` does its noise; and `unipc` solves two equations, which
-    torch then waits for to see whether they could be solved.
+    some of them at each step, as `ddpm` does its noise. `unipc` also solves two equations, and
+    torch waits for the device to say whether they could be solved.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -121,5 +130,5 @@ class WithoutWaiting(TorchFunctionMode):
             if device is not None and device.type != "cpu":
                 return to_device(args[0] if dtype is None else args[0].to(dtype), device)
         if func is torch.linalg.solve:
-            return torch.linalg.solve_ex(*args, **kwargs).result
+            return torch.linalg.solve_ex(*args, **kwargs).result  # does not check
         return func(*args, **kwargs)

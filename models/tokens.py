@@ -1,5 +1,5 @@
-"""What every token model shares: how logits become ids, how guidance acts on them, how many tokens
-a step takes.
+"""What every token model shares: how logits become ids, how guidance acts on them, and how many
+tokens a step samples.
 """
 
 import math
@@ -13,25 +13,38 @@ from models.codebook import Codebook
 from models.decoding import Steps
 from models.generator import GenerativeModel
 
-# share of the steps -> share of the tokens still to come; both concave, as MaskGIT (arXiv
-# 2202.04200) found best
-SCHEDULES = {
-    "arccos": lambda r: math.acos(r) * 2 / math.pi,
-    "cosine": lambda r: math.cos(r * math.pi / 2),
-}
+
+def arccos_schedule(progress: float) -> float:
+    """Few tokens early; a large part of them in the last steps."""
+    return math.acos(progress) * 2 / math.pi
+
+
+def cosine_schedule(progress: float) -> float:
+    """Still fewer early: the best of those that MaskGIT's authors tried."""
+    return math.cos(progress * math.pi / 2)
+
+
+# From the fraction of steps that are done to the fraction of tokens still to come, both in [0, 1].
+# Both are concave, which MaskGIT's authors found best (arXiv 2202.04200, section 3.3).
+SCHEDULES = {"arccos": arccos_schedule, "cosine": cosine_schedule}
 
 
 class TokenModel(GenerativeModel):
-    """A family that draws codebook ids (B, H * W); `codebook` speaks whitened latents
-    (`Codebook.whitened`).
+    """A family that samples codebook ids (B, H * W), which `codebook` turns into whitened latents.
 
-    `choice` holds `temperature` above 0; `top_k`, the likeliest ids kept, 0 for all; `top_p` in (0,
-    1], the probability kept; and `guidance_schedule`: constant, or linear: 1 + (w - 1) x the share
-    of tokens drawn after the step (as ARPG, arXiv 2503.10568).
+    A subclass writes `sample_tokens`, not `sample`, and `supported_steps_text`. `self.tokens` is
+    H * W. Options of sampling, of all token models:
+
+    - `temperature`: above 0; logits are divided by it.
+    - `top_k`: only so many of the likeliest ids can be sampled; 0 is all.
+    - `top_p`: only the likeliest ids of this total probability can be; in (0, 1], 1 is all.
+    - `guidance_schedule`: `constant`; or `linear`, where the scale grows from 1 to the guidance
+      asked for with the fraction of tokens that are there after the step, as in ARPG's code (arXiv
+      2503.10568).
     """
 
     objective = "next-token"
-    static_decoding: bool | None = None  # None: on CUDA only (tests ask for it elsewhere)
+    static_decoding: bool | None = None  # None: on CUDA only; tests set it elsewhere
     sampler_defaults = {
         "temperature": 1.0,
         "top_k": 0,
@@ -49,61 +62,59 @@ class TokenModel(GenerativeModel):
     ):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
         self.tokens = latent_shape[1] * latent_shape[2]
-        self.codebook = codebook
+        self.codebook = codebook  # of whitened latents: see `Codebook.whitened`
 
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> LongTensor:
-        """Ids (B, H * W) in raster order."""
+        """Ids (B, H * W) in raster order, for labels (B,). The arguments are those of `sample`."""
         raise NotImplementedError
 
     def sample(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> Tensor:
-        self.nfe(steps, guidance)  # refuses what cannot be honoured
-        return self.codebook.detokenize(
-            self.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng)
-        )
+        self.nfe(steps, guidance)  # raises for a step count that is not supported
+        ids = self.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng)
+        return self.codebook.detokenize(ids)
 
     def nfe(self, steps: int, guidance: float) -> int:
         if not self.supported_steps([steps]):
             raise ValueError(f"steps={steps}: {self.supported_steps_text()}")
-        return steps * (1 if guidance == 1 else 2)
+        return steps if guidance == 1 else 2 * steps
 
     def supported_steps_text(self) -> str:
-        """Which step counts `sample` takes, in words."""
+        """Which step counts `sample` takes, in words for an error message."""
         raise NotImplementedError
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        """Raises ValueError for a value out of range."""
         if options["temperature"] <= 0:
             raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
         if options["top_k"] < 0:
             raise ValueError(f"sampler.top_k={options['top_k']}: a whole number, 0 for all")
         if not 0 < options["top_p"] <= 1:
             raise ValueError(f"sampler.top_p={options['top_p']}: above 0, at most 1")
-        if options["guidance_schedule"] not in ("constant", "linear"):
-            raise ValueError(
-                f"sampler.guidance_schedule={options['guidance_schedule']}: constant or linear"
-            )
+        guidance_schedule = options["guidance_schedule"]
+        if guidance_schedule not in ("constant", "linear"):
+            raise ValueError(f"sampler.guidance_schedule={guidance_schedule}: constant or linear")
         if options.get("schedule", "arccos") not in SCHEDULES:
             raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
 
-    def scales(self, guidance: float) -> list[float] | None:
-        """The guidance that acts on a step, by how many tokens are there after it, 0 to all; None
-        where there is none.
+    def guidance_scales(self, guidance: float) -> list[float] | None:
+        """The guidance of a step by the number of tokens that are there after it, 0 to H * W.
+
+        None where there is no guidance.
         """
         if guidance == 1:
             return None
-        linear = self.sampler_options["guidance_schedule"] == "linear"
-        return [
-            1 + (guidance - 1) * n / self.tokens if linear else guidance
-            for n in range(self.tokens + 1)
-        ]
+        if self.sampler_options["guidance_schedule"] == "linear":
+            return [1 + (guidance - 1) * n / self.tokens for n in range(self.tokens + 1)]
+        return [guidance] * (self.tokens + 1)
 
     def apply_cfg(self, logits: Tensor, scale: float | Tensor | None) -> Tensor:
-        """Conditional and unconditional halves (2B, ..., K) -> (B, ..., K); without a scale, logits
-        as they are.
+        """Classifier-free guidance on logits: (2B, ..., K), conditional half first -> (B, ..., K).
+
+        Logits are log-probabilities up to a constant, so that this is u + w (c - u) of the log
+        densities, as in arXiv 2207.12598. With a scale of None the logits come back as they are.
         """
         if scale is None:
             return logits
@@ -111,70 +122,77 @@ class TokenModel(GenerativeModel):
         return torch.lerp(unconditional, conditional, scale)
 
     def new_steps(self, device: torch.device) -> Steps:
-        """The steps of one decoding: static on CUDA, captured where they are kept for another
-        batch.
+        """The steps of one decoding: static on CUDA, and captured where weights are fixed.
+
+        Capturing pays only where the graphs are kept for another batch.
         """
-        static = device.type == "cuda" if self.static_decoding is None else self.static_decoding
-        return Steps(
-            self.tokens,
-            device,
-            static=static,
-            captured=device.type == "cuda" and self._kept is not None,
-        )
+        on_cuda = device.type == "cuda"
+        # Elsewhere slices are faster than places on the device.
+        static = on_cuda if self.static_decoding is None else self.static_decoding
+        captured = on_cuda and self._kept is not None
+        return Steps(self.tokens, device, static=static, captured=captured)
 
     def sample_ids(self, logits: Tensor, uniform: Tensor) -> LongTensor:
-        """Ids (...) from logits (..., K) and uniform numbers (...) in [0, 1), by temperature, top-k
-        and top-p.
+        """Ids (...) from logits (..., K) and uniform numbers (...) in [0, 1).
+
+        By the temperature, top-k and top-p that are set.
         """
-        shape = uniform.shape
-        logits = filter_logits(
-            logits / self.sampler_options["temperature"],
-            self.sampler_options["top_k"],
-            self.sampler_options["top_p"],
-        )
-        return inverse_cdf(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1)).view(shape)
+        options = self.sampler_options
+        logits = logits / options["temperature"]
+        logits = filter_logits(logits, options["top_k"], options["top_p"])
+        ids = inverse_cdf(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1))
+        return ids.view(uniform.shape)
 
 
 def with_null_labels(labels: LongTensor, null_label: int, guidance: float) -> LongTensor:
-    """Under guidance the labels, then as many null labels: both halves go through the network in
-    one batch.
+    """Under guidance labels (B,) and then B null labels, (2B,); else the labels as they are.
+
+    Both halves go through the network as one batch, and `TokenModel.apply_cfg` joins them again.
     """
-    return labels if guidance == 1 else torch.cat([labels, torch.full_like(labels, null_label)])
+    if guidance == 1:
+        return labels
+    return torch.cat([labels, torch.full_like(labels, null_label)])
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Minus infinity for all but the `top_k` likeliest ids, then for those beyond the smallest set
-    of probability `top_p`.
+    """Top-k, then top-p filtering: minus infinity in logits (..., K) for all ids that are left out.
+
+    Kept are the `top_k` likeliest ids (0: all), and of these the smallest set whose probability is
+    at least `top_p` (nucleus sampling, arXiv 1904.09751).
     """
     if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -math.inf)
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
-        share = ordered.softmax(-1)
-        beyond = (
-            share.cumsum(-1) - share >= top_p
-        )  # what came before already suffices; the likeliest always stays
+        probability = ordered.softmax(-1)
+        # An id is left out where those before it suffice. So the likeliest always stays.
+        beyond = probability.cumsum(-1) - probability >= top_p
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
     return logits
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> LongTensor:
-    """Inverse-transform sampling: ids (B,) from logits (B, K) and uniform numbers (B,) in [0, 1)."""
+    """Inverse-transform sampling: ids (B,) from logits (B, K) and uniform numbers (B,) in [0, 1).
+
+    The random numbers come from outside, one per sample and token, where `torch.multinomial` would
+    draw from one generator for the whole batch.
+    """
     cumulative = logits.softmax(-1).cumsum(-1)
-    ids = torch.searchsorted(
-        cumulative, (uniform[:, None] * cumulative[:, -1:]).contiguous(), right=True
-    )
+    # Scaled by the last entry, which rounding leaves a little beside 1.
+    threshold = (uniform[:, None] * cumulative[:, -1:]).contiguous()
+    ids = torch.searchsorted(cumulative, threshold, right=True)
     return ids[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def schedule(kind: str, tokens: int, steps: int) -> list[int]:
-    """How many tokens each of `steps` steps draws: few at first, at least one each, `tokens` in
-    all.
+    """How many tokens each of `steps` steps samples: few at first, at least one, `tokens` in all.
 
-    `kind` names one of SCHEDULES; arccos leaves much to the last step, cosine draws fewer early.
+    `kind` names one of SCHEDULES. `steps` is 1 to `tokens`.
     """
     done = [0]
     for step in range(1, steps + 1):
         wanted = round(tokens * (1 - SCHEDULES[kind](step / steps)))
-        done.append(min(max(wanted, done[-1] + 1), tokens - (steps - step)))
+        most = tokens - (steps - step)  # leaves one token to each step that follows
+        done.append(min(max(wanted, done[-1] + 1), most))
     return [after - before for before, after in pairwise(done)]

@@ -10,12 +10,11 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import LongTensor, Tensor, nn
 
-from models.layers import plainly
+from models.layers import plain_is_faster
 
 
 class QuickAttention:
-    """diffusers' plain attention where that is faster than its fused one; contiguous (NCHW)
-    pictures come out.
+    """diffusers' plain attention where it is faster than its fused one; contiguous (NCHW) output.
 
     diffusers leaves channels-last strides, which spread to every later convolution, and torch then
     reorders their weights and gradients.
@@ -31,10 +30,11 @@ class QuickAttention:
         encoder_hidden_states: Any = None,
         attention_mask: Any = None,
         temb: Any = None,
-    ):
-        """As diffusers leaves it."""
-        how = self.plain if plainly(x, x[0, 0].numel() ** 2) else self.fused
-        return how(attention, x, encoder_hidden_states, attention_mask, temb)
+    ) -> Tensor:
+        """The output (B, C, H, W) with the strides that diffusers leaves."""
+        pairs = x[0, 0].numel() ** 2
+        processor = self.plain if plain_is_faster(x, pairs) else self.fused
+        return processor(attention, x, encoder_hidden_states, attention_mask, temb)
 
     def __call__(
         self,
@@ -43,22 +43,24 @@ class QuickAttention:
         encoder_hidden_states: Any = None,
         attention_mask: Any = None,
         temb: Any = None,
-    ):
-        """`x` (B, C, H, W) looks at itself; the names are diffusers', which looks them up."""
-        seen = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
-        return seen if x.is_cuda else seen.contiguous()
+    ) -> Tensor:
+        """Self-attention of x (B, C, H, W). diffusers asks for arguments of these names."""
+        # On CUDA cuDNN's convolutions want channels-last anyway.
+        attended = self.attend(attention, x, encoder_hidden_states, attention_mask, temb)
+        return attended if x.is_cuda else attended.contiguous()
 
 
 class UNet(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
-    `channels` per resolution, highest first, each level halving H and W; levels from
-    `attention_from` on have attention. Scale-shift conditioning and a zero-initialised output
-    follow ADM (arXiv 2105.05233). Raises ValueError where the latents cannot be halved that often.
+    `channels` per resolution, highest first, each level halving H and W. Levels from
+    `attention_from` on have attention. Label `num_classes` is the null label. Scale-shift
+    conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). Raises ValueError
+    where the latents cannot be halved that often.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
-    channels_last = True  # on CUDA: `benchmarks.build.place`
+    channels_last = True  # the convolutions' memory format on CUDA, as cuDNN wants it
 
     def __init__(
         self,
@@ -72,34 +74,39 @@ class UNet(nn.Module):
         groups: int = 32,
     ):
         super().__init__()
-        depth, factor = len(channels), 2 ** (len(channels) - 1)
-        if latent_shape[1] % factor or latent_shape[2] % factor:
+        latent_channels, height, width = latent_shape
+        levels, factor = len(channels), 2 ** (len(channels) - 1)
+        if height % factor or width % factor:
             raise ValueError(
-                f"a U-Net of {depth} levels halves {depth - 1} times: {latent_shape[1]}x{latent_shape[2]} latents cannot"
+                f"a U-Net of {levels} levels halves {levels - 1} times: "
+                f"{height}x{width} latents cannot"
             )
-        attends = [level >= attention_from for level in range(depth)]
+        # Attention costs the square of the pixels: the highest resolution does without by default.
+        down = ["DownBlock2D" if n < attention_from else "AttnDownBlock2D" for n in range(levels)]
+        up = ["UpBlock2D" if n < attention_from else "AttnUpBlock2D" for n in range(levels)]
         self.net = UNet2DModel(
-            sample_size=latent_shape[1],
-            in_channels=latent_shape[0],
-            out_channels=latent_shape[0],
-            num_class_embeds=num_classes + 1,
+            sample_size=height,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_class_embeds=num_classes + 1,  # the last is the null label's
             block_out_channels=tuple(channels),
             layers_per_block=layers,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            down_block_types=tuple(down),
+            up_block_types=tuple(reversed(up)),
             attention_head_dim=head_dim,
             norm_num_groups=groups,
             resnet_time_scale_shift="scale_shift",
-            freq_shift=0,
+            freq_shift=0,  # of the timestep's sines, as in ADM
         )
-        for part in self.net.modules():
-            if isinstance(part, Attention):
-                part.set_processor(QuickAttention())
+        for module in self.net.modules():
+            if isinstance(module, Attention):
+                module.set_processor(QuickAttention())
+        # diffusers leaves this to the user.
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 
     def layout(self, x: Tensor) -> Tensor:
-        """Channels-last on CUDA (not measured); on a CPU it gains nothing."""
+        """Channels-last on CUDA, where what it gains has not been measured; a CPU gains nothing."""
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:

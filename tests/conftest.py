@@ -2,9 +2,9 @@
 
 import os
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # processes share the cores: one thread each, of every library and of the commands they start
+# Processes that share the cores have one thread each, of every library (which read this when they
+# are imported) and of the commands they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
 
@@ -47,35 +47,45 @@ FAMILIES = (
 
 
 def tiny(name: str, **extra) -> GenerativeModel:
-    """A small, non-degenerate model: zero-initialised layers are filled, so that every input
-    matters.
+    """A small model of a family, with variants as in `dit-v-ddpm`; `extra` goes to its class.
+
+    It is not degenerate: zero-initialised layers are filled, so that every input matters.
     """
     torch.manual_seed(0)
     family, *variants = name.split("-")
     if family in TOKEN_MODELS:
-        book = Codebook(ENTRIES)
-        book.entries.normal_()
-        extra |= {"block": 4} if "block4" in variants else {}
-        model: GenerativeModel = TOKEN_MODELS[family](
-            SHAPE, CLASSES, codebook=book, width=32, depth=2, heads=2, mlp=64, **extra
-        )
+        model = _tiny_token_model(family, variants, **extra)
     else:
-        net = {
-            "unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
-            "dit": partial(DiT, width=32, depth=2, heads=2),
-        }[family]
-        objective = next((v for v in variants if v in PREDICTION), "flow")
-        model = Diffusion(SHAPE, CLASSES, denoiser=net, objective=objective, **extra)
-        model.set_sampler(next((v for v in variants if v in model.samplers), None))
+        model = _tiny_diffusion(family, variants, **extra)
     with torch.no_grad():
         for p in model.parameters():
             if p.abs().max() == 0:
                 p.normal_(std=0.05)
         if family in TOKEN_MODELS:
             model.head.weight.normal_(std=0.5)
-            for part in model.modules():
-                if isinstance(part, torch.nn.Embedding):  # classes and tokens weigh the same
-                    part.weight.normal_()
+            for module in model.modules():
+                if isinstance(module, torch.nn.Embedding):  # classes and tokens weigh the same
+                    module.weight.normal_()
+    return model
+
+
+def _tiny_token_model(family: str, variants: list[str], **extra) -> GenerativeModel:
+    book = Codebook(ENTRIES)
+    book.entries.normal_()
+    if "block4" in variants:
+        extra["block"] = 4
+    size = dict(width=32, depth=2, heads=2, mlp=64)
+    return TOKEN_MODELS[family](SHAPE, CLASSES, codebook=book, **size, **extra)
+
+
+def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeModel:
+    denoisers = {
+        "unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
+        "dit": partial(DiT, width=32, depth=2, heads=2),
+    }
+    objective = next((v for v in variants if v in PREDICTION), "flow")
+    model = Diffusion(SHAPE, CLASSES, denoiser=denoisers[family], objective=objective, **extra)
+    model.set_sampler(next((v for v in variants if v in model.samplers), None))
     return model
 
 
@@ -85,11 +95,12 @@ def composed(*overrides: str):
 
 
 def steps_of(model: GenerativeModel) -> int:
-    """A step count the model can honour."""
-    return model.supported_steps([4, 16, TOKENS])[0]
+    """A step count that the model supports."""
+    return model.supported_steps([4, 16, TOKENS, 1])[0]
 
 
 def random_batch(count: int = 6, seed: int = 1) -> Batch:
+    """Latents and tokens that have nothing to do with each other."""
     rng = torch.Generator().manual_seed(seed)
     return Batch(
         torch.randn(count, *SHAPE, generator=rng),
@@ -104,6 +115,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(params=FAMILIES)
 def model(request) -> GenerativeModel:
+    """A test that asks for it is run for each family."""
     return tiny(request.param)
 
 
@@ -132,5 +144,5 @@ def device(request) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def fresh_session() -> None:
-    """Every test begins as a process does: nothing said, nothing failed."""
+    """Every test begins as a process does: nothing printed, nothing failed."""
     session.__init__()

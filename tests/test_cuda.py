@@ -1,5 +1,5 @@
-"""On a GPU: the contract of every family, nothing that waits, the numbers of a CPU, resuming,
-memory, a whole bench.
+"""On a GPU: the contract of every family, nothing that waits, the numbers of a CPU, resuming, a
+whole bench.
 
 `pytest tests/test_cuda.py --on=cpu` runs the same code without a GPU, so that none of its lines is
 new on the day there is one.
@@ -60,6 +60,7 @@ def waiting_is_an_error(device: torch.device) -> Iterator[None]:
 
 
 def training(name: str, device: torch.device, **changes):
+    """A model in training, its train state, and data, all on `device`."""
     cfg = SimpleNamespace(**vars(CFG) | {"precision": "bf16"} | changes)
     model = placed(name, device).train()
     return model, build_train_state(model, cfg, 1e-3, device), latent_set().to(device)
@@ -76,15 +77,13 @@ def test_a_training_step_waits_for_nothing(name, device):
 
 @pytest.mark.parametrize("name", ["dit", "ar"])
 def test_images_are_sampled_batch_after_batch_without_waiting(name, device):
-    """Decoded, quantised and on their way to the host, while the next batch is given to the device."""
-    model, space = (
-        placed(name, device).eval(),
-        LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", ""),
-    )
-    setting = SamplingConfig(
+    """One batch is decoded and on its way to the host while the device is given the next."""
+    model = placed(name, device).eval()
+    space = LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", "")
+    config = SamplingConfig(
         steps=steps_of(model), guidance=2.0, count=8, batch=4, seed=0, precision="bf16"
     )
-    with sampler(model, space, latent_set(), setting, device) as sampled:
+    with sampler(model, space, latent_set(), config, device) as sampled:
         for _ in range(3):
             sampled(torch.arange(4), rng()).arrived()
         with waiting_is_an_error(device):
@@ -111,54 +110,48 @@ def test_sampling_waits_for_nothing(name, guidance, device):
     assert out.shape == (4, *SHAPE) and out.isfinite().all()
 
 
+def flat_gradients(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_losses_and_gradients_are_those_of_a_cpu(name, device):
     """In float32, from the same random numbers, which are drawn on the host everywhere."""
-    values = []
+    losses, gradients = [], []
     for where in (CPU, device):
         model = placed(name, where).train()
         loss = model(on(where, random_batch()), rng=rng())
         loss.backward()
-        values.append(
-            (
-                loss.item(),
-                torch.cat(
-                    [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
-                ),
-            )
-        )
-    (loss, gradients), (other_loss, other_gradients) = values
-    assert other_loss == pytest.approx(loss, rel=1e-4)
-    assert (other_gradients - gradients).norm() < 1e-3 * gradients.norm()
+        losses.append(loss.item())
+        gradients.append(flat_gradients(model).cpu())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert (gradients[1] - gradients[0]).norm() < 1e-3 * gradients[0].norm()
 
 
 @pytest.mark.parametrize(
     "name", ["unet", "dit", "unet-heun", "unet-flow-dpmpp", "unet-unipc", "dit-v"]
 )
 def test_ode_samples_are_those_of_a_cpu(name, device):
-    ours = [
-        placed(name, d)
-        .eval()
-        .sample(torch.arange(3, device=d), steps=4, guidance=2.0, rng=rng())
-        .cpu()
-        for d in (CPU, device)
-    ]
-    torch.testing.assert_close(ours[1], ours[0], atol=1e-4, rtol=1e-4)
+    samples = []
+    for where in (CPU, device):
+        model, labels = placed(name, where).eval(), torch.arange(3, device=where)
+        samples.append(model.sample(labels, steps=4, guidance=2.0, rng=rng()).cpu())
+    torch.testing.assert_close(samples[1], samples[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ar", "ar-block4", "any", "masked"])
 def test_tokens_are_those_of_a_cpu(name, device):
-    """All but a few: where two of the cumulated probabilities lie on either side of a number, one
-    rounding decides, and what follows.
+    """All but a few.
+
+    Where the cumulated probabilities of the two lie on either side of a number, one rounding
+    decides, and what follows.
     """
-    steps = steps_of(tiny(name))
-    tokens = [
-        placed(name, d)
-        .eval()
-        .draw(torch.arange(4, device=d), steps=steps, guidance=1.0, rng=rng())
-        .cpu()
-        for d in (CPU, device)
-    ]
+    tokens = []
+    for where in (CPU, device):
+        model, labels = placed(name, where).eval(), torch.arange(4, device=where)
+        steps = steps_of(model)
+        ids = model.sample_tokens(labels, steps=steps, guidance=1.0, rng=rng())
+        tokens.append(ids.cpu())
     assert (tokens[0] == tokens[1]).float().mean() > 0.9
 
 
@@ -174,54 +167,39 @@ def test_a_replayed_graph_gives_the_tokens_of_its_steps(name, guidance, device):
         ]
         with model.fixed_weights():
             for seed, wanted in zip((1, 2, 3), expected, strict=True):
-                assert torch.equal(
-                    model.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng(seed)),
-                    wanted,
-                )
-            graphs = [
-                graph
-                for kept in model._kept.values()
-                for graph in kept.steps.graphs.values()
-                if graph is not None
-            ]
-        assert bool(graphs) == (device.type == "cuda"), "on CUDA steps are replayed"
+                ids = model.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng(seed))
+                assert torch.equal(ids, wanted)
+            (kept,) = model._kept.values()
+            captured = any(graph is not None for graph in kept.steps.graphs.values())
+        assert captured == (device.type == "cuda"), "on CUDA steps are replayed"
 
 
 @pytest.mark.parametrize("name", CACHED)
 def test_static_steps_in_bf16_give_the_tokens_of_growing_caches(name, device):
-    """Masked attention has a kernel of its own in bf16; all but a few tokens agree, where a
-    rounding decides.
-    """
+    """All but a few, where a rounding decides: masked attention has its own kernel in bf16."""
     model, labels = placed(name, device).eval(), torch.arange(8, device=device) % CLASSES
     tokens = []
     for static in (False, True):
         model.static_decoding = static
         with torch.autocast(device.type, torch.bfloat16):
-            tokens.append(
-                model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
-            )
-    first = tokens[0][:, : TOKENS // 8] == tokens[1][:, : TOKENS // 8]
-    assert first.float().mean() > 0.8, (
-        "the first tokens, before one that differs changes all behind it"
-    )
+            ids = model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+        tokens.append(ids)
+    # Of the first tokens: one that differs changes all behind it.
+    agree = tokens[0][:, : TOKENS // 8] == tokens[1][:, : TOKENS // 8]
+    assert agree.float().mean() > 0.8
 
 
 @pytest.mark.parametrize("name", ["ar", "ar-block4"])
 def test_gradients_through_attention_in_bf16_are_those_of_plain_attention(name, device):
     """Whatever kernel torch chooses for it."""
     gradients = []
-    for backend in (None, SDPBackend.MATH):
+    for kernel in (contextlib.nullcontext, partial(sdpa_kernel, SDPBackend.MATH)):
         model = placed(name, device).train()
-        with (
-            torch.autocast(device.type, torch.bfloat16),
-            sdpa_kernel(backend) if backend else contextlib.nullcontext(),
-        ):
-            loss = model(on(device, random_batch(32)), rng=rng())
-        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
+        with kernel():
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = model(on(device, random_batch(32)), rng=rng())
             loss.backward()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        )
+        gradients.append(flat_gradients(model))
     assert gradients[0].isfinite().all()
     assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
 
@@ -229,17 +207,15 @@ def test_gradients_through_attention_in_bf16_are_those_of_plain_attention(name, 
 @pytest.mark.parametrize("name", CACHED)
 def test_graphs_see_other_weights(name, device):
     """What one set of weights captured is gone with them."""
-    model, labels, drawn = placed(name, device).eval(), torch.arange(4, device=device), []
+    model, labels = placed(name, device).eval(), torch.arange(4, device=device)
     for scale in (1.0, -1.0):
         with torch.no_grad():
             model.head.weight.mul_(scale)
         plain = model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
         with bf16_weights(model, "fp32"), model.fixed_weights():
-            drawn = [
-                model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
-                for _ in range(3)
-            ]
-        assert all(torch.equal(tokens, plain) for tokens in drawn)
+            for _ in range(3):
+                ids = model.sample_tokens(labels, steps=steps_of(model), guidance=1.0, rng=rng())
+                assert torch.equal(ids, plain)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -247,11 +223,9 @@ def test_a_sample_does_not_depend_on_its_batch(name, device):
     model, labels = placed(name, device).eval(), torch.arange(6, device=device) % CLASSES
     steps = steps_of(model)
     whole = model.sample(labels, steps=steps, guidance=1.0, rng=rng())
-    numbers = rng()
-    parts = torch.cat(
-        [model.sample(part, steps=steps, guidance=1.0, rng=numbers) for part in labels.split(3)]
-    )
-    agree = (whole - parts).abs().flatten(1).amax(1) < 1e-3
+    source = rng()
+    batches = [model.sample(few, steps=steps, guidance=1.0, rng=source) for few in labels.split(3)]
+    agree = (whole - torch.cat(batches)).abs().flatten(1).amax(1) < 1e-3
     assert agree.float().mean() > 0.8, "one rounding may decide a token, and what follows"
 
 
@@ -262,9 +236,8 @@ def test_a_compiled_loss_is_the_loss(name, device):
     with torch.autocast(device.type, torch.bfloat16):
         expected = model(batch, rng=rng())
         backend = "inductor" if device.type == "cuda" else "eager"
-        model.error = torch.compile(
-            type(model).error.__get__(model), backend=backend, fullgraph=True
-        )
+        error = type(model).error.__get__(model)
+        model.error = torch.compile(error, backend=backend, fullgraph=True)
         loss = model(batch, rng=rng())
         loss.backward()
     torch.compiler.reset()
@@ -275,22 +248,16 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, device, monke
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     options = dict(lr=1e-3, seed=0, forward_macs=1000, key="key", device=device)
     whole, broken = placed("dit", device), placed("dit", device)
-    train(whole, latent_set().to(device), CFG, folder=tmp_path / "whole", **options)
+    data, killer = latent_set().to(device), _Killed(**vars(latent_set())).to(device)
+    train(whole, data, CFG, folder=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            broken,
-            _Killed(**vars(latent_set())).to(device),
-            CFG,
-            folder=tmp_path / "broken",
-            **options,
-        )
-    train(broken, latent_set().to(device), CFG, folder=tmp_path / "broken", **options)
-    weights = [
+        train(broken, killer, CFG, folder=tmp_path / "broken", **options)
+    train(broken, data, CFG, folder=tmp_path / "broken", **options)
+    expected, weights = (
         torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, broken)
-    ]
-    assert (weights[0] - weights[1]).norm() < 1e-2 * weights[0].norm(), (
-        "Adam makes much of a gradient that is only rounding"
     )
+    # Not closer: Adam makes much of a gradient that is only rounding.
+    assert (weights - expected).norm() < 1e-2 * expected.norm()
 
 
 def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, monkeypatch):
@@ -303,12 +270,9 @@ def test_a_training_that_goes_on_compiled_says_what_that_gave(tmp_path, device, 
         state.step(batch, rng(step))
         compiler.after(state, step + 1, batch)
     model.uncompile_error()
-    said = compiler.summary()
-    assert (
-        said["startup_seconds"] > 0
-        and said["compiled_step_seconds"] > 0
-        and (tmp_path / "compile.json").exists()
-    )
+    summary = compiler.summary()
+    assert summary["startup_seconds"] > 0 and summary["compiled_step_seconds"] > 0
+    assert (tmp_path / "compile.json").exists()
 
 
 def test_laps_are_the_device_s_own_time(device):
@@ -326,16 +290,14 @@ def test_laps_are_the_device_s_own_time(device):
 
 def test_features_are_float32_and_those_of_a_cpu(device):
     torch.manual_seed(0)
-    net, images = (
-        LocalFeatures(90).eval(),
-        torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8).numpy(),
-    )
+    net = LocalFeatures(90).eval()
+    images = torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8).numpy()
     assert WEIGHTS.exists()
     expected = extract(net, images)
     with torch.autocast(device.type, torch.bfloat16):
-        found = extract(net, images, device=device)
-    assert found.dtype == torch.float32 and found.device.type == "cpu"
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        features = extract(net, images, device=device)
+    assert features.dtype == torch.float32 and features.device.type == "cpu"
+    torch.testing.assert_close(features, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_cache_is_of_the_device(device):
@@ -358,19 +320,5 @@ def test_a_whole_smoke_bench(tmp_path, device):
     rows = pd.read_csv(tmp_path / "results" / "smoke" / "results.csv")
     assert set(rows["model"]) == {"unet", "dit", "ar"} and (rows["status"] == "ok").all()
     assert (rows["device"] == device_name(device)).all() or device.type == "cpu"
-    assert (
-        (
-            rows[
-                [
-                    "fd",
-                    "seconds_per_image",
-                    "latency_seconds",
-                    "peak_memory_mb",
-                    "train_utilisation",
-                ]
-            ]
-            > 0
-        )
-        .all()
-        .all()
-    )
+    costs = ["seconds_per_image", "latency_seconds", "peak_memory_mb", "train_utilisation"]
+    assert (rows[["fd", *costs]] > 0).all(axis=None)

@@ -21,8 +21,9 @@ def tokens(model, steps: int, guidance: float, seed: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("name", CACHED)
 def test_static_buffers_give_the_tokens_of_growing_caches(name, guidance, precision):
-    """What CUDA captures, run uncaptured: places as tensors, rounded lengths, masked keys, guidance
-    from a table.
+    """Static steps, as CUDA captures them, run uncaptured.
+
+    Places are tensors, lengths are rounded, keys are masked, guidance comes from a table.
     """
     model = tiny(name).eval()
     model.set_sampler(guidance_schedule="linear")
@@ -35,10 +36,9 @@ def test_static_buffers_give_the_tokens_of_growing_caches(name, guidance, precis
 
 
 class Recorded(TorchDispatchMode):
-    """Remembers every operation with its very arguments, and repeats them: all that a CUDA graph
-    is.
+    """Keeps every operation with its very arguments, and repeats them: all that a CUDA graph is.
 
-    Recording runs the operations, capturing does not: so the first replay is the recording itself.
+    Recording runs the operations, capturing does not. So the first replay is the recording itself.
     """
 
     def __init__(self) -> None:
@@ -55,12 +55,13 @@ class Recorded(TorchDispatchMode):
         self.replays += 1
         if self.replays == 1:
             return
-        made: dict[int, Any] = {}
+        # by the id of a recorded result: what stands for it in this replay
+        replacements: dict[int, Any] = {}
         for func, args, kwargs, recorded in self.calls:
-            args, kwargs = tree_map(lambda x: made.get(id(x), x), (args, kwargs))
+            args, kwargs = tree_map(lambda x: replacements.get(id(x), x), (args, kwargs))
             result = func(*args, **kwargs)
             for old, new in zip(_flat(recorded), _flat(result), strict=True):
-                made[id(old)] = new
+                replacements[id(old)] = new
 
 
 def _flat(result: Any) -> list[Any]:
@@ -92,42 +93,24 @@ def recording(monkeypatch) -> list[Recorded]:
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("name", CACHED)
 def test_a_replayed_step_gives_the_tokens_of_a_step(name, guidance, recording):
-    """Nothing that the host knows may decide what a step does, but for what names its graph; and
-    labels, noise and order are read anew.
+    """Nothing that the host knows may decide what a step does, but for what names its graph.
+
+    Labels, noise and order are read anew.
     """
-    model = tiny(name).eval()
-    model.set_sampler(guidance_schedule="linear", temperature=0.7)
-    model.static_decoding = True
-    counts = model.supported_steps([1, 7, TOKENS, 16])
-    expected = {
-        (steps, seed): tokens(tiny_like(model), steps, guidance, seed)
-        for steps in counts
-        for seed in (5, 6, 7)
-    }
-    recording.clear()
+    model, twin = tiny(name).eval(), tiny(name).eval()
+    for either in (model, twin):
+        either.set_sampler(guidance_schedule="linear", temperature=0.7)
+    model.static_decoding = True  # the twin decodes in growing caches
     with model.fixed_weights():
-        for (steps, seed), wanted in expected.items():
-            assert torch.equal(tokens(model, steps, guidance, seed), wanted)
+        for steps in model.supported_steps([1, 7, TOKENS, 16]):
+            for seed in (5, 6, 7):
+                expected = tokens(twin, steps, guidance, seed)
+                assert torch.equal(tokens(model, steps, guidance, seed), expected)
     assert any(graph.replays > 2 for graph in recording), "some steps were replays"
 
 
-def tiny_like(model):
-    """A twin that decodes in growing caches."""
-    twin = tiny(
-        "any"
-        if "AnyOrder" in type(model).__name__
-        else f"ar-block{model.block}"
-        if model.block > 1
-        else "ar"
-    ).eval()
-    twin.set_sampler(guidance_schedule="linear", temperature=0.7)
-    return twin
-
-
 def test_a_raster_model_needs_few_graphs(recording):
-    """One for each length rounded up to 32 keys, and one for the first step, whose inputs are not
-    tokens.
-    """
+    """One a rounded length, and one for the first step, whose inputs are not tokens."""
     model = tiny("ar").eval()
     model.static_decoding = True
     with model.fixed_weights():
@@ -139,6 +122,10 @@ def test_a_raster_model_needs_few_graphs(recording):
 def test_what_is_kept_is_kept_for_fixed_weights_only():
     """Other weights, another scale or another temperature must not meet an old graph."""
     model, made = tiny("ar").eval(), []
+
+    def make() -> None:
+        made.append(1)
+
     with model.fixed_weights():
         for guidance in (1.0, 2.0, 1.0):
             tokens(model, TOKENS, guidance)
@@ -147,21 +134,19 @@ def test_what_is_kept_is_kept_for_fixed_weights_only():
         tokens(model, TOKENS, 1.0)
         assert len(model._kept) == 3
     assert model._kept is None
-    model.kept("x", lambda: made.append(1)), model.kept("x", lambda: made.append(1))
+    model.kept("x", make)
+    model.kept("x", make)
     assert len(made) == 2, "outside nothing is kept"
 
 
 def test_masked_keys_that_were_never_written_weigh_nothing():
-    """A cache begins as zeros where a step looks further than it is filled: nothing times a NaN
-    would be NaN.
-    """
+    """A cache begins as zeros where a step looks further than it is filled: 0 times NaN is NaN."""
     cache = decoding.Cache(8)
     steps = decoding.Steps(8, torch.device("cpu"), static=True, captured=False)
     new = torch.ones(1, 1, 1, 4)
     keys, values = cache.extend(new, new, steps.window(0, 1))
-    assert (
-        keys.shape == (1, 1, 8, 4) and keys.isfinite().all() and values[:, :, 1:].abs().max() == 0
-    )
+    assert keys.shape == (1, 1, 8, 4) and keys.isfinite().all()
+    assert values[:, :, 1:].abs().max() == 0
     assert steps.window(0, 1).seen.tolist() == [[True] + [False] * 7]
 
 

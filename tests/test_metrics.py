@@ -1,6 +1,4 @@
-"""The Fréchet distance against scipy and torchmetrics, its bias and spread, the probe, the judge's
-features.
-"""
+"""The Fréchet distance against scipy and torchmetrics, its bias and spread; the linear probe."""
 
 import numpy as np
 import pytest
@@ -19,19 +17,21 @@ def features(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
     return (torch.randn(n, d, generator=rng) @ mix + shift).relu()
 
 
+def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
 def by_scipy(real: torch.Tensor, fake: torch.Tensor) -> float:
+    """The distance as its definition has it, with a matrix square root."""
     a, b = real.double().numpy(), fake.double().numpy()
-    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-    return float(
-        ((a.mean(0) - b.mean(0)) ** 2).sum()
-        + np.trace(np.cov(a.T))
-        + np.trace(np.cov(b.T))
-        - 2 * np.trace(root)
-    )
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    means_apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(means_apart + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(root))
 
 
 class _Identity(torch.nn.Module):
-    """Passes (N, d, 1, 1) 'pictures' through as features, so that torchmetrics sees ours."""
+    """Passes (N, d, 1, 1) 'images' through as features, so that torchmetrics sees ours."""
 
     num_features = 24
 
@@ -68,8 +68,7 @@ def test_frechet_equals_torchmetrics(n, m):
 
 def test_frechet_of_gaussians_is_the_closed_form():
     """N(0, I) and N(mu, s^2 I) are |mu|^2 + d (s - 1)^2 apart."""
-    real = torch.randn(200_000, 6, generator=torch.Generator().manual_seed(0))
-    fake = 2 * torch.randn(200_000, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+    real, fake = gaussian(200_000, 6, 0), 2 * gaussian(200_000, 6, 1) + 0.5
     assert frechet_distance(real, fake) == pytest.approx(6 * 0.25 + 6, rel=0.01)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-8)
 
@@ -88,38 +87,35 @@ def test_frechet_refuses_what_it_cannot_compare(real, fake, reason):
         frechet_distance(real, fake)
 
 
-def test_the_analytic_floor_is_what_two_samples_of_one_gaussian_read():
+def test_the_bias_is_the_mean_distance_of_two_samples_of_one_gaussian():
+    """Three standard errors of 60 distances are 7%."""
     d, n, m = 16, 400, 600
     scale = torch.linspace(0.3, 2, d)
-    draw = lambda seed, k: torch.randn(k, d, generator=torch.Generator().manual_seed(seed)) * scale  # noqa: E731
-    read = np.mean([frechet_distance(draw(2 * i, n), draw(2 * i + 1, m)) for i in range(60)])
-    assert frechet_bias(draw(1000, 20_000), n, m) == pytest.approx(
-        read, rel=0.08
-    )  # three standard errors of 60 readings are 7%
+    distances = [
+        frechet_distance(gaussian(n, d, 2 * i) * scale, gaussian(m, d, 2 * i + 1) * scale)
+        for i in range(60)
+    ]
+    bias = frechet_bias(gaussian(20_000, d, 1000) * scale, n, m)
+    assert bias == pytest.approx(np.mean(distances), rel=0.08)
 
 
-def test_bootstrap_sd_is_near_the_true_spread():
+def test_bootstrap_std_is_near_the_true_spread():
     d, n = 8, 300
-    draw = lambda seed, shift=0.0: (
-        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
-    )
-    true = np.std([frechet_distance(draw(2 * i), draw(2 * i + 1, 0.5)) for i in range(100)], ddof=1)
-    guess = np.mean(
-        [
-            bootstrap(draw(1000 + i), draw(2000 + i, 0.5), rng=torch.Generator().manual_seed(i))
-            .std()
-            .item()
-            for i in range(10)
-        ]
-    )
-    assert 0.7 < guess / true < 1.4
+    distances = [
+        frechet_distance(gaussian(n, d, 2 * i), gaussian(n, d, 2 * i + 1) + 0.5) for i in range(100)
+    ]
+    estimates = []
+    for i in range(10):
+        real, fake = gaussian(n, d, 1000 + i), gaussian(n, d, 2000 + i) + 0.5
+        rng = torch.Generator().manual_seed(i)
+        estimates.append(bootstrap(real, fake, rng=rng).std().item())
+    assert 0.7 < np.mean(estimates) / np.std(distances, ddof=1) < 1.4
 
 
 def test_the_probe_separates_what_is_separable_and_guesses_what_is_not():
     labels = torch.arange(600) % 3
     apart = torch.randn(600, 10) + 4 * torch.eye(10)[labels]
     assert fit_probe(apart, labels, 3).accuracy(apart, labels) > 0.95
-    noise = torch.randn(4000, 10)
-    assert fit_probe(noise[:2000], torch.arange(2000) % 4, 4).accuracy(
-        noise[2000:], torch.arange(2000) % 4
-    ) == pytest.approx(0.25, abs=0.05)
+    noise, labels = torch.randn(4000, 10), torch.arange(2000) % 4
+    probe = fit_probe(noise[:2000], labels, 4)
+    assert probe.accuracy(noise[2000:], labels) == pytest.approx(0.25, abs=0.05)

@@ -1,12 +1,13 @@
-"""Nothing in a training step or in sampling makes the host wait for a GPU; found without one, on
-the meta device.
+"""Nothing in a training step or in sampling makes the host wait for a GPU.
+
+Seen without one, on the meta device.
 """
 
 import contextlib
 
 import pytest
 import torch
-from conftest import ENTRIES, FAMILIES, Batch, random_batch, rng, steps_of, tiny
+from conftest import ENTRIES, FAMILIES, random_batch, rng, steps_of, tiny
 from test_train import latent_set
 from waiting import NoWaiting, Waited
 
@@ -16,16 +17,18 @@ from benchmarks.stages.train import InPlaceEMA
 from models import schedulers
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.generator import to_device
+from models.generator import Batch, to_device
 
 META = torch.device("meta")
+CACHED = ("ar", "ar-block4", "any")  # these decode in static buffers on CUDA
 SAMPLERS = ("unet-unipc", "dit-v-heun", "dit-eps-dpmpp", "dit-v-euler", "dit-v-ddim", "dit-x0-ddpm")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_waits_for_nothing(name):
-    """Batch, loss, gradients, optimiser and average: no value is read, no host tensor is used or
-    copied but asynchronously.
+    """Batch, loss, gradients, optimiser and average.
+
+    No value is read, no tensor of the host is used, and all copies are asynchronous.
     """
     model, data = tiny(name).to(META).train(), latent_set().to(META)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
@@ -38,13 +41,12 @@ def test_a_training_step_waits_for_nothing(name):
         average.step(model.parameters())
 
 
-CACHED = ("ar", "ar-block4", "any")  # these decode in static buffers on CUDA
+GROWING = [(name, False) for name in (*FAMILIES, *SAMPLERS)]
+STATIC = [(name, True) for name in CACHED]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize(
-    "name, static", [(n, False) for n in (*FAMILIES, *SAMPLERS)] + [(n, True) for n in CACHED]
-)
+@pytest.mark.parametrize("name, static", GROWING + STATIC)
 def test_sampling_waits_for_nothing(name, guidance, static):
     model = tiny(name).to(META).eval()
     model.static_decoding = static
@@ -57,9 +59,8 @@ def test_sampling_waits_for_nothing(name, guidance, static):
 @pytest.mark.parametrize("name", ["dit", "ar"])
 def test_images_are_sampled_and_decoded_without_waiting(name, monkeypatch):
     """Up to their way to the host."""
-    monkeypatch.setattr(
-        torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()
-    )  # there is none for meta
+    # There is no autocast for the meta device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     model = tiny(name).to(META).eval()
     space = LatentSpace(Autoencoder().to(META), Codebook(ENTRIES).to(META), "tiny", "")
     setting = SamplingConfig(
@@ -71,32 +72,34 @@ def test_images_are_sampled_and_decoded_without_waiting(name, monkeypatch):
 
 
 def test_only_what_lies_on_the_host_is_pinned(monkeypatch):
-    """CUDA refuses to pin what it already has: asked of a tensor that says it is there."""
-    asked = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: asked.append(x.device.type) or x)
+    """CUDA refuses to pin what it already has, for which a tensor of meta stands here."""
+    pinned = []
+
+    def pin_memory(x: torch.Tensor) -> torch.Tensor:
+        pinned.append(x.device.type)
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: x)
     for where in ("meta", "cpu"):
         to_device(torch.zeros(1, device=where), torch.device("cuda"))
-    assert asked == ["cpu"]
+    assert pinned == ["cpu"]
 
 
 @pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm"])
 def test_some_schedulers_would_wait_if_they_were_let(name, monkeypatch):
     monkeypatch.setattr(schedulers, "WithoutWaiting", contextlib.nullcontext)
-    model = tiny(name).to(META).eval()
+    model, labels = tiny(name).to(META).eval(), torch.zeros(3, dtype=torch.long, device=META)
     with pytest.raises(Waited, match="waits"), NoWaiting():
-        model.sample(
-            torch.zeros(3, dtype=torch.long, device=META), steps=4, guidance=1.0, rng=rng()
-        )
+        model.sample(labels, steps=4, guidance=1.0, rng=rng())
 
 
 @pytest.mark.parametrize("name", ["unet-unipc", "dit-v-ddpm", "dit-x0-unipc"])
 def test_a_scheduler_that_is_not_waited_for_gives_the_same_samples(name, monkeypatch):
-    model = tiny(name).eval()
-    sample = lambda: model.sample(torch.tensor([0, 1]), steps=5, guidance=2.0, rng=rng())  # noqa: E731
-    ours = sample()
+    model, labels = tiny(name).eval(), torch.tensor([0, 1])
+    ours = model.sample(labels, steps=5, guidance=2.0, rng=rng())
     monkeypatch.setattr(schedulers, "WithoutWaiting", contextlib.nullcontext)
-    assert torch.equal(ours, sample())
+    assert torch.equal(ours, model.sample(labels, steps=5, guidance=2.0, rng=rng()))
 
 
 def _on(device: torch.device) -> torch.Tensor:
@@ -125,9 +128,8 @@ def test_what_waits_is_seen(waits):
 
 def test_what_does_not_wait_is_let_through():
     with NoWaiting():
-        assert (
-            _on(META) * torch.tensor(2.0) + 1
-        ).device == META  # a number of the host is an argument of the kernel
+        # A number of the host is an argument of the kernel.
+        assert (_on(META) * torch.tensor(2.0) + 1).device == META
         torch.zeros(3).to(META, non_blocking=True)
         _on(META).copy_(torch.zeros(3), non_blocking=True)
 

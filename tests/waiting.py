@@ -1,4 +1,4 @@
-"""What would make the host wait for a CUDA device, found on the meta device, which needs none."""
+"""What would make the host wait for a CUDA device, seen on the meta device, which needs none."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HOST_VALUE = (
-    torch.tensor,
-    torch.as_tensor,
-)  # with device=: a copy of a host value that CUDA waits for
+# With device=..., these copy a value of the host, and CUDA's copy of it is waited for.
+HOST_VALUE = (torch.tensor, torch.as_tensor)
 READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero")
+COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.to)
 
 
 class Waited(AssertionError):
@@ -19,7 +18,7 @@ class Waited(AssertionError):
 
 
 class _Functions(TorchFunctionMode):
-    """Refuses new tensors of host values on the device, and values of device tensors on the host."""
+    """Refuses host values as new tensors of the device, and device values read on the host."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -35,9 +34,6 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.to)
-
-
 def _asynchronous(func: Any, args: tuple, kwargs: dict) -> bool:
     """The value of a copy's argument `non_blocking`."""
     names = [argument.name for argument in func._schema.arguments]
@@ -51,20 +47,22 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        tensors = [
-            leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
-        ]
+        leaves = tree_leaves((args, kwargs, result))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        # A number of the host is an argument of the kernel, no copy.
+        arrays = [tensor for tensor in tensors if tensor.dim()]
         if func.overloadpacket in COPIES:
-            if len({t.device for t in tensors}) > 1 and not _asynchronous(func, args, kwargs):
+            if len({x.device for x in tensors}) > 1 and not _asynchronous(func, args, kwargs):
                 raise Waited(f"{func} between host and device waits")
-        elif len({t.device for t in tensors if t.dim()}) > 1:  # a number of the host is no copy
+        elif len({x.device for x in arrays}) > 1:
             raise Waited(f"{func} has tensors of the host and of the device")
         return result
 
 
 class NoWaiting:
-    """Within, `Waited` is raised where a CUDA device would be waited for:
-    `torch.cuda.set_sync_debug_mode` without a GPU.
+    """Within, `Waited` is raised where a CUDA device would be waited for.
+
+    As `torch.cuda.set_sync_debug_mode("error")`, without a GPU.
     """
 
     def __enter__(self) -> None:
