@@ -17,7 +17,7 @@ def count_macs(call: Callable[[], Any]) -> int:
     """MACs of one call. All its tensors must be on the meta device, where nothing is computed."""
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2  # a multiply-accumulate is two FLOPs to the counter
 
 
 def params(module: nn.Module) -> int:

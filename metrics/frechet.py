@@ -56,7 +56,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     means_apart = (mean1 - mean2).square().sum()
     trace1, trace2 = a.square().sum(), b.square().sum()
     distance = means_apart + trace1 + trace2 - 2 * _cross_trace(a, b)
-    return distance.clamp(min=0).item()
+    return distance.clamp(min=0).item()  # rounding may leave equal sets a little below 0
 
 
 def frechet_bias(features: Tensor, n: int, m: int, labels: Tensor | None = None) -> float:
@@ -87,6 +87,7 @@ def frechet_bias(features: Tensor, n: int, m: int, labels: Tensor | None = None)
                 "about the spread within it"
             )
         in_first_half[rows[::2]] = True
+    # C + c / N + ...: twice the whole less the mean of the halves cancels c / N.
     first = _bias_constant(features[in_first_half], labels[in_first_half])
     second = _bias_constant(features[~in_first_half], labels[~in_first_half])
     whole = _bias_constant(features, labels)

@@ -79,6 +79,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        # A pickle may run code; with `weights_only` it cannot.
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         reason = " ".join(str(error).split())[:100]
@@ -95,6 +96,7 @@ def published_weights() -> Path:
         if (folder / name).exists():
             return folder / name
     folder.mkdir(parents=True, exist_ok=True)
+    # The hash is checked while it comes: a broken download is never taken for the file.
     torch.hub.download_url_to_file(
         URL, str(folder / NAMES[0]), hash_prefix=PUBLISHED, progress=False
     )

@@ -1,7 +1,7 @@
 """The kernel distance (KID, arXiv 1801.01401): an unbiased squared MMD, over all pairs, in float64.
 
-The kernel is the paper's, (x.y / d + 1)^3. Where the paper averages over subsets, this is the full
-U-statistic, with an error of its own.
+The kernel is the paper's, (x.y / d + 1)^3. Where public code averages over random subsets, this is
+the full U-statistic, with an error of its own.
 """
 
 from typing import NamedTuple
@@ -31,6 +31,7 @@ def _kernel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _without_self(a: Tensor) -> Tensor:
     """Kernel sums of each row with all others (N,)."""
+    # With the pairs (i, i) the estimate would be biased.
     return _kernel_sums(a, a)[0] - (a.square().sum(1) / a.shape[1] + 1) ** 3
 
 
@@ -72,6 +73,7 @@ def kid(
             "kid: features must be (N, d) and (M, d) with N, M >= 3, "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    # MMD^2 = E k(a, a') + E k(b, b') - 2 E k(a, b), over pairs of different rows.
     own_a, own_b = _without_self(a), _without_self(b)
     across_a, across_b = _kernel_sums(a, b)
     mean_a, mean_b = own_a.sum() / (n * (n - 1)), own_b.sum() / (m * (m - 1))

@@ -39,6 +39,7 @@ def frechet_per_class(
 
     Of the classes with at least 2 d rows on both sides: below that it is mostly bias.
     """
+    # The bias is C (1 / N + 1 / M) (`frechet_bias`), and a class has few rows.
     classes = _classes(real, real_labels, fake, fake_labels, 2 * real.shape[1])
     return {
         label: frechet_distance(real_rows, fake_rows) for label, real_rows, fake_rows in classes

@@ -98,7 +98,7 @@ class Autoregressive(TokenModel):
         self.transformer = LlamaModel(config)
         self.transformer.rotary_emb = Rotary(config)
         self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
-        # Beside the rotation, which tells where a token is only from the others.
+        # Rotation alone tells a token's place relative to others, not where it is.
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.head = nn.Linear(width, codebook.size, bias=False)
         initialise(self)
@@ -221,7 +221,7 @@ class _Decoding:
             # A graph's kernels depend on the inputs being zeros or tokens, and on how many keys.
             shape = (first, self.steps.rounded(start + block))
             self.steps.run(partial(self.step, first), block, shape)
-        return self.ids.clone()  # the next batch overwrites them
+        return self.ids.clone()  # the buffer itself is overwritten by the next batch
 
     def step(self, first: bool) -> None:
         """Sample the next block of tokens from those of the block before it."""

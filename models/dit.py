@@ -171,6 +171,7 @@ class DiT(nn.Module):
         c = self.timesteps(t) + self.labels(labels)  # (B, width), the same for all blocks
         for block in self.blocks:
             x = block(x, c)
+        # The last layer: adaLN without a gate, then tokens back to patches.
         shift, scale = self.modulation(c).chunk(2, dim=1)
         x = self.out(modulate(self.norm(x), shift, scale))
         return F.pixel_shuffle(self._channels_first(x), self.patch)

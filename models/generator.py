@@ -197,6 +197,7 @@ class GenerativeModel(nn.Module):
 
     def sampler_label(self) -> str:
         """For people: the sampler and all options not at their default, as `raster, top_k 100`."""
+        # Defaults are left out: a table's rows should differ by what was asked for.
         changed = [
             f"{name} {value}"
             for name, value in self.sampler_options.items()
@@ -222,6 +223,7 @@ class GenerativeModel(nn.Module):
 
         A family may override this in place of the two. Its loss is then not compiled.
         """
+        # Apart, because only `error` can be compiled: random numbers come from the host.
         return self.error(*self.inputs(batch, rng=rng))
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:

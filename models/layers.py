@@ -67,6 +67,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
     Halves are paired as in Llama, not neighbours as in the paper.
     """
+    # (a cos - b sin, b cos + a sin) of halves a, b: rolled to (b, a), with the minus in `sin`.
     cos, sin = rotation.cos.to(x), rotation.sin.to(x)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
@@ -97,6 +98,7 @@ def attend(
     if q.shape[2] <= FEW and not causal:  # a step of cached sampling
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=seen)
+    # What is not seen gets a score of minus infinity, and so a weight of exactly zero.
     if causal:
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     if seen is None:
@@ -185,7 +187,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = nn.RMSNorm(width, eps=1e-6), attention
         self.norm2 = nn.RMSNorm(width, eps=1e-6)
-        self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
+        self.gate_up = nn.Linear(width, 2 * mlp, bias=False)  # both matrices as one product
         self.down = nn.Linear(mlp, width, bias=False)
 
     def forward(self, x: Tensor, *args: Tensor | Rotation, **kwargs) -> Tensor:

@@ -45,6 +45,7 @@ class TokenModel(GenerativeModel):
 
     objective = "next-token"
     static_decoding: bool | None = None  # None: on CUDA only; tests set it elsewhere
+    # At the defaults ids have the very distribution that was learned.
     sampler_defaults = {
         "temperature": 1.0,
         "top_k": 0,
@@ -80,7 +81,7 @@ class TokenModel(GenerativeModel):
     def nfe(self, steps: int, guidance: float) -> int:
         if not self.supported_steps([steps]):
             raise ValueError(f"steps={steps}: {self.supported_steps_text()}")
-        return steps if guidance == 1 else 2 * steps
+        return steps if guidance == 1 else 2 * steps  # with and without the label
 
     def supported_steps_text(self) -> str:
         """Which step counts `sample` takes, in words for an error message."""
@@ -138,6 +139,7 @@ class TokenModel(GenerativeModel):
         By the temperature, top-k and top-p that are set.
         """
         options = self.sampler_options
+        # The temperature comes first: `top_p` is a probability of what it leaves.
         logits = logits / options["temperature"]
         logits = filter_logits(logits, options["top_k"], options["top_p"])
         ids = inverse_cdf(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1))
@@ -182,7 +184,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> LongTensor:
     # Scaled by the last entry, which rounding leaves a little beside 1.
     threshold = (uniform[:, None] * cumulative[:, -1:]).contiguous()
     ids = torch.searchsorted(cumulative, threshold, right=True)
-    return ids[:, 0].clamp(max=logits.shape[-1] - 1)
+    return ids[:, 0].clamp(max=logits.shape[-1] - 1)  # a number next to 1 may round past the end
 
 
 def schedule(kind: str, tokens: int, steps: int) -> list[int]:
@@ -194,5 +196,6 @@ def schedule(kind: str, tokens: int, steps: int) -> list[int]:
     for step in range(1, steps + 1):
         wanted = round(tokens * (1 - SCHEDULES[kind](step / steps)))
         most = tokens - (steps - step)  # leaves one token to each step that follows
+        # At least one token a step: an empty step would be counted and do nothing.
         done.append(min(max(wanted, done[-1] + 1), most))
     return [after - before for before, after in pairwise(done)]

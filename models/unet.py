@@ -50,6 +50,15 @@ class QuickAttention:
         return attended if x.is_cuda else attended.contiguous()
 
 
+def _check_halving(height: int, width: int, levels: int) -> None:
+    """Raise ValueError where a U-Net of so many levels cannot halve latents of this size."""
+    factor = 2 ** (levels - 1)  # all but the lowest level halve
+    if height % factor or width % factor:
+        raise ValueError(
+            f"a U-Net of {levels} levels halves {levels - 1} times: {height}x{width} latents cannot"
+        )
+
+
 class UNet(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
@@ -75,12 +84,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         latent_channels, height, width = latent_shape
-        levels, factor = len(channels), 2 ** (len(channels) - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"a U-Net of {levels} levels halves {levels - 1} times: "
-                f"{height}x{width} latents cannot"
-            )
+        levels = len(channels)
+        _check_halving(height, width, levels)
         # Attention costs the square of the pixels: the highest resolution does without by default.
         down = ["DownBlock2D" if n < attention_from else "AttnDownBlock2D" for n in range(levels)]
         up = ["UpBlock2D" if n < attention_from else "AttnUpBlock2D" for n in range(levels)]
@@ -101,7 +106,7 @@ class UNet(nn.Module):
         for module in self.net.modules():
             if isinstance(module, Attention):
                 module.set_processor(QuickAttention())
-        # diffusers leaves this to the user.
+        # A zero-initialised output, which diffusers leaves to the user (arXiv 2105.05233's code).
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 
@@ -110,4 +115,5 @@ class UNet(nn.Module):
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
+        # Contiguous: the samplers' arithmetic goes on in NCHW.
         return self.net(self.layout(x), t, class_labels=labels).sample.contiguous()
