@@ -101,7 +101,7 @@ def pool() -> tuple[np.ndarray, np.ndarray]:
     return generate(1000, 32, seed=5)
 
 
-@pytest.mark.parametrize("ladder", DEGRADATIONS, ids=lambda degradation: degradation.name)
+@pytest.mark.parametrize("degradation", DEGRADATIONS, ids=lambda degradation: degradation.name)
 @pytest.mark.parametrize("size", [32, 64])
 def test_every_level_of_every_ladder_is_another_set_and_repeatable(degradation, size, pool):
     images, labels = pool
