@@ -4,7 +4,6 @@ training FLOPs, with floors and errors beside them.
 At most eight curves share a pair of axes; where there are more, each model has its own.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.analysis import verdicts
 from benchmarks.analysis.curves import curve_names, distance_label, in_order
 from benchmarks.analysis.panel import Look, Panel, facets, look
 from benchmarks.core.store import atomic_file
+from benchmarks.reports.axes import (
+    SMALL,
+    Facet,
+    blocks,
+    cost_axis,
+    distance_axis,
+    finish,
+    plain_log_ticks,
+)
 
 FLOORS = [
     ("fd_floor_real", "real images", "-"),
@@ -34,11 +40,6 @@ AXES = {
     "seconds_per_image": ("seconds per image", "fd_vs_seconds"),
     "latency_seconds": ("latency of one image (s)", "fd_vs_latency"),
 }
-ACROSS = 3  # axes side by side
-SMALL = 9  # points: still legible where a page shows the figure 800 px wide
-
-Facet = tuple[str, list[str]]  # title, curve names
-Draw = Callable[[Any, list[str]], None]  # curves of these names onto axes
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -54,24 +55,20 @@ def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:
     """Distance against the column `x`: a curve per network and choice, the frontier of all, and the
     floors as lines.
     """
-    figure, places = _blocks([panel.facets() for panel in panels])
+    figure, places = blocks([panel.facets() for panel in panels])
     for panel, block in zip(panels, places, strict=True):
         limits, floors = _limits(panel), _floors(panel)
-
-        def draw(axis: Any, names: list[str], panel: Panel = panel) -> None:
+        for axis, (title, names) in zip(block.axes, panel.facets(), strict=True):
             for name in names:
                 curve = panel.curve(name).sort_values(x)
                 _with_errors(axis, curve[x], curve, name, panel.looks[name])
-
-        for axis, (title, names) in zip(block.axes, panel.facets(), strict=True):
-            draw(axis, names)
             _frontier(axis, panel.means, x)
             for label, (value, line) in floors.items():
                 axis.axhline(value, color="0.45", linewidth=1, linestyle=line, label=label)
-            _distance_axis(axis, limits)
-            _cost_axis(axis, x, panel.shown["steps"])
+            distance_axis(axis, limits)
+            cost_axis(axis, x, panel.shown["steps"])
             axis.set_title(title, fontsize=SMALL + 1)
-        _finish(block, panel.title, AXES[x][0], distance_label(panel.first), panel.looks)
+        finish(block, panel.title, AXES[x][0], distance_label(panel.first), panel.looks)
     return save(figure, folder / f"{AXES[x][1]}.png")
 
 
@@ -85,7 +82,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
         return None
     tables = [_on_the_way(panel.with_kept) for panel in kept]
     groups = [_facets_of(table) for table in tables]
-    figure, places = _blocks(groups)
+    figure, places = blocks(groups)
     for panel, table, group, block in zip(kept, tables, groups, places, strict=True):
         looks = _plain_looks(table)
         for axis, (title, names) in zip(block.axes, group, strict=True):
@@ -95,7 +92,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
                 _with_errors(axis, curve["train_flops"], curve, label, looks[name])
             axis.set(xscale="log", yscale="log")
             axis.set_title(title, fontsize=SMALL + 1)
-            _plain_log_ticks(axis)
+            plain_log_ticks(axis)
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
         warning = (
@@ -103,7 +100,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
             "a training of that length alone would end elsewhere"
         )
         label = distance_label(panel.first)
-        _finish(block, f"{panel.title}\n{warning}", "training FLOPs (3 x forward)", label, looks)
+        finish(block, f"{panel.title}\n{warning}", "training FLOPs (3 x forward)", label, looks)
     return save(figure, folder / "fd_vs_training.png")
 
 
@@ -121,7 +118,7 @@ def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
         return None
     tables = [_by_guidance(panel.rows) for panel in swept]
     groups = [_facets_of(table) for table in tables]
-    figure, places = _blocks(groups)
+    figure, places = blocks(groups)
     for panel, table, group, block in zip(swept, tables, groups, places, strict=True):
         looks = _plain_looks(table)
         for axis, (title, names) in zip(block.axes, group, strict=True):
@@ -131,7 +128,7 @@ def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
                 _mark_scales(axis, curve)
             axis.set_title(title, fontsize=SMALL + 1)
         title = f"{panel.title}\nnumbers are guidance scales"
-        _finish(block, title, "recall (higher is better)", "precision (higher is better)", looks)
+        finish(block, title, "recall (higher is better)", "precision (higher is better)", looks)
     return save(figure, folder / "precision_recall.png")
 
 
@@ -153,7 +150,7 @@ def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) 
         return None
     ordered = sorted(kinds.items())
     groups = [facets({name: models[name] for name in sorted(logs)}) for _, logs in ordered]
-    figure, places = _blocks(groups)
+    figure, places = blocks(groups)
     for (kind, logs), group, block in zip(ordered, groups, places, strict=True):
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for place, name in enumerate(names):
@@ -162,8 +159,8 @@ def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) 
                 axis.plot(flops, loss, label=name, linewidth=1, color=f"C{place}", marker=point)
             axis.set(xscale="log")
             axis.set_title(title, fontsize=SMALL + 1)
-            _plain_log_ticks(axis)
-        _finish(block, "", "training FLOPs (3 x forward)", kind, {})
+            plain_log_ticks(axis)
+        finish(block, "", "training FLOPs (3 x forward)", kind, {})
     return save(figure, folder / "loss_vs_flops.png")
 
 
@@ -255,123 +252,3 @@ def _limits(panel: Panel) -> tuple[float, float]:
     if (anchor := _anchor(panel)) is not None:
         highest.append(anchor)
     return 0.85 * least, 1.1 * max(highest)
-
-
-def _distance_axis(axis: Any, limits: tuple[float, float]) -> None:
-    axis.set_yscale("log")
-    axis.set_ylim(*limits)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _cost_axis(axis: Any, x: str, steps: pd.Series) -> None:
-    axis.set_xscale("log")
-    if x == "steps":
-        ticks = sorted(steps.unique())
-        axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-        axis.xaxis.minorticks_off()
-    else:
-        _plain_log_ticks(axis)
-
-
-def _plain_log_ticks(axis: Any) -> None:
-    """1, 2, 5, 10, ... along a logarithmic x axis, and no labels between them.
-
-    Over more than three decades 1, 10, 100, ... only, else the labels would run into each other.
-    """
-    low, high = axis.get_xlim()
-    wide = high / max(low, 1e-30) > 1e3
-    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _blocks(groups: list[list[Facet]]) -> tuple[Any, list[Any]]:
-    """A figure with a block of axes for each group of facets, one block below the other."""
-    most = max(len(group) for group in groups)
-    alone = 5.5 if len(groups) == 1 else 4.0  # inches of a block of one pair of axes
-    heights = [alone if len(group) == 1 else _height(len(group)) for group in groups]
-    width = 8.0 if most == 1 else 10.0
-    figure = plt.figure(figsize=(width, sum(heights)), layout="constrained")
-    blocks = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for block, group in zip(blocks, groups, strict=True):
-        across = min(ACROSS, len(group))
-        down = -(-len(group) // across)
-        grid = block.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        for unused in list(grid.flat)[len(group) :]:
-            unused.remove()
-    return figure, list(blocks)
-
-
-def _height(count: int) -> float:
-    """Inches of a block of several axes, its legend included."""
-    return 2.6 * -(-count // ACROSS) + 1.8
-
-
-def _finish(block: Any, title: str, x: str, y: str, looks: dict[str, Look]) -> None:
-    """Titles, labels, grid lines and legends of a block."""
-    for axis in block.axes:
-        axis.grid(alpha=0.3, which="both", linewidth=0.5)
-        axis.tick_params(labelsize=SMALL)
-    block.suptitle(title, fontsize=SMALL)
-    for axis in _lowest(block.axes):
-        axis.set_xlabel(x, fontsize=SMALL)
-        axis.tick_params(labelbottom=True)
-    block.supylabel(y, fontsize=SMALL)
-    if len(block.axes) == 1:
-        handles, labels = block.axes[0].get_legend_handles_labels()
-    else:
-        handles, labels = _shared_legend(block.axes, looks)
-    place = {"loc": "outside lower center", "ncols": 3, "handlelength": 3.5}
-    block.legend(handles, labels, fontsize=SMALL, **place)
-
-
-def _lowest(axes: list[Any]) -> list[Any]:
-    """The lowest axes of every column of a grid."""
-    across = min(ACROSS, len(axes))
-    return axes[-across:]
-
-
-def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], list[str]]:
-    """The legend of several axes: what they have in common once; the rest in each of them.
-
-    Where curves differ within their axes by the line alone, their common legend says what lines
-    mean, and colours need no explanation: they are the axes' own.
-    """
-    choices = {name: name.split(", ", 1)[-1] for name in looks}
-    per_axis = [axis.get_legend_handles_labels() for axis in axes]
-    lines_only = all(len(_colours(labels, looks)) <= 1 for _, labels in per_axis) and looks
-    handles, texts = [], []
-    for axis, (own_handles, labels) in zip(axes, per_axis, strict=True):
-        inside = []
-        for handle, label in zip(own_handles, labels, strict=True):
-            if label not in looks and looks and _is_common(label, per_axis):
-                if label not in texts:
-                    handles.append(handle)
-                    texts.append(label)
-            elif lines_only:
-                text = choices[label] if ", " in label else label
-                if text not in texts:
-                    handles.append(_line_of(looks[label]))
-                    texts.append(text)
-            else:
-                inside.append((handle, label))
-        if inside:
-            axis.legend(*zip(*inside, strict=True), fontsize=SMALL - 2)
-    return handles, texts
-
-
-def _colours(labels: list[str], looks: dict[str, Look]) -> set[str]:
-    return {looks[label].colour for label in labels if label in looks}
-
-
-def _is_common(label: str, per_axis: list[tuple[list[Any], list[str]]]) -> bool:
-    return all(label in labels for _, labels in per_axis)
-
-
-def _line_of(of: Look) -> Line2D:
-    """A sample of a line and its marker, in grey."""
-    style = of.style() | {"color": "0.3", "marker": "o"}
-    style["markerfacecolor"] = "white" if of.hollow else "0.3"
-    return Line2D([], [], **style)
