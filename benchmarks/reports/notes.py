@@ -75,7 +75,7 @@ def _copies(row: pd.Series) -> list[str]:
     if diagnostics.get("memorised_expected") is None:
         return []
     return [
-        f"Memorised fraction: of {diagnostics['train_images']} training images; without copying it "
+        f"Memorised fraction: of {diagnostics['train_images_searched']} training images; without copying it "
         f"is {show(diagnostics['memorised_expected'])}."
     ]
 
