@@ -10,6 +10,12 @@ PRESET ?=
 # what else a command is to be told; for bench, study, probe and reconstruct these are Hydra overrides
 ARGS ?=
 
+# a setting that is no variable of this file would be dropped without a word
+KNOWN := PYTHON PRESET ARGS IMAGES REFERENCE A B WHERE_A WHERE_B MINUTES ONLY DATA OUT UNPACK LIST REHEARSE
+given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v)))
+unknown := $(filter-out $(KNOWN),$(given))
+$(if $(unknown),$(error $(unknown): not a variable of this Makefile; settings go into ARGS, as in ARGS="seed=1"))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup bench run test agreement lint report score compare cost perf reference publish \
 	study reconstruct probe train-frozen commit-file clean
@@ -39,9 +45,11 @@ report: $(READY) ## rebuild tables and plots from the records in results/ (ARGS=
 	$(RUN) report $(ARGS)
 
 score: $(READY) ## score images made elsewhere: IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>
+	@test -n "$(IMAGES)" -a -n "$(REFERENCE)" || { echo "give IMAGES=<folder|npz|parquet> and REFERENCE=<the same, or one of conf/data>"; exit 2; }
 	$(RUN) score "$(IMAGES)" "$(REFERENCE)" $(ARGS)
 
 compare: $(READY) ## two results folders, or two settings of one: A=results/x B=results/y (WHERE_A="guidance=1" WHERE_B="guidance=4")
+	@test -n "$(A)" -a -n "$(B)$(WHERE_A)$(WHERE_B)" || { echo 'give A=<results folder> B=<another>, or A=<results folder> WHERE_A="guidance=1" WHERE_B="guidance=4"'; exit 2; }
 	$(RUN) compare "$(A)" $(if $(B),"$(B)") $(if $(WHERE_A),--where-a $(WHERE_A)) $(if $(WHERE_B),--where-b $(WHERE_B)) $(ARGS)
 
 cost: $(READY) ## count what every model and size costs, untrained: results/cost/

@@ -77,7 +77,7 @@ def classes(best: pd.DataFrame) -> Table:
             measure = distance_name(row["features"])
             marks = [(value, f"{name} {value:.3g}") for name, value in distances.items()]
         else:
-            measure = "KID ± SE"
+            measure = "KID ± SE, ordered by KID / SE"
             marks = [
                 (value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}")
                 for name, (value, error) in kernels.items()

@@ -22,6 +22,7 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"{panel.distance} compares with other {panel.distance} values on the same images "
             "only, never with a published FID."
         )
+    lines += _worse_than_colours(panel)
     lines += _few_images(panel.first) + _copies(panel.first) + _at_the_edge(panel)
     lines += _seen_before(panel.first, record)
     if record.get("probe_split") == "holdout":
@@ -57,6 +58,17 @@ def _floors(panel: Panel) -> list[str]:
     accuracy, chance = show(row["label_accuracy_real"]), show(1 / row["num_classes"])
     lines.append(f"Label accuracy of held-out real images: {accuracy}; chance: {chance}.")
     return lines
+
+
+def _worse_than_colours(panel: Panel) -> list[str]:
+    """The warning that nothing here is worth a verdict."""
+    anchor, best = panel.first["diagnostics"].get("fd_anchor"), panel.shown["fd"].min()
+    if not anchor or best < anchor:
+        return []
+    return [
+        f"WARNING: even the lowest distance, {show(best)}, is above that of images that keep only "
+        "their mean colour: the verdicts below mean nothing."
+    ]
 
 
 def _few_images(row: pd.Series) -> list[str]:
