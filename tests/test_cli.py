@@ -1,12 +1,14 @@
 """The command line: every command explains itself, and ends as its session ended."""
 
+import ast
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks.core.errors import BadInput, OutOfTime
-from benchmarks.core.session import Session
+from benchmarks.core.session import Session, session
 from benchmarks.core.settings import presets
 from benchmarks.core.store import ROOT
 from benchmarks.results.columns import COLUMNS, as_page
@@ -67,6 +69,59 @@ def test_a_training_that_diverged_is_a_result_of_its_own_kind():
     assert session.exit_code() == 4
     session.complain("and something failed")
     assert session.exit_code() == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 4, 75])
+def test_a_command_ends_the_process_with_its_session_s_code(code, monkeypatch):
+    def command(arguments: list[str]) -> None:
+        assert arguments == ["x=1"], "the command's own arguments, without its name"
+        if code == 1:
+            session.complain("a line")
+        elif code == 4:
+            session.complain("a loss of nan", diverged=True)
+        elif code == 75:
+            session.unfinished.append("the rest")
+
+    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(main=command))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", "x=1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+
+
+CHANGES = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "clear", "remove"}
+
+
+def module_state(tree: ast.Module) -> list[str]:
+    """What of a module is state of the process: `global`, and containers that functions change."""
+    names = set()
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            places = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names |= {place.id for place in places if isinstance(place, ast.Name)}
+    state = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            state += node.names
+        changed = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            changed = node.func.value if node.func.attr in CHANGES else None
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            changed = node.value
+        if isinstance(changed, ast.Name) and changed.id in names:
+            state.append(changed.id)
+    return state
+
+
+def test_only_the_session_remembers_anything():
+    """A second cell of a sweep must not depend on what the first left in a module."""
+    kept = {}
+    for package in ("benchmarks", "models", "metrics"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if state := module_state(ast.parse(path.read_text(encoding="utf-8"))):
+                kept[path.relative_to(ROOT).as_posix()] = state
+    assert kept == {}
+    assert module_state(ast.parse("A = {}\ndef f():\n    A['x'] = 1\n    A.clear()")) == ["A", "A"]
 
 
 def test_the_same_line_is_said_once(capsys):

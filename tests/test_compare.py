@@ -52,9 +52,9 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, capsys):
     ):
         for steps, fd in distances.items():
             _record(tmp_path / folder, fd, steps=steps)
-    _, said = compared(capsys, tmp_path / "a", tmp_path / "b")
+    _, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     none = {"inconclusive": 0, "unknown": 0, "not_comparable": 0}
-    assert said == {
+    assert counts == {
         "matched": 3,
         "rows": 3,
         "ties": 1,
@@ -75,14 +75,9 @@ def test_compare_takes_two_settings_of_one_model(tmp_path, capsys):
     for steps in (2, 8):
         for guidance, fd in ((1.0, 9.0), (2.0, 8.0), (4.0, 6.0 if steps == 8 else 12.0)):
             _record(tmp_path, fd, steps=steps, guidance=guidance, run_id=f"{steps}-{guidance}")
-    lines, said = compared(capsys, tmp_path, "--where-a", "guidance=1", "--where-b", "guidance=4")
-    assert (said["matched"], said["better"], said["worse"], said["only_a"], said["only_b"]) == (
-        2,
-        1,
-        1,
-        0,
-        0,
-    )
+    lines, counts = compared(capsys, tmp_path, "--where-a", "guidance=1", "--where-b", "guidance=4")
+    assert (counts["matched"], counts["better"], counts["worse"]) == (2, 1, 1)
+    assert (counts["only_a"], counts["only_b"]) == (0, 0)
     assert "2 steps, guidance 1, euler; B: 2 steps, guidance 4, euler" in lines[2]
     assert not any("trained apart" in line for line in lines), "both are of one network"
 
@@ -92,12 +87,12 @@ def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, caps
     _record(
         tmp_path, 5.0, run_id="b", model="ar_any", sampler="random-order", objective="any-order"
     )
-    lines, said = compared(capsys, tmp_path, "--where-a", "model=ar", "--where-b", "model=ar_any")
-    assert (said["matched"], said["better"]) == (1, 1) and "trained apart" in lines[-1]
+    lines, counts = compared(capsys, tmp_path, "--where-a", "model=ar", "--where-b", "model=ar_any")
+    assert (counts["matched"], counts["better"]) == (1, 1) and "trained apart" in lines[-1]
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [
         (("--where-a", "guidance=1", "--where-b", "steps=8"), "say which, as in --where-a steps="),
         (("--where-a", "guidnace=1"), "no column or setting guidnace"),
@@ -108,11 +103,11 @@ def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, caps
         (("--where-b", "guidance=7"), "no records there with guidance=7"),
     ],
 )
-def test_compare_says_what_a_filter_lacks(given, said, tmp_path, capsys):
+def test_compare_says_what_a_filter_lacks(given, message, tmp_path, capsys):
     for steps in (2, 8):
         for guidance in (1.0, 4.0):
             _record(tmp_path, 9.0, steps=steps, guidance=guidance, run_id=f"{steps}-{guidance}")
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         compared(capsys, tmp_path, *given)
 
 
@@ -130,8 +125,8 @@ def test_compare_pools_the_seeds_both_sides_have(tmp_path, capsys):
                     sampling=sampling_seed,
                     run_id=f"{side}{seed}{sampling_seed}",
                 )
-    lines, said = compared(capsys, tmp_path / "a", tmp_path / "b")
-    assert (said["matched"], said["rows"], said["worse"]) == (6, 1, 1)
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["matched"], counts["rows"], counts["worse"]) == (6, 1, 1)
     assert "dit xs, 3 seeds" in lines[2] and "SE over 3 training seeds" in lines[2]
     for side in ("c", "d"):
         for rate in (1e-3, 2e-3):
@@ -159,16 +154,16 @@ def test_compare_takes_settings_that_are_no_columns(tmp_path, capsys):
                 run_id=f"{rate}{fraction}",
                 train_fraction=fraction,
             )
-    lines, said = compared(
+    lines, counts = compared(
         capsys, tmp_path, "--where-a", "train.lr=1e-3", "--where-b", "train.lr=2e-3"
     )
-    assert (said["matched"], said["rows"], said["better"]) == (2, 2, 2)
+    assert (counts["matched"], counts["rows"], counts["better"]) == (2, 2, 2)
     assert sum("at 0.5 of the training" in line for line in lines) == 1
     for side in ("c", "d"):
         for rate in (1e-3, 2e-3):
             _record(tmp_path / side, 5.0, train={"lr": rate}, run_id=f"{rate}")
-    lines, said = compared(capsys, tmp_path / "c", tmp_path / "d")
-    assert said["rows"] == 2 and "lr 0.001" in lines[2] and "lr 0.002" in lines[3]
+    lines, counts = compared(capsys, tmp_path / "c", tmp_path / "d")
+    assert counts["rows"] == 2 and "lr 0.001" in lines[2] and "lr 0.002" in lines[3]
 
 
 def test_what_both_filters_say_alike_is_no_choice(tmp_path, capsys):
@@ -202,9 +197,17 @@ def test_seeds_that_scatter_are_inconclusive_and_unmeasured_accuracies_empty(tmp
             run_id=f"b{seed}",
             **accuracies | {"num_samples": 100},
         )
-    lines, said = compared(capsys, tmp_path / "a", tmp_path / "b")
-    assert (said["rows"], said["inconclusive"]) == (1, 1)
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["rows"], counts["inconclusive"]) == (1, 1)
     assert lines[2].split("|")[9].strip() == "", "one seed's accuracy is not the three's"
+
+
+def test_a_value_with_spaces_is_quoted_where_it_is_asked_for(tmp_path, capsys):
+    """The line can be typed as it stands."""
+    for sampler in ("raster", "raster, top_k 100"):
+        _record(tmp_path, 9.0, sampler=sampler, run_id=sampler)
+    with pytest.raises(SystemExit, match=r"--where-a 'sampler=raster, top_k 100'"):
+        compared(capsys, tmp_path, "--where-a", "model=dit", "--where-b", "sampler=raster")
 
 
 def test_a_value_may_hold_spaces():
@@ -227,13 +230,10 @@ def test_compare_warns_of_too_few_images(samples, warned, tmp_path, capsys):
 def test_a_folder_kept_without_its_records_is_read_from_results_json(tmp_path):
     _record(tmp_path / "a", 9.0)
     _record(tmp_path / "a", 8.0, steps=4)
-    found = records.read(tmp_path / "a")
-    archive.write(tmp_path / "kept" / "results.json", found)
-    assert (
-        records.read(tmp_path / "kept") == found
-        and len(found) == 2
-        and records.read(tmp_path / "nothing") == []
-    )
+    written = records.read(tmp_path / "a")
+    archive.write(tmp_path / "kept" / "results.json", written)
+    assert len(written) == 2 and records.read(tmp_path / "kept") == written
+    assert records.read(tmp_path / "nothing") == []
 
 
 def test_budgets_are_matched_with_their_own(tmp_path):

@@ -47,7 +47,7 @@ ROW = {
 DIAGNOSTICS = {
     "fd_train_floor": 1.5,
     "fd_anchor": 50.0,
-    "train_images": 99,
+    "train_images_searched": 99,
     "memorised_flagged": False,
     "memorised_expected": 0.01,
     "kid_per_class": {f"class {k}": [0.1 * k, 0.1] for k in range(10)},

@@ -53,7 +53,7 @@ def test_samples_against_a_data_set_of_which_they_are_the_hold_out(samples, tmp_
     score(samples, "procedural", *SMALL, places=tmp_path)
     out, line = last_line(capsys)
     assert line["label_accuracy"] > 0.5 and line["fd"] == pytest.approx(line["fd_floor_real"])
-    assert line["train_images"] == 200 and line["memorised_fraction"] <= 0.05
+    assert line["train_images_searched"] == 200 and line["memorised_fraction"] <= 0.05
     assert "kid_per_class" not in line and "loors are of" not in out
 
 

@@ -267,7 +267,7 @@ def test_pictures_that_cannot_be_copies_are_called_copies_at_the_stated_rate():
             train=TRAIN,
             reference=REFERENCE,
             held_out=gaussian(400, 24, 200 + i),
-        ).share
+        ).fraction
         for i in range(40)
     ]
     assert np.mean(shares) == pytest.approx(

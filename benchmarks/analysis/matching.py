@@ -1,5 +1,6 @@
 """Which measurements of two sets of records measured the same thing, and which belong together."""
 
+import shlex
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,7 @@ def by_identity(
     a side has several. Raises BadInput where a filter leaves several records of one identity; two
     code versions of one are no such case: the newer is taken.
     """
-    known: dict[tuple, Record] = {}
+    by_key: dict[tuple, Record] = {}
     for i, (record, variant) in enumerate(zip(records, variants, strict=True)):
         row = record["row"]
         if row["status"] != "ok":
@@ -58,15 +59,17 @@ def by_identity(
         columns = tuple(row.get(name) for name in SAME if name not in free)
         sampling_seed = record.get("sampling_seed", row.get("seed"))
         key = (*columns, sampling_seed, variant, budgets[i] if budgets else False)
-        if key in known and free:
-            other = known[key]["row"]
+        if key in by_key and free:
+            other = by_key[key]["row"]
             name = next((n for n in sorted(free) if other.get(n) != row.get(n)), "run_id")
+            # as a shell takes it: samplers' names hold spaces
+            choice = shlex.quote(f"{name}={row.get(name)}")
             raise BadInput(
                 f"{side} has several records that differ only in {name}: "
-                f"say which, as in --where-{side.lower()} {name}={row.get(name)}"
+                f"say which, as in --where-{side.lower()} {choice}"
             )
-        known[key] = record
-    return known
+        by_key[key] = record
+    return by_key
 
 
 def pooled(pairs: list[Pair], setting: Callable[[Record], str]) -> list[list[Pair]]:
@@ -84,6 +87,7 @@ def pooled(pairs: list[Pair], setting: Callable[[Record], str]) -> list[list[Pai
         groups.setdefault(tuple(key), []).append(pair)
     rows: list[list[Pair]] = []
     for group in groups.values():
+        # without another training seed there is no error between seeds: each sampling is a row
         several = len({seeds_of(pair) for pair in group}) > 1
         rows += [group] if several else [[pair] for pair in group]
     return rows
@@ -115,6 +119,7 @@ def same_evaluator(first: Record, second: Record) -> bool:
     """Whether both distances are to the same images over the same features; never where that is not
     recorded.
     """
+    # names alone do not tell: an image folder or weights may have changed under the same name
     prints = [
         [record.get("fingerprints", {}).get(name) for name in ("data", "features")]
         for record in (first, second)

@@ -62,13 +62,13 @@ HEADER = [
 VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
 
 
-def where(found: list[Record], wanted: dict[str, str]) -> list[Record]:
+def where(everything: list[Record], wanted: dict[str, str]) -> list[Record]:
     """The records whose columns, or settings such as model.lr, have these values.
 
     Numbers compare as numbers. Raises BadInput for unknown names.
     """
     settings = []
-    for record in found:
+    for record in everything:
         config = record.get("config", {})
         named = {name: config.get(name, {}) for name in ("model", "train")}
         settings.append(flatten(named) | record["row"])
@@ -80,13 +80,13 @@ def where(found: list[Record], wanted: dict[str, str]) -> list[Record]:
         )
     return [
         record
-        for record, values in zip(found, settings, strict=True)
+        for record, values in zip(everything, settings, strict=True)
         if all(_equal(values.get(name), value) for name, value in wanted.items())
     ]
 
 
 def _equal(value: Any, wanted: str) -> bool:
-    try:
+    try:  # 1e-3 and 0.001, 1 and 1.0 are one value
         return float(value) == float(wanted)
     except (TypeError, ValueError):
         return str(value) == wanted
@@ -99,6 +99,7 @@ def match(first: list[Record], second: list[Record], free: frozenset[str] = froz
     Settings that differ within a side (learning rates, codebooks, budgets) tell its records apart;
     those that differ between the sides do not.
     """
+    # one budget each is what is compared, several are told apart
     budgets = [[records.budget(record) for record in side] for side in (first, second)]
     several = any(len(set(of_side)) > 1 for of_side in budgets)
     sides = [
@@ -113,6 +114,7 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     variants = _variants(pairs)
     budgets = len({records.budget(record) for pair in pairs for record in pair}) > 1
     rows, verdicts = [], Counter()
+    # seeds where both sides have several: retraining moves a distance more than its bootstrap says
     for group in sorted(_groups(pairs), key=_order):
         names = [
             _both(_network(record["row"], group) for record in group[0]),
@@ -138,6 +140,7 @@ def _groups(pairs: list[Pair]) -> list[list[Pair]]:
 def _variants(pairs: list[Pair]) -> dict[int, str]:
     """By a record's id, the settings that tell it from others of its side."""
     variants = {}
+    # by side: what differs between the sides is what is compared, and tells nothing apart
     for side in (0, 1):
         own = [pair[side] for pair in pairs]
         for record, variant in zip(own, records.variants(own), strict=True):
@@ -274,7 +277,7 @@ def compare(a: Path, b: Path, where_a: dict[str, str], where_b: dict[str, str]) 
     names = {*where_a, *where_b}
     free = frozenset(name for name in names if where_a.get(name) != where_b.get(name))
     pairs, only_a, only_b = match(first, second, free)
-    if not pairs and "model" in free:
+    if not pairs and "model" in free:  # ar has other samplers and objectives than dit
         pairs, only_a, only_b = match(first, second, free | BY_MODEL)
     if not pairs:
         raise BadInput(

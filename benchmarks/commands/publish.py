@@ -50,8 +50,8 @@ def publish(
     records or images, for an unknown figure or grid, for more than two figures, and for a target
     that holds anything else, since publishing would remove it.
     """
-    found = records.current(records.read(folder))
-    if not found:
+    current = records.current(records.read(folder))
+    if not current:
         raise BadInput(f"{folder}: no records there; give a folder that `make bench` wrote")
     for name in ("results.csv", "summary.md"):
         if not (folder / name).exists():
@@ -59,16 +59,16 @@ def publish(
     images = _figures(folder, figures) + _grid(folder, grid)
     _check_target(target)
     with atomic_folder(target) as place:
-        _write(found, folder, images, place)
+        _write(current, folder, images, place)
         written = [target / path.relative_to(place) for path in place.rglob("*") if path.is_file()]
         if (target / "README.md").exists():
             shutil.copyfile(target / "README.md", place / "README.md")
     return sorted(written)
 
 
-def _write(found: list[dict[str, Any]], folder: Path, images: list[str], place: Path) -> None:
+def _write(current: list[dict[str, Any]], folder: Path, images: list[str], place: Path) -> None:
     """All files of the published form but README.md, into the empty folder `place`."""
-    archive.write(place / archive.PACKED, found)
+    archive.write(place / archive.PACKED, current)
     shutil.copyfile(folder / "results.csv", place / "results.csv")
     for name in images:
         limit = FIGURE_BYTES if name.startswith("plots/") else GRID_BYTES
@@ -140,7 +140,6 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     try:
         written = publish(args.folder, args.target, args.figures, args.grid)
-        print("\n".join(map(str, written)))
     except BadInput as error:
-        print(f"latentbench: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"latentbench: {error}")
+    print("\n".join(map(str, written)))

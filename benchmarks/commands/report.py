@@ -1,7 +1,9 @@
 """Rebuild tables, plots and pages from the records of results folders; nothing is measured anew.
 
-python -m benchmarks report
-python -m benchmarks report results/cpu results/reference/seeds
+    python -m benchmarks report
+    python -m benchmarks report results/cpu results/reference/seeds
+
+Without folders, all of results/ that hold records. A published folder stays one.
 """
 
 import sys
@@ -20,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     folders = arguments.parse_args(argv).folders
     folders = folders or sorted(path.parent for path in Path("results").glob("*/records"))
     if not folders:
-        sys.exit("report: results/ has no records yet; run `make bench` first")
+        sys.exit("latentbench: results/ has no records yet; run `make bench` first")
     try:
         for folder in folders:
             print(build_report(folder))

@@ -1,4 +1,4 @@
-"""The ways in which a task ends badly that the house knows of."""
+"""The ways in which a task ends badly that are foreseen."""
 
 
 class BadInput(Exception):

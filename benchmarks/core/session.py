@@ -1,4 +1,4 @@
-"""What one call of a command has done so far. All process-wide state of the house is here."""
+"""What one call of a command has done so far. All process-wide state of the suite is here."""
 
 import os
 import sys

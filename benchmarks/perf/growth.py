@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
+from benchmarks.analysis.panel import MARKERS
 from benchmarks.core.settings import compose
 from benchmarks.core.store import atomic_file, seeded
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
@@ -208,7 +209,7 @@ def _plot_curve(axis: Axes, curve: pd.DataFrame, name: str, number: int) -> None
         curve["seconds"],
         label=name,
         color=color,
-        marker=plots.MARKERS[number],
+        marker=MARKERS[number],
         markersize=4,
     )
     scale = curve["seconds"].iloc[-1] / curve["gflops"].iloc[-1]

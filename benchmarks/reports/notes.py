@@ -75,8 +75,8 @@ def _copies(row: pd.Series) -> list[str]:
     if diagnostics.get("memorised_expected") is None:
         return []
     return [
-        f"Memorised fraction: of {diagnostics['train_images']} training images; without copying it "
-        f"is {show(diagnostics['memorised_expected'])}."
+        f"Memorised fraction: of {diagnostics['train_images_searched']} training images; "
+        f"without copying it is {show(diagnostics['memorised_expected'])}."
     ]
 
 

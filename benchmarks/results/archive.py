@@ -19,26 +19,28 @@ from benchmarks.core.store import atomic_file, digest, write_json
 
 PLAIN = "results.json"
 PACKED = "records.json.gz"
+# all that reading, decompressing, parsing and unpacking raise for a file cut short or changed
 DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
 
 
-def pack(found: list[dict[str, Any]]) -> dict[str, Any]:
+def pack(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Records in the stored form: parts that several records have equal appear once.
 
     ValueError for a record with an entry named `parts`, which the stored form needs itself.
     """
-    if any("parts" in record for record in found):
+    if any("parts" in record for record in records):
         raise ValueError("a record may not have an entry named parts")
-    digests = [_digests(record) for record in found]
+    digests = [_digests(record) for record in records]
     counts = Counter(name for names in digests for name in names.values())
-    parts, records = {}, []
-    for record, names in zip(found, digests, strict=True):
+    parts, stored = {}, []
+    for record, names in zip(records, digests, strict=True):
+        # what only one record has stays in it: a reader then finds it in one place
         shared = {k: name for k, name in names.items() if counts[name] > 1}
         for k, name in shared.items():
             parts.setdefault(name, record[k])
         own = {k: v for k, v in record.items() if k not in shared}
-        records.append(own | {"parts": shared})
-    return {"parts": parts, "records": records}
+        stored.append(own | {"parts": shared})
+    return {"parts": parts, "records": stored}
 
 
 def _digests(record: dict[str, Any]) -> dict[str, str]:
@@ -49,24 +51,26 @@ def _digests(record: dict[str, Any]) -> dict[str, str]:
 
 def unpack(stored: dict[str, Any]) -> list[dict[str, Any]]:
     """The records that `pack` was given. KeyError, TypeError or AttributeError for another form."""
-    found = []
+    records = []
     for record in stored["records"]:
         own = {k: v for k, v in record.items() if k != "parts"}
-        found.append(own | {k: stored["parts"][name] for k, name in record["parts"].items()})
-    return found
+        shared = {k: stored["parts"][name] for k, name in record["parts"].items()}
+        records.append(own | shared)
+    return records
 
 
-def write(path: Path, found: list[dict[str, Any]]) -> Path:
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
     """Write records to `path`, atomically, compressed where it ends in .gz; returns `path`.
 
     The bytes depend on the records alone: neither on the time nor on the file's name.
     """
-    stored = pack(found)
+    stored = pack(records)
     if path.suffix != ".gz":
         write_json(path, stored)
         return path
     text = json.dumps(stored, separators=(",", ":"), allow_nan=False)
     packed = io.BytesIO()
+    # gzip's header would hold a name and the time: equal records would be a change to git
     with gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as file:
         file.write(text.encode())
     with atomic_file(path) as temporary:

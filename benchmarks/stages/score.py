@@ -103,7 +103,7 @@ class Evaluator:
         row["memorised_fraction"] = copies.fraction
         diagnostics["memorised_flagged"] = copies.flagged
         diagnostics["memorised_expected"] = copies.expected
-        diagnostics["train_images"] = len(self.train)
+        diagnostics["train_images_searched"] = len(self.train)
         closest = copies.closeness.argsort()[:PAIRS]
         return list(zip(closest.tolist(), copies.nearest[closest].tolist(), strict=True))
 
