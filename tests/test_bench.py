@@ -168,12 +168,13 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
 
 
 def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tiny_folder):
-    sweep = ["-m", "experiment=smoke", "name=sweep", "model=dit,ar", "seed=0,1", "steps=[2,64]"]
+    sweep = ["-m", "experiment=smoke", "name=sweep", "model=dit,ar", "seed=0,1", "steps=[2,16]"]
     ended = run(tiny_folder, *sweep, *TINY, "train.budget=2")
     assert ended.code == 0, ended.err
     rows = table(tiny_folder, "sweep")
-    expected = [("ar", seed, 64) for seed in (0, 1)]
-    expected += [("dit", seed, steps) for seed in (0, 1) for steps in (2, 64)]
+    # 16 px are 16 tokens, and the AR model samples one a step
+    expected = [("ar", seed, 16) for seed in (0, 1)]
+    expected += [("dit", seed, steps) for seed in (0, 1) for steps in (2, 16)]
     assert sorted(zip(rows["model"], rows["seed"], rows["steps"], strict=True)) == expected
     cache = tiny_folder / "cache"
     assert len(list((cache / "latents").glob("*"))) == 1
@@ -250,7 +251,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 
 
 def test_a_diverged_cell_is_a_row_the_others_still_run_and_it_is_not_tried_again(tiny_folder):
-    options = ["-m", "experiment=smoke", "name=wild", "model=dit,ar", "steps=[2,64]", *TINY]
+    options = ["-m", "experiment=smoke", "name=wild", "model=dit,ar", "steps=[2,16]", *TINY]
     options += ["train.budget=25", "size.dit.lr=1e30"]
     ended = run(tiny_folder, *options)
     assert ended.code == 4 and "diverged" in ended.err and "Traceback" not in ended.err
