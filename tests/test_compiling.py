@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAMILIES, composed, random_batch, rng, tiny
-from test_train import CFG, latent_set, run, same
+from test_train import cfg_with, compiled_without_code, run, same
 
 from benchmarks import run as bench
 from benchmarks.core.errors import BadInput, OutOfTime
@@ -19,29 +19,33 @@ from benchmarks.stages.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
 from benchmarks.stages.sample_batch import best_batch, chosen_batch
 
 CPU = torch.device("cpu")
+PLAIN_SECONDS, COMPILED_SECONDS = 0.006, 0.002  # of a made-up step
+ONE_TIMING = WARMUP + TIMED  # steps
 
 
 def test_compiling_pays_where_it_saves_more_than_its_start_costs():
     payback = Payback(startup_seconds=60, gain=0.25)
     assert payback.pays(steps=2500, step_seconds=0.1)
     assert not payback.pays(steps=2300, step_seconds=0.1)
-    assert not Payback(0.0, -0.1).pays(10**6, 1.0), "what makes steps slower never pays"
+    slower = Payback(startup_seconds=0.0, gain=-0.1)
+    assert not slower.pays(steps=10**6, step_seconds=1.0), "what makes steps slower never pays"
 
 
 class Network:
-    """A model whose loss takes 6 ms as it is and 2 ms compiled, or cannot be compiled."""
+    """A model whose loss takes 6 ms as it is and another time compiled, or cannot be compiled."""
 
-    def __init__(self, broken: bool = False):
-        self.seconds, self.broken = 0.006, broken
+    def __init__(self, compiled_seconds: float = COMPILED_SECONDS, broken: bool = False):
+        self.seconds, self.compiled_seconds = PLAIN_SECONDS, compiled_seconds
+        self.broken = broken
 
     def compile_error(self):
-        self.seconds = 0.002
+        self.seconds = self.compiled_seconds
 
     def uncompile_error(self):
-        self.seconds = 0.006
+        self.seconds = PLAIN_SECONDS
 
     def __call__(self, batch, rng):
-        if self.broken and self.seconds == 0.002:
+        if self.broken and self.seconds != PLAIN_SECONDS:
             raise RuntimeError("no C++ compiler")
         time.sleep(self.seconds)
 
@@ -67,19 +71,17 @@ def trained_with(compiler: Compiler, steps: int, network: Network) -> list[int]:
 def test_a_long_training_goes_on_compiled_and_keeps_what_that_gave(tmp_path):
     file = tmp_path / "one.json"
     compiler = Compiler(True, 10**6, CPU, file)
-    assert trained_with(compiler, 4 * (WARMUP + TIMED), Network()) == [WARMUP + TIMED], (
-        "it decides once, after the steps it timed"
-    )
-    known = json.loads(file.read_text())
-    assert 0.3 < known["gain"] < 0.9 and known["startup_seconds"] < 1
-    assert (
-        compiler.summary()["compiled"]
-        and compiler.summary()["step_seconds"] > compiler.summary()["compiled_step_seconds"]
-    )
+    changes = trained_with(compiler, 4 * ONE_TIMING, Network())
+    assert changes == [ONE_TIMING], "it decides once, after the steps it timed"
+    kept, summary = json.loads(file.read_text()), compiler.summary()
+    assert 0.3 < kept["gain"] < 0.9 and kept["startup_seconds"] < 1
+    assert summary["compiled"]
+    assert summary["step_seconds"] > summary["compiled_step_seconds"]
 
 
 def test_a_short_training_stays_as_it_is_until_a_measurement_says_otherwise(tmp_path):
-    file, steps = tmp_path / "one.json", 2000  # 12 s, of which the guess saves less than its 60 s
+    # 2000 steps take 12 s, of which the guess saves less than its 60 s
+    file, steps = tmp_path / "one.json", 2000
     assert trained_with(Compiler(True, steps, CPU, file), 60, Network()) == []
     file.write_text(json.dumps({"startup_seconds": 0.1, "gain": 0.5}))
     assert len(trained_with(Compiler(True, steps, CPU, file), 60, Network())) == 1
@@ -92,11 +94,9 @@ def test_neither_a_choice_made_nor_a_budget_in_minutes_is_compiled_by_itself(aut
 
 
 def test_a_compiled_step_that_is_slower_is_given_up_again():
-    network = Network()
-    network.compile_error = lambda: setattr(network, "seconds", 0.009)
-    compiler = Compiler(True, 10**6, CPU)
-    assert len(trained_with(compiler, 4 * (WARMUP + TIMED), network)) == 2
-    assert network.seconds == 0.006 and not compiler.summary()["compiled"]
+    network, compiler = Network(compiled_seconds=0.009), Compiler(True, 10**6, CPU)
+    assert len(trained_with(compiler, 4 * ONE_TIMING, network)) == 2
+    assert network.seconds == PLAIN_SECONDS and not compiler.summary()["compiled"]
 
 
 def test_a_compiler_that_fails_costs_nothing_but_a_line(capsys):
@@ -112,45 +112,45 @@ def test_a_loss_is_one_graph(name, precision):
     fail at one.
     """
     model, graphs = tiny(name).train(), []
-    keep = lambda graph, inputs: graphs.append(graph) or graph.forward  # noqa: E731
+    compiled = compiled_without_code(graphs)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         expected = model(random_batch(), rng=rng())
-        model.error = torch.compile(type(model).error.__get__(model), backend=keep, fullgraph=True)
-        got = model(random_batch(), rng=rng())
+        model.error = compiled(type(model).error.__get__(model), fullgraph=True)
+        loss = model(random_batch(), rng=rng())
     torch.compiler.reset()
     assert len(graphs) == 1
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_training_that_goes_on_compiled_is_the_same_training(tmp_path, monkeypatch):
     """The trial's gradients are thrown away, and its random numbers are its own."""
-    monkeypatch.setattr(compiling, "GUESS", Payback(0.0, 0.5))
+    monkeypatch.setattr(compiling, "GUESS", Payback(startup_seconds=0.0, gain=0.5))
     traced = []
-    compiled = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda m: compiled(m, backend=lambda graph, inputs: traced.append(graph) or graph.forward),
-    )
-    cfg = SimpleNamespace(**vars(CFG) | {"budget": 2 * (WARMUP + TIMED), "compile": "auto"})
+    monkeypatch.setattr(torch, "compile", compiled_without_code(traced))
+    cfg = cfg_with(budget=2 * ONE_TIMING, compile="auto")
     weights, _ = run(tmp_path / "plain", "dit", cfg=cfg)
-    made = Compiler.__init__
-    monkeypatch.setattr(Compiler, "__init__", lambda self, auto, *a, **k: made(self, True, *a, **k))
+
+    init = Compiler.__init__
+
+    def as_on_cuda(self, auto, *args, **options):
+        init(self, True, *args, **options)
+
+    monkeypatch.setattr(Compiler, "__init__", as_on_cuda)
     again, summary = run(tmp_path / "compiled", "dit", cfg=cfg)
     torch.compiler.reset()
-    assert traced and summary["compile"]["compiled_step_seconds"] > 0, (
-        "here it may not have paid, and is then given up again"
-    )
+    # here it may not have paid, and is then given up again
+    assert traced and summary["compile"]["compiled_step_seconds"] > 0
     for name, value in weights.items():
         torch.testing.assert_close(again[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_a_training_whose_time_is_up_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
     whole, _ = run(tmp_path / "whole", "dit")
+    broken = tmp_path / "broken"
     with pytest.raises(OutOfTime, match=r"trained to 2%"):
-        run(tmp_path / "broken", "dit", latent_set(), stop_at=time.time() - 1)
-    assert (tmp_path / "broken" / "checkpoint.pt").exists()
-    assert same(run(tmp_path / "broken", "dit")[0], whole)
+        run(broken, "dit", stop_at=time.time() - 1)
+    assert (broken / "checkpoint.pt").exists()
+    assert same(run(broken, "dit")[0], whole)
 
 
 def test_a_cell_whose_time_is_up_is_not_begun():
@@ -166,9 +166,9 @@ def test_the_sampling_batch_grows_as_long_as_that_makes_it_faster(seconds, batch
     assert chosen_batch(seconds) == batch
 
 
-def test_on_a_cpu_the_sampling_batch_is_what_it_was(tmp_path):
-    found = best_batch(None, None, None, CPU, precision="bf16", file=tmp_path / "x.json")
-    assert found == 128 and not (tmp_path / "x.json").exists()
+def test_on_a_cpu_the_sampling_batch_is_fixed(tmp_path):
+    batch = best_batch(None, None, None, CPU, precision="bf16", file=tmp_path / "x.json")
+    assert batch == 128 and not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_what_cannot_be_a_batch_or_a_time_is_refused(override, message):
 def test_the_batch_is_found_once_and_memory_s_end_ends_the_search(tmp_path, monkeypatch):
     tried = []
 
-    def seconds(generator, space, data, setting, device):
-        tried.append(setting.batch)
-        if setting.batch > 128:
+    def seconds(generator, space, data, config, device):
+        tried.append(config.batch)
+        if config.batch > 128:
             raise torch.cuda.OutOfMemoryError("no more")
         return 1.0  # a batch of any size: the larger the better
 

@@ -23,12 +23,14 @@ SHIPPED_FOLDERS = [ROOT / room / "weights" for room in ("models", "metrics")]
 
 def digest(*parts: Any) -> str:
     """Sixteen hex digits that name a configuration: sha256 of its canonical JSON."""
+    # what is no JSON, such as a path, goes by its text
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def seeded(*parts: Any) -> torch.Generator:
     """A CPU generator whose stream is a pure function of `parts`, such as ("noise", seed, step)."""
+    # a seed has 63 bits: torch takes a signed number
     return torch.Generator().manual_seed(int(digest(*parts), 16) >> 1)
 
 
@@ -50,6 +52,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        # else a power cut might leave the new name with nothing behind it
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -62,9 +65,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """As `atomic_file`, for a folder of several files; an older folder of that name is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, older = (
-        path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old")
-    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    older = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -73,8 +75,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, older)
         os.replace(temporary, path)
     finally:
-        for rest in (temporary, older):
-            shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -95,12 +97,9 @@ def write_tensors(
     path: str | Path, key: str, tensors: dict[str, torch.Tensor], **extra: str
 ) -> None:
     """A safetensors file that carries its key (and other strings) with it."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            str(temporary),
-            metadata=extra | {"key": key},
-        )
+        save_file(on_cpu, str(temporary), metadata=extra | {"key": key})
 
 
 def read_tensors(
@@ -116,7 +115,8 @@ def read_tensors(
             extra = file.metadata() or {}
             if extra.get("key") != key:
                 raise ValueError("another configuration's")
-            return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, extra
     except (OSError, ValueError, SafetensorError) as error:
         print(f"{path} cannot be used ({str(error).splitlines()[0]}); rebuilding it")
         return None

@@ -78,6 +78,7 @@ class Cell:
 def prepare(cfg: DictConfig) -> Cell:
     """Images to latents and evaluators (each cached), and a freshly initialised model."""
     device = pick_device(cfg.device)
+    # what cannot be is refused before anything is computed
     shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
     extractors = load_extractors(cfg.features)
     with session.stage("images"):
@@ -86,19 +87,17 @@ def prepare(cfg: DictConfig) -> Cell:
         space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
         latents = prepare_latents(dataset, space, cache=cfg.cache_dir, device=device)
     with session.stage("evaluators and floors"):
-        evaluators = [
-            _evaluator(cfg, extractor, dataset, space, latents, device) for extractor in extractors
-        ]
+        evaluators = []
+        for extractor in extractors:
+            evaluators.append(_evaluator(cfg, extractor, dataset, space, latents, device))
 
-    model = _untrained(cfg, shape, space, latents, len(dataset.classes))
+    model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
     machine_key = _machine_key(cfg, shape, device)
     space = space.to(device)
     if cfg.sample_batch == "auto":
-        file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json"
-        place_on(model, device)
-        precision = cfg.train.precision
-        batch = best_batch(model, space, latents, device, precision=precision, file=file)
+        batch = _measured_batch(cfg, model, space, latents, device, machine_key)
         cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
+    grid = sampling_grid(cfg, model)
     return Cell(
         cfg=cfg,
         device=device,
@@ -107,26 +106,10 @@ def prepare(cfg: DictConfig) -> Cell:
         latents=latents,
         model=model,
         meta_model=on_meta(model),
-        measurements=[(c, e) for c in sampling_grid(cfg, model) for e in evaluators],
+        measurements=[(config, evaluator) for config in grid for evaluator in evaluators],
         key=_training_key(cfg, latents, device),
         machine_key=machine_key,
     )
-
-
-def _untrained(
-    cfg: DictConfig,
-    shape: tuple[int, int, int],
-    space: LatentSpace,
-    latents: LatentSet,
-    classes: int,
-) -> GenerativeModel:
-    """The model as the seed initialises it, its sampler chosen."""
-    torch.manual_seed(cfg.seed)
-    codebook = space.codebook.whitened(latents.mean, latents.std)
-    dropout = cfg.train.label_dropout
-    model = build_model(cfg.model, shape, classes, codebook, label_dropout=dropout)
-    choose_sampler(model, cfg)
-    return model
 
 
 def _evaluator(
@@ -138,17 +121,46 @@ def _evaluator(
     device: torch.device,
 ) -> Evaluator:
     """The evaluator of one feature extractor; the hold-out is reconstructed only if not cached."""
-    rebuilt = partial(reconstruct, dataset.holdout, space, latents, device)
-    split = probe_split(cfg.data, extractor, dataset.classes)
     return prepare_evaluator(
         extractor,
         dataset,
-        rebuilt,
+        rebuilt=partial(reconstruct, dataset.holdout, space, latents, device),
         key=latents.key,
         cache=cfg.cache_dir,
         device=device,
-        split=split,
+        split=probe_split(cfg.data, extractor, dataset.classes),
     )
+
+
+def _initial_model(
+    cfg: DictConfig,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    space: LatentSpace,
+    latents: LatentSet,
+) -> GenerativeModel:
+    """The untrained model, a pure function of the seed, set to sample as configured."""
+    torch.manual_seed(cfg.seed)
+    # token models work in the same whitened units as the others
+    codebook = space.codebook.whitened(latents.mean, latents.std)
+    dropout = cfg.train.label_dropout
+    model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
+    choose_sampler(model, cfg)
+    return model
+
+
+def _measured_batch(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    space: LatentSpace,
+    latents: LatentSet,
+    device: torch.device,
+    machine_key: str,
+) -> int:
+    """The sampling batch that this network is fastest at on this machine."""
+    file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json"
+    place_on(model, device)
+    return best_batch(model, space, latents, device, precision=cfg.train.precision, file=file)
 
 
 def _training_key(cfg: DictConfig, latents: LatentSet, device: torch.device) -> str:
@@ -202,5 +214,6 @@ def sampling_grid(cfg: DictConfig, model: GenerativeModel) -> list[SamplingConfi
         return grid
     # weights kept on the way, and those they lead to, are measured alike whatever is swept
     most = SamplingConfig(steps=max(supported), guidance=1.0, seed=seeds[0], **shared)
-    grid += [] if most in grid else [most]
+    if most not in grid:
+        grid.append(most)
     return grid + [most._replace(train_fraction=fraction) for fraction in fractions]

@@ -38,12 +38,10 @@ GUESS = Payback(startup_seconds=60.0, gain=0.2)
 
 @dataclass
 class Compiler:
-    """Watches a training's steps and says when to go on compiled. `steps` is None for a budget in
-    minutes: never.
-    """
+    """Watches a training's steps and says when to go on compiled."""
 
-    auto: bool
-    steps: int | None
+    auto: bool  # decide by timing; else `compiled` stays as it is
+    steps: int | None  # of the training; None for a budget in minutes, which is never compiled
     device: torch.device
     file: Path | None = None  # where this network's measurement on this machine is kept
     compiled: bool = False
@@ -60,9 +58,8 @@ class Compiler:
         """As `train.compile` wants it; `auto` is for CUDA, since on a CPU compiling has paid for
         some models only.
         """
-        return cls(
-            wanted == "auto" and device.type == "cuda", steps, device, file, compiled=wanted is True
-        )
+        auto = wanted == "auto" and device.type == "cuda"
+        return cls(auto, steps, device, file, compiled=wanted is True)
 
     def after(self, state: Any, step: int, batch: Batch) -> None:
         """Called after every step of a train state; from some step on its loss is compiled."""
@@ -70,25 +67,24 @@ class Compiler:
             return
         if self.compiled and self.compiled_step_seconds is None:
             self._measure(step)
-            if (
-                self.compiled_step_seconds is not None
-                and self.compiled_step_seconds >= self.step_seconds
-            ):
+            compiled_seconds = self.compiled_step_seconds
+            if compiled_seconds is not None and compiled_seconds >= self.step_seconds:
                 self.compiled = False
                 state.generator.uncompile_error()
         elif self.step_seconds is None:
             self.step_seconds = self._timed(step)
-            if self.step_seconds is not None and self.payback().pays(
-                self.steps - step, self.step_seconds
-            ):
+            if self.step_seconds is None:
+                return
+            left = self.steps - step
+            if self.payback().pays(left, self.step_seconds):
                 self._try(state, batch)
 
     def payback(self) -> Payback:
         """As measured on this machine, else the guess."""
-        known = read_json(self.file) if self.file else None
-        return (
-            Payback(known["startup_seconds"], known["gain"]) if isinstance(known, dict) else GUESS
-        )
+        measured = read_json(self.file) if self.file else None
+        if not isinstance(measured, dict):
+            return GUESS
+        return Payback(measured["startup_seconds"], measured["gain"])
 
     def summary(self) -> dict[str, float | bool | None]:
         """For the record: whether it was compiled, and the seconds behind that."""
@@ -111,6 +107,7 @@ class Compiler:
             print(f"train.compile=auto: going on uncompiled ({reason})", flush=True)
         else:
             self.compiled, self.startup_seconds = True, self._now() - started
+        # the trial is no step: its gradients go, and its random numbers were its own
         state.optimizer.zero_grad()
 
     def _now(self) -> float:
@@ -125,8 +122,8 @@ class Compiler:
             self._started = self._now()
         if step < self._first + TIMED:
             return None
-        seconds, self._first = (self._now() - self._started) / TIMED, None
-        return seconds
+        self._first = None  # the next timing begins anew
+        return (self._now() - self._started) / TIMED
 
     def _measure(self, step: int) -> None:
         """What a compiled step takes, kept in `file` for the next training."""

@@ -16,11 +16,8 @@ from metrics import flops
 from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
 
-NOT_ARGUMENTS = (
-    "name",
-    "family",
-    "lr",
-)  # of conf/model/*.yaml; the rest goes to the class it names
+# of conf/model/*.yaml; the rest goes to the class it names
+NOT_ARGUMENTS = ("name", "family", "lr")
 
 
 def model_arguments(model_cfg: Any) -> dict[str, Any]:
@@ -37,17 +34,19 @@ def build_model(
     *,
     label_dropout: float = 0.1,
 ) -> GenerativeModel:
-    """The family's model, initialised from torch's global seed. Raises BadInput for a configuration
+    """The family's model, initialised from torch's global seed.
+
+    `latent_shape` is (C, H, W), `codebook` in whitened units. Raises BadInput for a configuration
     its class refuses.
     """
-    extra = dict(
-        latent_shape=tuple(latent_shape),
-        num_classes=num_classes,
-        codebook=codebook,
-        label_dropout=label_dropout,
-    )
     try:
-        return instantiate(model_arguments(model_cfg), **extra)
+        return instantiate(
+            model_arguments(model_cfg),
+            latent_shape=tuple(latent_shape),
+            num_classes=num_classes,
+            codebook=codebook,
+            label_dropout=label_dropout,
+        )
     except InstantiationException as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise BadInput(f"model={model_cfg.get('name')}: {reason}") from error
@@ -120,9 +119,9 @@ def sampling_macs(meta: GenerativeModel, steps: int, guidance: float) -> int:
     once for each kind of guidance: counting 256 cached steps takes seconds.
     """
     labels = torch.zeros(1, dtype=torch.long, device="meta")
-    one = flops.count_macs(lambda: meta.evaluation(labels))
-    if one:
-        return one * meta.nfe(steps, guidance)
+    per_evaluation = flops.count_macs(lambda: meta.evaluation(labels))
+    if per_evaluation:
+        return per_evaluation * meta.nfe(steps, guidance)
     counted = getattr(meta, "counted_macs", {})
     key = (steps, guidance == 1, *map(str, meta.sampling_key()))
     if key not in counted:
@@ -156,8 +155,5 @@ def decoder_macs(autoencoder: torch.nn.Module, latent_shape: Sequence[int]) -> i
 def encoder_macs(autoencoder: torch.nn.Module, image_size: int) -> int:
     """MACs of encoding one image."""
     meta = copy.deepcopy(autoencoder).to("meta")
-    return flops.count_macs(
-        lambda: meta.encode(
-            torch.empty(1, 3, image_size, image_size, dtype=torch.uint8, device="meta")
-        )
-    )
+    image = torch.empty(1, 3, image_size, image_size, dtype=torch.uint8, device="meta")
+    return flops.count_macs(lambda: meta.encode(image))

@@ -35,12 +35,8 @@ from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
 from benchmarks.images.dataset import Dataset, Split, load_dataset
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
 from benchmarks.results.tables import markdown
-from benchmarks.studies.degradations import (
-    DEGRADATIONS,
-    Degradation,
-    check_levels_differ,
-    degrade,
-)
+from benchmarks.studies import degradations
+from benchmarks.studies.degradations import DEGRADATIONS, Degradation, degrade
 from benchmarks.studies.reconstruct import write_sheet
 from metrics.features import extract
 from metrics.frechet import bootstrap, frechet_distance
@@ -100,7 +96,7 @@ def measure_all(
             f"num_samples={n}: the study needs as many training images, class-balanced, "
             f"and there are {len(pool)}"
         )
-    check_levels_differ(labels, n)
+    degradations.check_levels_differ(labels, n)
     if len(dataset.reference) < n:
         raise BadInput(
             f"num_samples={n}: precision and recall need as many reference images, "
@@ -242,13 +238,13 @@ def plot(table: pd.DataFrame, extractor: FeatureExtractor, path: Path) -> None:
     plt.close(figure)
 
 
-def show(degradations: list[Degradation], dataset: Dataset, n: int, path: Path) -> None:
-    """For each degradation, two images untouched and at its five levels; of those that choose
-    images, the first twelve at level 5.
+def show(of_sheet: list[Degradation], dataset: Dataset, n: int, path: Path) -> None:
+    """A sheet of images. For each degradation, two images untouched and at its five levels; of
+    those that choose images, the first twelve at level 5.
     """
     pool, labels = balanced(dataset.train, len(dataset.classes), POOL * n)
     rows = []
-    for degradation in degradations:
+    for degradation in of_sheet:
         levels = (0, *degradation.levels)
         if degradation.chooses:
             row = degrade(degradation, pool, labels, n, levels[-1])[: 2 * len(levels)]

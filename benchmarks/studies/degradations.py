@@ -35,7 +35,7 @@ class Degradation(NamedTuple):
 def blurred(x: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian, `sigma` in pixels of a 64 px image."""
     sigma *= x.shape[-1] / 64
-    reach = max(1, round(3 * sigma))
+    reach = max(1, round(3 * sigma))  # beyond three sigma lies 0.3% of the weight
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)
     y = F.conv2d(F.pad(x.float(), (reach,) * 4, mode="reflect"), kernel, groups=3)
@@ -49,26 +49,26 @@ def noisy(x: Tensor, std: float) -> Tensor:
 
 def salted(x: Tensor, fraction: float) -> Tensor:
     """`fraction` of the pixels black or white."""
-    draw = torch.rand(len(x), 1, *x.shape[2:], generator=seeded("ladder", "salt"))
-    return torch.where(draw < fraction / 2, 0, torch.where(draw < fraction, 255, x)).to(torch.uint8)
+    # one number for all three channels, so that a pixel is black or white, not coloured
+    uniform = torch.rand(len(x), 1, *x.shape[2:], generator=seeded("ladder", "salt"))
+    salted = torch.where(uniform < fraction, 255, x)
+    return torch.where(uniform < fraction / 2, 0, salted).to(torch.uint8)
 
 
 def shuffled(x: Tensor, fraction: float) -> Tensor:
     """`fraction` of each image's 64 patches change places among themselves."""
     rng, side = seeded("ladder", "patches"), x.shape[-1] // PATCHES
-    inner = x[
-        ..., : PATCHES * side, : PATCHES * side
-    ]  # a side that is no multiple of eight keeps its last few pixels
+    # a side that is no multiple of eight keeps its last few pixels
+    whole = PATCHES * side
+    inner = x[..., :whole, :whole]
     patches = F.unfold(inner.float(), side, stride=side)  # (N, 3 side^2, 64)
     count = round(fraction * patches.shape[2])
     for i in range(len(x)):
         moved = torch.randperm(patches.shape[2], generator=rng)[:count]
         patches[i, :, moved] = patches[i, :, moved.roll(1)]
-    out = x.clone()
-    out[..., : PATCHES * side, : PATCHES * side] = _quantised(
-        F.fold(patches, inner.shape[2:], side, stride=side)
-    )
-    return out
+    changed = x.clone()
+    changed[..., :whole, :whole] = _quantised(F.fold(patches, inner.shape[2:], side, stride=side))
+    return changed
 
 
 def fewer_classes(labels: Tensor, n: int, fraction: float) -> Tensor:
@@ -121,14 +121,14 @@ def check_levels_differ(labels: np.ndarray, n: int) -> None:
     """Raises BadInput where classes, or images of each, are too few for the levels to differ:
     equal levels would blame the distance.
     """
-    y, classes = torch.from_numpy(labels), int(labels.max()) + 1
+    classes = int(labels.max()) + 1
     for degradation in DEGRADATIONS:
         if not degradation.chooses:
             continue
-        sets = [
-            set(range(n)),
-            *(set(degradation.change(y, n, level).tolist()) for level in degradation.levels),
-        ]
+        sets = [set(range(n))]  # level 0
+        for level in degradation.levels:
+            chosen = degradation.change(torch.from_numpy(labels), n, level)
+            sets.append(set(chosen.tolist()))
         if any(a == b for a, b in itertools.pairwise(sets)):
             raise BadInput(
                 f"num_samples={n} of {classes} classes: too few for five different levels of "

@@ -1,0 +1,55 @@
+"""What a user may get wrong: one line says what it was, and nothing is computed."""
+
+import pytest
+from benches import run
+
+BAD = [
+    (["data=imagefolder", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
+    (["data=imagefolder"], "data.path"),
+    (["data.image_size=30"], "data.image_size=30"),
+    (["data.image_size=48"], "data.image_size=48"),
+    (["model=ar", "steps=[3]"], "steps=3"),
+    (["model=dit", "steps=[0]"], "steps=0"),
+    (["num_samples=1"], "num_samples=1"),
+    (["device=quantum"], "device=quantum"),
+    (["train.unit=parsecs"], "train.unit=parsecs"),
+    (["data=tiny_imagenet"], "data.path=zh-plus/tiny-imagenet"),
+    (["autoencoder.weights=/nowhere.safetensors"], "autoencoder.weights"),
+    (["features.weights=/nowhere.safetensors"], "features.weights"),
+    (["train.precision=fp8"], "train.precision=fp8"),
+    (["train.budget=lots"], "train.budget=lots"),
+    (["steps=[2.5]"], "steps=[2.5]"),
+    (["guidance=[x]"], "guidance=['x']"),
+    (["seed=x"], "seed=x"),
+    (["sample_batch=0"], "sample_batch=0"),
+    (["features=inception"], "features=inception"),
+]
+# names that no file of conf/ has: the message is Hydra's own, and longer
+UNKNOWN = ["model=nonsense", "size=xxl", "experiment=nonsense"]
+
+
+@pytest.fixture
+def offline(monkeypatch) -> None:
+    """Nothing can be downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("overrides, message", BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, overrides, message, offline):
+    """All cells of a sweep trip over the same thing: it is still printed once."""
+    ended = run(tmp_path, "experiment=smoke", *overrides)
+    assert ended.code != 0 and message in ended.err
+    assert "Traceback" not in ended.err + ended.out
+    lines = [line for line in ended.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("latentbench: "), ended.err
+    assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+@pytest.mark.parametrize("override", UNKNOWN)
+def test_an_unknown_name_is_named_and_a_non_zero_exit(tmp_path, override, capfd):
+    preset = [] if override.startswith("experiment=") else ["experiment=smoke"]
+    ended = run(tmp_path, *preset, override)
+    printed = ended.out + ended.err + "".join(capfd.readouterr())
+    assert ended.code != 0 and override.split("=")[1] in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.glob("results/*/records/*.json"))
