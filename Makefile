@@ -78,8 +78,8 @@ train-frozen: $(READY) ## retrain the shared autoencoder, codebook and judge: AR
 	$(RUN) train-frozen $(ARGS)
 
 test: $(READY) ## the tests, a process a core, four at most; then those that measure time, alone
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) || test $$? -eq 5
-	$(PY) -m pytest -m alone $(ARGS) || test $$? -eq 5
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS) -m "not alone" || test $$? -eq 5
+	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl

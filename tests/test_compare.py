@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.commands import compare
+from benchmarks.core.errors import BadInput
 from benchmarks.results import archive, records
 
 ROW = {
@@ -252,3 +253,14 @@ def test_budgets_are_matched_with_their_own(tmp_path):
     _record(tmp_path / "c", 9.0, budget=1e13)
     _record(tmp_path / "d", 9.0, budget=2e13)
     assert len(compare.match(*(records.read(tmp_path / folder) for folder in ("c", "d")))[0]) == 1
+
+
+def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
+    """Columns that are not today's would be lost in silence."""
+    _record(tmp_path, 9.0)
+    path = next((tmp_path / "records").glob("*.json"))
+    stored = json.loads(path.read_text())
+    stored["row"]["fd_sd"] = stored["row"].pop("fd_std")
+    path.write_text(json.dumps(stored))
+    with pytest.raises(BadInput, match=r"another version of the suite \(columns fd_sd\); remove"):
+        records.read(tmp_path)

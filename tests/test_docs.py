@@ -39,7 +39,6 @@ WITH_OVERRIDES = ("run", "study", "reconstruct", "probe")  # these take Hydra ov
 MINIATURE = ["rehearse=mini", "num_samples=20", "data.reference_images=20"]
 ONE_MODEL = ["model=dit", "steps=[4]", "guidance=[1,4]", "sampler=default,heun"]
 # what takes long even in miniature: its arguments are read, nothing more
-ONLY_READ = ("perf", "train-frozen")
 
 
 def page_name(page: Path) -> str:
@@ -183,7 +182,10 @@ def test_every_command_is_one_that_there_is(page, monkeypatch):
                 check_overrides(call[0], call[1:])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+STUDY_PAGES = sorted((ROOT / "results" / "reference").rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *STUDY_PAGES], ids=page_name)
 def test_links_lead_to_files_and_headings(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for link in LINK.findall(text):

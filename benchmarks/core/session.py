@@ -1,4 +1,4 @@
-"""What one call of a command has done so far. All process-wide state of the suite is here."""
+"""What one call of a command has done so far: all process-wide state but facts of the machine."""
 
 import os
 import sys

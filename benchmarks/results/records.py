@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.core.environment import library_versions
+from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten
 from benchmarks.core.store import digest, read_json, write_json
 from benchmarks.results import archive
@@ -56,8 +57,19 @@ def read(folder: Path) -> list[Record]:
     paths = sorted((folder / "records").glob("*.json"))
     stored = [read_json(path) for path in paths] if paths else archive.read(folder)
     records = [record for record in stored if isinstance(record, dict) and "row" in record]
+    _check(records, folder)
     _share_logs(records)
     return sorted(records, key=lambda r: (r["row"].get("started_at") or "", r["row"]["run_id"]))
+
+
+def _check(records: list[Record], folder: Path) -> None:
+    """Raises BadInput for columns that are not today's: their values would be lost in silence."""
+    unknown = sorted(set().union(*(record["row"] for record in records)) - set(NAMES))
+    if unknown:
+        raise BadInput(
+            f"{folder}: records of another version of the suite (columns {', '.join(unknown)}); "
+            "remove the folder, or give another name=, and run again"
+        )
 
 
 def _share_logs(records: list[Record]) -> None:

@@ -45,8 +45,8 @@ def prepare_evaluator(
     `rebuilt` gives the hold-out's images through what `key` names, as `latents.reconstruct` does;
     the probe is fitted on images of `split`: see `extractors.probe_split`.
     """
-    file_key = digest("judge", versions.SCORING, extractor.key, dataset.key, key, split)
-    path = Path(cache) / "judge" / f"{file_key}.safetensors"
+    file_key = digest("evaluator", versions.SCORING, extractor.key, dataset.key, key, split)
+    path = Path(cache) / "evaluators" / f"{file_key}.safetensors"
     ready = read_tensors(path, file_key)
     if ready:
         tensors = ready[0]
