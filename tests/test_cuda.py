@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from benches import run as run_bench
 from conftest import CLASSES, ENTRIES, FAMILIES, SHAPE, TOKENS, random_batch, rng, steps_of, tiny
-from test_bench import run as run_bench
 from test_train import CFG, _Killed, latent_set
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
