@@ -78,7 +78,7 @@ train-frozen: $(READY) ## retrain the shared autoencoder, codebook and judge: AR
 	$(RUN) train-frozen $(ARGS)
 
 test: $(READY) ## the tests, a process a core, four at most; then those that measure time, alone
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS) -m "not alone" || test $$? -eq 5
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS) -m "not alone" || test $$? -eq 5
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json

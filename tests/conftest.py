@@ -128,8 +128,13 @@ def pytest_addoption(parser) -> None:
     )
 
 
+# minutes in a single file: begun first, or one process would run it while the others wait
+LONGEST = ("test_reference_rehearsal.py", "test_docs.py", "test_bench.py", "test_weights.py")
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     """Tests marked cuda are skipped where there is none, unless asked for on a CPU."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if config.getoption("--on") == "cuda" and not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
