@@ -162,7 +162,7 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
     for path in set(folder.rglob("*.safetensors")) - set(before):
         in_cell = path.parent.parent.name == "cells"
         made.append(path.name.split("-")[0] if in_cell else path.parent.name)
-    assert sorted(made) == ["judge", "samples"], (
+    assert sorted(made) == ["evaluators", "samples"], (
         "a new step count is sampled, a new reference scored; nothing is encoded or trained again"
     )
 
