@@ -70,3 +70,20 @@ def test_panels_of_different_latents_have_different_titles():
         one["fingerprints"]["latents"] = str(size)
     titles = {panel.title for panel in panels(records.table(made_up))}
     assert len(titles) == 2 and all("latents" in title for title in titles)
+
+
+def test_a_plot_of_training_has_axes_by_model_where_its_curves_are_many(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or path)
+    made_up = []
+    for model in ("unet", "dit"):
+        for seed in range(5):
+            for fraction in (0.5, 1.0):
+                one = record(model, 9.0 - fraction, seed=seed)
+                one["row"] |= {"train_fraction": fraction, "train_flops": 1e12 * fraction}
+                one["row"]["run_id"] += str(fraction)
+                one["config"] = {"train": {"budget": 1e12, "unit": "flops"}}
+                made_up.append(one)
+    plots.training_plot([panel_of(made_up)], tmp_path)
+    (figure,) = figures
+    assert [len(axis.containers) for axis in figure.get_axes()] == [5, 5]

@@ -80,7 +80,7 @@ def test_words_speak_of_settings_one_could_have_chosen_only():
         fd=[6.0, 3.0, 7.0],
         gflops_per_image=[1.0, 2.0, 1.5],
     ).assign(fd_train=[5.0, 9.0, 7.0])
-    said = " ".join(verdicts.answers(verdicts.rows_to_show(table), "FD[local]"))
+    said = " ".join(verdicts.answers(verdicts.over_samplings(verdicts.chosen(table)), "FD[local]"))
     assert "a at 4 steps (6 " in said and "(3 " not in said
 
 
@@ -176,7 +176,7 @@ def test_a_model_s_own_best_is_chosen_by_training_images_at_each_step_count():
         gflops_per_image=[1.0, 2.0, 3.0, 4.0],
     ).assign(fd_train=[1.0, 9.0, 8.0, 7.0])
     assert verdicts.own_best(table)["guidance"].tolist() == [1.0, 2.0], "not by the reference"
-    shown = verdicts.rows_to_show(table)
+    shown = verdicts.over_samplings(verdicts.chosen(table))
     assert sorted(zip(shown["pick"], shown["steps"], shown["guidance"], strict=True)) == [
         ("best guidance", 4, 1.0),
         ("best guidance", 16, 2.0),
@@ -193,7 +193,7 @@ def test_a_sampler_best_at_few_steps_is_neither_lost_at_many_nor_hidden_by_one_a
         fd=[9.0, 6.0, 12.0, 5.0, 5.01, 4.99],
         gflops_per_image=[4.0, 4.0, 7.0, 64.0, 64.0, 127.0],
     )
-    best = verdicts.rows_to_show(table.assign(fd_train=table["fd"]))
+    best = verdicts.over_samplings(verdicts.chosen(table.assign(fd_train=table["fd"])))
     found = list(zip(best["pick"], best["steps"], best["sampler"], strict=True))
     assert sorted(found) == [
         ("", 4, "dpmpp"),
@@ -201,7 +201,9 @@ def test_a_sampler_best_at_few_steps_is_neither_lost_at_many_nor_hidden_by_one_a
         ("heun", 4, "heun"),
         ("heun", 64, "heun"),
     ]
-    alone = verdicts.rows_to_show(table[table["sampler"] == "heun"].assign(fd_train=5.0))
+    alone = verdicts.over_samplings(
+        verdicts.chosen(table[table["sampler"] == "heun"].assign(fd_train=5.0))
+    )
     assert set(alone["pick"]) == {""}, "where nothing else was drawn it is the model's curve"
 
 
@@ -229,7 +231,7 @@ def test_no_guidance_that_is_best_everywhere_is_shown_once():
         fd=[1.0, 2.0, 2.0, 1.0],
         gflops_per_image=[1.0] * 4,
     )
-    shown = verdicts.rows_to_show(table.assign(fd_train=table["fd"]))
+    shown = verdicts.over_samplings(verdicts.chosen(table.assign(fd_train=table["fd"])))
     assert list(zip(shown["model"], shown["pick"], strict=True)) == [
         ("a", "no guidance"),
         ("b", "no guidance"),
@@ -238,5 +240,5 @@ def test_no_guidance_that_is_best_everywhere_is_shown_once():
 
 
 def test_without_a_sweep_everything_is_shown_and_one_point_says_nothing():
-    assert len(verdicts.rows_to_show(TWO)) == 5
+    assert len(verdicts.over_samplings(verdicts.chosen(TWO))) == 5
     assert verdicts.answers(TWO.iloc[:1], "FD[local]") == []

@@ -134,11 +134,6 @@ def over_samplings(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**means, fd_std=fd_std)[samplings.cumcount() == 0]
 
 
-def rows_to_show(rows: pd.DataFrame) -> pd.DataFrame:
-    """`chosen` rows, several samplings of one setting as their mean."""
-    return over_samplings(chosen(rows))
-
-
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each curve and step count: means over K seeds, and `fd_std` that mean's error.
 

@@ -111,7 +111,7 @@ def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], 
                 if label not in texts:
                     handles.append(handle)
                     texts.append(label)
-            elif lines_only:
+            elif lines_only and label in looks:
                 text = choices[label] if ", " in label else label
                 if text not in texts:
                     handles.append(_line_of(looks[label]))
