@@ -34,7 +34,7 @@ from benchmarks.stages.floors import train_images
 from benchmarks.stages.model import forward_macs, image_cost, place_on
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
-from benchmarks.stages.score import Evaluator
+from benchmarks.stages.score import Evaluator, Scores
 from benchmarks.stages.train import train
 from metrics import speed
 
@@ -129,7 +129,7 @@ def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: d
         cost = image_cost(cell.meta_model, autoencoder, config.steps, config.guidance)
     with session.stage("scoring"):
         scores = evaluator.score(samples.images.numpy(), labels)
-    save_samples(cell, run_id, samples.images.numpy(), labels.numpy(), scores.pairs)
+    save_samples(cell, run_id, samples.images.numpy(), labels.numpy(), evaluator, scores)
     record_measurement(cell, config, evaluator, trained, samples, cost, scores)
 
     setting = f"{config.steps} steps, guidance {config.guidance:g}"
@@ -158,7 +158,8 @@ def save_samples(
     run_id: str,
     images: np.ndarray,
     labels: np.ndarray,
-    pairs: list[tuple[int, int]],
+    evaluator: Evaluator,
+    scores: Scores,
 ) -> None:
     """The first samples, and those closest to training images beside these, for the report.
 
@@ -166,9 +167,10 @@ def save_samples(
     """
     folder = cell.results / "records"
     grids.strip(images, folder / f"{run_id}.png")
-    if pairs:
-        sampled = [row for row, _ in pairs]
-        nearest = train_images(cell.dataset)[[row for _, row in pairs]]
+    if scores.pairs:
+        sampled = [row for row, _ in scores.pairs]
+        searched = train_images(cell.dataset, evaluator.extractor)
+        nearest = searched[[row for _, row in scores.pairs]]
         grids.pairs_strip(images[sampled], nearest, folder / f"{run_id}-nearest.png")
     for kind in many(cell.cfg.export):
         import_export.write(images, labels, cell.results / "export" / run_id, kind)

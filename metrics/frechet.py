@@ -8,6 +8,8 @@ root.
 import torch
 from torch import Tensor
 
+REPEATS = 200  # of the bootstrap: its standard deviation is then known to one part in twenty
+
 
 def _moments(features: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean (d,) and centred features / sqrt(N - 1), (N, d), whose Gram matrix is the covariance.
@@ -133,7 +135,7 @@ def bootstrap(
     *,
     rng: torch.Generator,
     labels: tuple[Tensor | None, Tensor | None] = (None, None),
-    repeats: int = 20,
+    repeats: int = REPEATS,
 ) -> Tensor:
     """Distances (repeats,), float64, of resamples of both sets of features, (N, d) and (M, d).
 

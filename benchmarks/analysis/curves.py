@@ -4,8 +4,6 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.results.columns import BY_NAME
-
 # what may tell curves apart
 CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", "dtype", "variant"]
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
@@ -17,12 +15,17 @@ def distance_name(features: str) -> str:
     return "FID" if features == "inception" else f"FD[{features}]"
 
 
-def distance_label(row: pd.Series) -> str:
+def distance_title(features: str, generator: bool) -> str:
+    """What the leading distance is called: of the generator alone where there is such a one."""
+    name = distance_name(features)
+    return f"generator-only {name}" if generator else name
+
+
+def distance_label(row: pd.Series, name: str) -> str:
     """What an axis shows: which distance, of how many samples, against how many images."""
-    better = "lower" if BY_NAME["fd"].better < 0 else "higher"
-    name = f"{distance_name(row['features'])} ({better} is better)"
+    title = f"{name} (lower is better)"
     sizes = f"N={row['num_samples']:.0f}, M={row['reference_images']:.0f}, {row['data']}"
-    return "\n".join([name, sizes, FEW] if too_few(row) else [name, sizes])
+    return "\n".join([title, sizes, FEW] if too_few(row) else [title, sizes])
 
 
 def too_few(row: pd.Series) -> bool:
@@ -34,23 +37,27 @@ def too_few(row: pd.Series) -> bool:
 def curve_names(rows: pd.DataFrame) -> pd.Series:
     """One name per row: the model, and whatever else tells its curves apart.
 
-    Rows of a choice (`verdicts.own_best`) are named by their `pick`. Others are named by sampler
-    and guidance; the latter is in every name where it differs for any model.
+    Rows whose settings were chosen are named by their `pick`. Others are named by sampler and
+    guidance where these differ among them; guidance is in every name where it differs for any.
     """
-    columns = [name for name in CURVE if name not in ("model", "variant")]
-    if "pick" in rows:
-        columns = [name for name in columns if name not in ("sampler", "guidance")]
-    varies = rows.groupby("model", dropna=False)[columns].nunique(dropna=False) > 1
-    if "guidance" in columns:
-        varies["guidance"] = varies["guidance"].any()
+    pick = rows["pick"] if "pick" in rows else pd.Series("", index=rows.index)
+    columns = [name for name in CURVE if name != "model"]
+    settings = ["sampler", "guidance"]
+    network = [name for name in columns if name not in (*settings, "variant")]
+    varies = rows.groupby("model", dropna=False)[network].nunique(dropna=False) > 1
+    as_set = rows[pick == ""].groupby("model", dropna=False)[settings].nunique(dropna=False) > 1
+    as_set["guidance"] = as_set["guidance"].any()
 
-    def name(row: pd.Series) -> str:
+    def name(row: pd.Series, choice: str) -> str:
         words = [str(row["model"])]
-        words += [_setting(c, row[c]) for c in columns if varies.loc[row["model"], c]]
-        words += [row["variant"], row.get("pick")]
+        words += [_setting(c, row[c]) for c in network if varies.loc[row["model"], c]]
+        if not choice:
+            words += [_setting(c, row[c]) for c in settings if as_set.loc[row["model"], c]]
+        words += [row["variant"], choice]
         return ", ".join(word for word in words if word)
 
-    return rows.apply(name, axis=1)
+    named = [name(row, choice) for (_, row), choice in zip(rows.iterrows(), pick, strict=True)]
+    return pd.Series(named, index=rows.index)
 
 
 def _setting(column: str, value: Any) -> str:

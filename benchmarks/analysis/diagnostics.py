@@ -1,21 +1,23 @@
-"""What a careful reader asks of a group of rows, as tables: errors between seeds, excess over
-floors, copies, classes, ties.
+"""What a careful reader asks of a panel, as tables: every measure, errors between seeds, copies,
+classes, ties, and whether another judge agrees.
 """
 
-import itertools
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
+from scipy.stats import spearmanr
 
+from benchmarks.analysis import verdicts
 from benchmarks.analysis.curves import distance_name, in_order
 from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
-    MARGIN,
     Difference,
-    accuracy_difference,
-    difference,
-    over_seeds,
+    between_networks,
+    holm,
+    spread,
 )
+from benchmarks.analysis.panel import Panel
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
 MOST_CLASSES = 3
@@ -23,54 +25,45 @@ MOST_CURVES = 8  # compared with each other: more would be a page of pairs
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
 
-def excess(rows: pd.DataFrame) -> pd.Series:
-    """Distance above the family's own floor: the codebook's for models of tokens, else the
-    autoencoder's.
-    """
-    tokens = rows["family"] == "ar"
-    return rows["fd"] - rows["fd_floor_codebook"].where(tokens, rows["fd_floor_autoencoder"])
-
-
 def at_most_steps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `verdicts.own_best` rows, one a curve: at its most steps, its first sampling."""
-    rows = rows.sort_values(["steps", "sampling_seed"], ascending=[False, True])
-    rows = rows.drop_duplicates("curve")
-    return rows.set_index("curve", drop=False).loc[in_order(rows.reset_index(drop=True))]
+    """The rows of each curve at its most steps, in the order of the curves."""
+    rows = rows[rows["steps"] == rows.groupby("curve")["steps"].transform("max")]
+    place = {name: i for i, name in enumerate(in_order(rows))}
+    return rows.sort_values("curve", key=lambda names: names.map(place), kind="stable")
 
 
-def quality(best: pd.DataFrame) -> Table:
-    """Each curve at its best: every measure of it."""
-    best = at_most_steps(best)
+def quality(panel: Panel) -> Table:
+    """Each curve at its most steps: every measure of it, means over trainings."""
     rows = []
-    for (_, row), above in zip(best.iterrows(), excess(best), strict=True):
-        diagnostics = row["diagnostics"]
-        gap, kid, copies = None, None, None
-        if diagnostics.get("fd_train_floor") is not None:
-            gap = row["fd_train"] - diagnostics["fd_train_floor"]
-        if pd.notna(row["kid"]):
-            kid = f"{row['kid']:.3g} ± {row['kid_stderr']:.2g}"
+    for _, row in at_most_steps(panel.shown).iterrows():
+        copies = None
         if pd.notna(row["memorised_fraction"]):
             copies = f"{row['memorised_fraction']:.3g}"
-            copies += " FLAGGED" if diagnostics.get("memorised_flagged") else ""
-        distances = [row["fd"], above, row["fd"] - row["fd_floor_real"], gap]
+            copies += " FLAGGED" if row["diagnostics"].get("memorised_flagged") else ""
+        kernels = [_with_error(row, "kid_generator", "kid_generator_stderr")]
+        kernels.append(_with_error(row, "kid", "kid_stderr"))
+        distances = [row["fd_generator"], row["fd"]]
         manifold = [row[name] for name in MANIFOLD]
-        infinity = diagnostics.get("fd_infinity")
-        rows.append([row["curve"], row["steps"], *distances, infinity, kid, *manifold, copies])
-    features = best["features"].iloc[0]
-    distances = ["above own floor", "above real images", "the same, to training images"]
-    header = ["model", "steps", distance_name(features), *distances]
-    header += ["at infinite N (secondary)", f"KID[{features}] ± SE", *MANIFOLD]
-    return [*header, "memorised fraction"], rows
+        rows.append([row["curve"], row["steps"], *distances, *kernels, *manifold, copies])
+    name = distance_name(panel.features)
+    header = ["model", "steps", f"generator-only {name}", f"{name}, decoder included"]
+    header += [f"generator-only KID[{panel.features}] ± SE", "KID, decoder included ± SE"]
+    return [*header, *MANIFOLD, "memorised fraction"], rows
 
 
-def classes(best: pd.DataFrame) -> Table:
-    """Each curve at its best: the classes that stand out most, for worse and better.
+def _with_error(row: pd.Series, name: str, error: str) -> str | None:
+    return f"{row[name]:.3g} ± {row[error]:.2g}" if pd.notna(row[name]) else None
+
+
+def classes(panel: Panel) -> Table:
+    """Each leading curve at its most steps, its first training: the classes that stand out most,
+    for worse and better.
 
     By distance where every class had images enough for it, else by KID within the class over its
     error.
     """
     rows = []
-    for _, row in at_most_steps(best).iterrows():
+    for _, row in at_most_steps(panel.leading).drop_duplicates("curve").iterrows():
         kernels = row["diagnostics"].get("kid_per_class") or {}
         distances = row["diagnostics"].get("fd_per_class") or {}
         if distances and len(distances) == len(kernels):
@@ -89,79 +82,76 @@ def classes(best: pd.DataFrame) -> Table:
     return ["model", "measure within the class", "worst classes", "best classes"], rows
 
 
-def seeds(rows: pd.DataFrame) -> Table:
+def seeds(panel: Panel) -> Table:
     """Where several were trained or sampled: means, and the standard deviations between trainings,
     between samplings, and of the bootstrap.
-
-    `rows` have a `curve` whose name leaves training seeds out.
     """
     table = []
-    for (name, steps), same in rows.groupby(["curve", "steps"], sort=False):
-        block = same.pivot_table(index="training", columns="sampling_seed", values="fd")
+    for (name, steps), same in panel.by_sampling.groupby(["curve", "steps"], sort=False):
+        block = same.pivot_table(index="training", columns="sampling_seed", values="distance")
         block = block.dropna(axis=1)
         if max(block.shape) < 2:
             continue
-        bootstrap = (same["fd_std"] ** 2).mean() ** 0.5
+        bootstrap = (same["distance_std"] ** 2).mean() ** 0.5
         deviations = [v**0.5 if v >= 0 else None for v in _variances(block)]
         table.append([name, steps, *block.shape, block.to_numpy().mean(), *deviations, bootstrap])
-    header = ["model", "steps", "trainings", "samplings", "mean fd"]
+    header = ["model", "steps", "trainings", "samplings", f"mean {panel.distance}"]
     header += ["SD between trainings", "SD between samplings", "bootstrap SD"]
     return header, table
 
 
 def _variances(block: pd.DataFrame) -> tuple[float, float]:
-    """Between trainings (rows) and between samplings (columns) of distances.
+    """Between trainings (rows) and between samplings within a training of distances.
 
-    All trainings are sampled with the same noise and labels, so a crossed analysis of variance
-    takes the two apart: from each mean square the residual's is taken away.
+    Each training has noise of its own, so samplings are nested in trainings: the mean square
+    between trainings holds a sampling's variance, too, which is taken away. Of one sampling each
+    the two cannot be told apart, and the first holds both.
     """
     trainings, samplings = block.shape
-    between = block.mean(axis=1).var() * samplings
-    across = block.mean(axis=0).var() * trainings
-    residual = 0.0
-    if min(trainings, samplings) > 1:
-        left = block.sub(block.mean(axis=1), axis=0).sub(block.mean(axis=0), axis=1)
-        left = left + block.to_numpy().mean()
-        residual = (left**2).to_numpy().sum() / ((trainings - 1) * (samplings - 1))
-    return (between - residual) / samplings, (across - residual) / trainings
+    within = block.var(axis=1).mean() if samplings > 1 else float("nan")
+    between = block.mean(axis=1).var() if trainings > 1 else float("nan")
+    if samplings > 1:
+        between -= within / samplings
+    return between, within
 
 
-def ties(best: pd.DataFrame, by_id: dict[str, dict[str, Any]]) -> Table:
-    """Every pair of models at its best: the second's distance and label accuracy less the first's,
-    the errors, and the verdict.
-
-    `best` are `verdicts.own_best` rows with a `curve` whose name leaves training seeds out, `by_id`
-    their records. Where both were trained with several of the same seeds, the error is that of the
-    differences between them; else it covers the samples, not training again.
+def ties(panel: Panel) -> Table:
+    """Every pair of leading curves at their most steps: by how much the second's distance lies
+    above the first's, the difference in label accuracy, the errors, and the verdict.
     """
-    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
-    means = best.groupby("curve")["fd"].mean().sort_values().head(MOST_CURVES)
-    rows = []
-    for first, second in itertools.combinations(means.index, 2):
-        a, b = (
-            best[best["curve"] == name].sort_values(["seed", "sampling_seed"])
-            for name in (first, second)
-        )
-        distance = _over_shared_seeds("fd", a, b, MARGIN * means[first])
-        if distance is None:
-            distance = difference(*(by_id[side.iloc[0]["run_id"]] for side in (a, b)))
-        names = [f"{name}, {_setting(x.iloc[0])}" for name, x in ((first, a), (second, b))]
-        error = f"{distance.error:.3g} ({distance.basis})"
-        rows.append([*names, distance.value, error, distance.verdict, _accuracies(a, b)])
-    header = ["first", "second", "second - first", "± error", "the second is"]
-    return [*header, "label accuracy, second - first"], rows
+    rows = at_most_steps(panel.leading)
+    order = rows.groupby("curve")["distance"].mean().sort_values().head(MOST_CURVES).index
+    groups = {name: rows[rows["curve"] == name] for name in order}
+    accuracies = accuracy_pairs(groups)
+    table = []
+    for a, b, difference, verdict in verdicts.pairs(groups):
+        names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in (a, b)]
+        error = "" if pd.isna(difference.error) else f"± {100 * difference.error:.2g}%"
+        relative = f"{100 * difference.value:+.3g}% {error}".strip()
+        table.append([*names, relative, verdict, accuracies[a, b]])
+    header = ["first", "second", f"second against first, {panel.distance}", "the second is"]
+    return [*header, "label accuracy, second - first"], table
 
 
-def _accuracies(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """The difference in label accuracy in words."""
-    labels = _over_shared_seeds("label_accuracy", a, b, ACCURACY_MARGIN)
-    if labels is None:
-        labels = accuracy_difference(a.iloc[0], b.iloc[0])
-    text = f"{labels.value:+.3f} ± {labels.error:.2g}"
-    if labels.basis.startswith("SE"):
-        text += f" ({labels.basis})"
-    words = {"tie": ", a tie", "inconclusive": ", inconclusive"}
-    return text + words.get(labels.verdict, "")
+def accuracy_pairs(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
+    """The difference in label accuracy of every pair in words; signs as a reader expects them."""
+    values = {
+        # errors and not hits, so that lower is better, as of a distance
+        name: [-value for value in rows.groupby("training")["label_accuracy"].mean()]
+        for name, rows in groups.items()
+    }
+    of_trainings = spread(list(values.values()))
+    compared: dict[tuple[str, str], Difference] = {
+        (a, b): between_networks(values[a], values[b], of_trainings, ACCURACY_MARGIN)
+        for a, b in combinations(values, 2)
+    }
+    adjusted = holm([difference.p for difference in compared.values()])
+    words = {}
+    for (pair, difference), p in zip(compared.items(), adjusted, strict=True):
+        error = "" if pd.isna(difference.error) else f" ± {difference.error:.2g}"
+        verdict = "" if pd.isna(difference.error) else f", {difference.verdict(p)}"
+        words[pair] = f"{-difference.value:+.3f}{error}{verdict}"
+    return words
 
 
 def _setting(row: pd.Series) -> str:
@@ -169,10 +159,29 @@ def _setting(row: pd.Series) -> str:
     return steps if row["guidance"] == 1 else f"{steps}, guidance {row['guidance']:g}"
 
 
-def _over_shared_seeds(
-    measure: str, a: pd.DataFrame, b: pd.DataFrame, margin: float
-) -> Difference | None:
-    """Over the training seeds both have, where there are several."""
-    first, second = (x.groupby(["seed", "sampling_seed"])[measure].mean() for x in (a, b))
-    shared = pd.concat([first, second], axis=1).dropna().groupby("seed").mean()
-    return over_seeds(*shared.T.values.tolist(), margin) if len(shared) > 1 else None
+def disagreement(panels: list[Panel]) -> list[str]:
+    """How far the judges of one setting (panels that differ in features alone) agree on the order
+    of the curves at their most steps: Spearman's rank correlation, and the pairs they turn round.
+    """
+    lines = []
+    for first, second in combinations(panels, 2):
+        marks = [
+            at_most_steps(panel.shown).set_index("curve")["distance"] for panel in (first, second)
+        ]
+        both = pd.concat(marks, axis=1, keys=["first", "second"]).dropna()
+        if len(both) < 2:
+            continue
+        turned = [
+            f"{a} and {b}"
+            for a, b in combinations(both.index, 2)
+            if (both["first"][a] - both["first"][b]) * (both["second"][a] - both["second"][b]) < 0
+        ]
+        count = len(both) * (len(both) - 1) // 2
+        line = f"{first.distance} and {second.distance} order {len(turned)} of {count} pairs"
+        line += " differently"
+        if len(both) > 2:
+            line += f" (rank correlation {spearmanr(both['first'], both['second'])[0]:.2f})"
+        lines.append(line + (f": {'; '.join(turned[:5])}." if turned else "."))
+    return lines
+
+

@@ -1,64 +1,141 @@
-"""Two measurements compared: their difference, its error, and "tie" where that is what it is.
+"""Two measurements compared: their difference, its error, and what may be said of it.
 
-Every record keeps the distances of its bootstrap. Samples evaluated alike and sampled from one seed
-are resampled alike, so that the spread of the differences is a paired error: what two models share
-(labels, reference, and noise where they allow) cancels.
+Distances are compared by their logarithms, so that a difference of 0.1 is about a tenth of the
+distance, whatever its size. Two networks are compared over several trainings of each, because
+training again moves a distance more than its samples do. Two settings of one network need no
+second training: what they share cancels, and the error is that of the images.
 """
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
-# of the first's distance: a test that could not have shown so much is inconclusive, not a tie
-MARGIN = 0.1
+from benchmarks.results.columns import ERRORS, leading
+
+LEVEL = 0.05  # of the chance of calling equal networks different, in all comparisons of a table
+MARGIN = 0.1  # of a distance: networks that differ by surely less are called a tie
 ACCURACY_MARGIN = 0.05  # the same for label accuracies, of which 1 is all
+NOT_JUDGED = "not judged: one training each"
 
 
 class Difference(NamedTuple):
-    """`value` is second minus first; `limit` is what it must exceed to be one: two `error`s, more
-    where few trainings gave it.
+    """`value` is second minus first, of a measure where lower is better."""
 
-    A difference within the limit is a tie, but only where the limit is at most `margin`; a wider
-    error is inconclusive.
-    """
-
-    value: float
-    error: float
-    limit: float
+    value: float  # of logarithms for distances
+    error: float  # its standard error; NaN where it is unknown
+    freedom: float  # degrees of freedom behind that error
     basis: str  # what the error is of
-    margin: float
+    margin: float  # a smaller difference does not matter
 
     @property
-    def verdict(self) -> str:
-        """Of the second, of a measure where lower is better: better, worse, tie, inconclusive, or
-        unknown where the error is.
+    def p(self) -> float:
+        """The chance of so large a difference between equals, two-sided; NaN where unknown."""
+        if math.isnan(self.error):
+            return math.nan
+        if self.error == 0:
+            return float(self.value == 0)
+        return 2 * float(student.sf(abs(self.value) / self.error, self.freedom))
+
+    def verdict(self, p: float | None = None) -> str:
+        """Of the second: better, worse, tie, inconclusive, unknown, or not judged.
+
+        `p` is `self.p`, adjusted where several comparisons stand together (see `holm`). A tie is an
+        equivalence, shown by two one-sided tests: the difference is surely within the margin.
         """
-        if math.isnan(self.limit):
+        if self.basis == NOT_JUDGED:
+            return NOT_JUDGED
+        p = self.p if p is None else p
+        if math.isnan(p):
             return "unknown"
-        if abs(self.value) > self.limit:
+        if p < LEVEL:
             return "better" if self.value < 0 else "worse"
-        return "tie" if self.limit <= self.margin else "inconclusive"
+        limit = abs(self.value) + float(student.ppf(1 - LEVEL, self.freedom)) * self.error
+        return "tie" if limit <= self.margin else "inconclusive"
 
 
-def difference(first: dict[str, Any], second: dict[str, Any]) -> Difference:
-    """Of two records, the difference in fd, with a paired error where both were evaluated alike."""
+def holm(values: Sequence[float]) -> list[float]:
+    """The p-values of one table, adjusted so that the chance of any false difference among them is
+    what it would be for one (Holm 1979). NaN stays NaN.
+    """
+    known = sorted((p, i) for i, p in enumerate(values) if not math.isnan(p))
+    adjusted, highest = list(values), 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+class Spread(NamedTuple):
+    """How far trainings of one recipe lie apart, from all recipes that were trained again."""
+
+    variance: float  # of the logarithm of a distance, or of an accuracy, between trainings
+    freedom: int  # degrees of freedom behind it
+
+
+def spread(groups: Sequence[Sequence[float]]) -> Spread | None:
+    """The pooled variance between trainings; `groups` holds one value a training, by recipe.
+
+    A single recipe has too few trainings to say how much they scatter; all of a table together
+    say it better. None where nothing was trained twice, or never differs.
+    """
+    again = [values for values in groups if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in again)
+    squares = sum(statistics.variance(values) * (len(values) - 1) for values in again)
+    return Spread(squares / freedom, freedom) if squares > 0 else None
+
+
+def between_networks(
+    first: Sequence[float], second: Sequence[float], of_trainings: Spread | None, margin: float
+) -> Difference:
+    """Of one value a training of two networks (logarithms of distances): the difference of their
+    means. Not judged unless both were trained more than once.
+    """
+    value = statistics.mean(second) - statistics.mean(first)
+    if min(len(first), len(second)) < 2:
+        return Difference(value, math.nan, math.nan, NOT_JUDGED, margin)
+    if of_trainings is None:
+        return Difference(value, math.nan, math.nan, "no spread between trainings", margin)
+    error = math.sqrt(of_trainings.variance * (1 / len(first) + 1 / len(second)))
+    basis = f"{len(first)} and {len(second)} trainings"
+    return Difference(value, error, of_trainings.freedom, basis, margin)
+
+
+def between_settings(
+    first: Sequence[float], second: Sequence[float], margin: float
+) -> Difference:
+    """Of two settings of the same two or more trainings, in the same order: the mean difference."""
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    value, error = statistics.mean(differences), statistics.stdev(differences)
+    error /= len(differences) ** 0.5
+    basis = f"{len(differences)} trainings, paired"
+    return Difference(value, error, len(differences) - 1, basis, margin)
+
+
+def within_training(first: dict[str, Any], second: dict[str, Any]) -> Difference:
+    """Of two records of one network, the difference of their log distances: the error is that of
+    the images, paired where both were evaluated and sampled alike.
+    """
     rows = [record["row"] for record in (first, second)]
-    value, margin = rows[1]["fd"] - rows[0]["fd"], MARGIN * rows[0]["fd"]
+    name = leading(rows[0])
+    value = math.log(rows[1][name] / rows[0][name])
     bootstraps = [record.get("diagnostics", {}).get("bootstrap") for record in (first, second)]
-    alike = all(first.get(name) == second.get(name) for name in ("evaluator", "sampling_seed"))
+    alike = all(first.get(key) == second.get(key) for key in ("evaluator", "sampling_seed"))
     same_size = rows[0].get("num_samples") == rows[1].get("num_samples")
     if alike and same_size and all(bootstraps):
-        error = statistics.stdev(b - a for a, b in zip(*bootstraps, strict=True))
-        return Difference(value, error, 2 * error, "paired bootstrap", margin)
-    errors = [math.nan if row.get("fd_std") is None else row["fd_std"] for row in rows]
-    error = math.hypot(*errors)
-    return Difference(value, error, 2 * error, "two bootstraps, unpaired", margin)
+        differences = [math.log(b / a) for a, b in zip(*bootstraps, strict=True)]
+        return Difference(
+            value, statistics.stdev(differences), math.inf, "one training, its images", MARGIN
+        )
+    errors = [(row.get(ERRORS[name]) or math.nan) / row[name] for row in rows]
+    basis = "one training, its images, unpaired"
+    return Difference(value, math.hypot(*errors), math.inf, basis, MARGIN)
 
 
-def accuracy_difference(first: dict[str, Any], second: dict[str, Any]) -> Difference:
-    """Of two rows, the difference in label accuracy.
+def accuracy_within_training(first: dict[str, Any], second: dict[str, Any]) -> Difference:
+    """Of two rows of one network, the difference in label accuracy, signed so that lower is better.
 
     Each is a fraction of as many independent trials as there are samples.
     """
@@ -66,24 +143,6 @@ def accuracy_difference(first: dict[str, Any], second: dict[str, Any]) -> Differ
         row["label_accuracy"] * (1 - row["label_accuracy"]) / row["num_samples"]
         for row in (first, second)
     ]
-    error = math.hypot(*(variance**0.5 for variance in variances))
-    value = second["label_accuracy"] - first["label_accuracy"]
-    return Difference(value, error, 2 * error, "samples", ACCURACY_MARGIN)
-
-
-def over_seeds(first: list[float], second: list[float], margin: float) -> Difference:
-    """Of two or more trainings of both, one for each seed: the mean difference, its standard error,
-    Student's 95% limit.
-
-    `basis` also names the joint standard deviation: the root of the sum of both variances between
-    seeds.
-    """
-    count = len(first)
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    value, error = statistics.mean(differences), statistics.stdev(differences) / count**0.5
-    limit = float(student.ppf(0.975, count - 1)) * error
-    joint = math.hypot(statistics.stdev(first), statistics.stdev(second))
-    basis = f"SE over {count} training seeds; joint SD {joint:.2g}"
-    if joint:
-        basis += f", {abs(value) / joint:.2g} of them apart"
-    return Difference(value, error, limit, basis, margin)
+    value = first["label_accuracy"] - second["label_accuracy"]
+    error = math.sqrt(sum(variances))
+    return Difference(value, error, math.inf, "one training, its samples", ACCURACY_MARGIN)

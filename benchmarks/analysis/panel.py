@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmarks.analysis import verdicts
-from benchmarks.analysis.curves import curve_names, distance_name, in_order, names_without_seeds
+from benchmarks.analysis import choices
+from benchmarks.analysis.curves import distance_title, in_order, names_without_seeds
 
 # what must be the same for two distances to be compared
 GROUP = [
@@ -25,15 +25,8 @@ GROUP = [
 MOST_CURVES = 8  # more on one pair of axes cannot be told apart
 MARKERS = "osD^vPX"
 COLOURS = 10  # of matplotlib's cycle; with seven markers a look repeats after 70 networks
-# the line of what is chosen among a network's rows, and whether its markers are hollow
-LINES = {
-    "": ("-", False),
-    "best guidance": ("-", False),
-    "no guidance": ("--", True),
-    "heun": (":", False),
-    "heun, best guidance": (":", False),
-    "heun, no guidance": ("-.", True),
-}
+# the line of a network's rows by their `pick`, and whether its markers are hollow
+LINES = {choices.CHOSEN: ("-", False), "": ("--", True)}
 
 
 @dataclass(frozen=True)
@@ -59,19 +52,22 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """One comparable group of measurements, of finished trainings unless it says otherwise."""
+    """One comparable group of measurements, of finished trainings unless it says otherwise.
+
+    `curve` names rows of one network and choice whatever the training seed, `network` the network,
+    `pick` the choice.
+    """
 
     title: str  # data, size, latents, N, M and features; the device in a second line
-    distance: str  # FID, or FD[...]
+    features: str
+    distance: str  # what the leading distance is called
     rows: pd.DataFrame  # all of them
     with_kept: pd.DataFrame  # and those of weights kept on the way
-    shown: pd.DataFrame  # what a user could have chosen; `curve`, `network` and `pick` name rows
-    means: pd.DataFrame  # of `shown`: seeds averaged, one row for each curve and step count
-    answered: pd.DataFrame  # `shown`, its curves' names without seeds
-    best: pd.DataFrame  # each network at its own best, for every step count
-    best_of_seeds: pd.DataFrame  # `best`, its curves' names without seeds
-    chosen_of_seeds: pd.DataFrame  # also without guidance, every sampling seed, names likewise
-    names: list[str]  # of the curves of `shown`, in order
+    by_sampling: pd.DataFrame  # all of them, with names
+    by_training: pd.DataFrame  # several samplings of one training as their mean
+    shown: pd.DataFrame  # and several trainings, too: one row for each curve and step count
+    leading: pd.DataFrame  # of `by_training`: each recipe at its chosen settings, if it has any
+    names: list[str]  # of the curves, in order
     looks: dict[str, Look]  # by name; no two are alike
 
     @property
@@ -110,41 +106,44 @@ def _title(key: tuple) -> str:
 
 
 def _panel(title: str, rows: pd.DataFrame, with_kept: pd.DataFrame) -> Panel:
-    best, chosen = verdicts.own_best(rows), verdicts.chosen(rows)
-    shown = verdicts.over_samplings(chosen)
-    answered = shown.assign(curve=names_without_seeds(shown))
-    shown = shown.assign(curve=curve_names(shown))
-    shown = shown.assign(network=[_network(row) for _, row in shown.iterrows()])
+    named = choices.picked(rows)
+    named = named.assign(curve=names_without_seeds(named))
+    named = named.assign(network=[_network(row) for _, row in named.iterrows()])
+    by_training = choices.over_samplings(named)
+    shown = choices.over_trainings(by_training)
     names = in_order(shown)
+    features = str(rows["features"].iloc[0])
+    generator = bool(rows["fd_generator"].notna().any())
     return Panel(
         title=title,
-        distance=distance_name(rows["features"].iloc[0]),
+        features=features,
+        distance=distance_title(features, generator),
         rows=rows,
         with_kept=with_kept,
+        by_sampling=named,
+        by_training=by_training,
         shown=shown,
-        means=verdicts.averaged(answered),
-        answered=answered,
-        best=best.assign(curve=curve_names(best)),
-        best_of_seeds=best.assign(curve=names_without_seeds(best)),
-        chosen_of_seeds=chosen.assign(curve=names_without_seeds(chosen)),
+        leading=choices.leading_rows(by_training),
         names=names,
         looks=_looks(shown, names),
     )
 
 
 def _network(row: pd.Series) -> str:
-    """A curve's name without what was chosen among the network's rows."""
+    """A curve's name without what says how its settings came about."""
     return str(row["curve"]).removesuffix(f", {row['pick']}")
 
 
 def _looks(shown: pd.DataFrame, names: list[str]) -> dict[str, Look]:
-    """Colour and marker tell networks apart, the line what was chosen."""
+    """Colour and marker tell networks apart, the line whether settings were chosen."""
     of_curve = shown.drop_duplicates("curve").set_index("curve")
     networks = list(dict.fromkeys(of_curve.loc[names, "network"]))
+    tuned = (of_curve["pick"] != "").any()
     looks = {}
     for name in names:
         place = networks.index(of_curve.loc[name, "network"])
-        line, hollow = LINES[of_curve.loc[name, "pick"]]
+        # without any choice there is nothing to tell apart by lines
+        line, hollow = LINES[of_curve.loc[name, "pick"]] if tuned else ("-", False)
         looks[name] = look(place, line, hollow)
     return looks
 

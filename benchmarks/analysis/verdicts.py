@@ -1,12 +1,11 @@
-"""What the numbers say, in words: who is cheapest to a distance, who is best for a budget, which
-steps are not worth paying for.
+"""What the numbers say, in words: how many steps are enough for each network, and which is lowest
+within a budget.
 
-Only settings a user could have chosen are compared: at each step count a model without guidance and
-at its own best, by distance to *training* images. Seeds are averaged. Two rows are not told apart
-where they differ by less than two standard deviations: of one training each, by the paired
-bootstrap of both (it covers the images, not training again); of several, by Student's limit.
+Networks are compared over several trainings of each, or not at all. Steps of one network are
+compared by what they share.
 """
 
+import itertools
 import math
 import statistics
 from typing import Any
@@ -14,29 +13,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.differences import over_seeds
-
-# what is trained; another seed is the same again
-RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]
-COSTS = {
-    "gflops_per_image": ("GFLOPs per image", "GFLOPs"),
-    "latency_seconds": ("seconds of latency", "s"),
-}
-TARGETS = (2.0, 1.5, 1.1)  # times the best distance: what is asked to be reached for the least
-MOST_BUDGETS = 4
-# evaluates the network twice a step: a curve of its own, for at equal step counts it would hide
-# what costs half
-TWICE = "heun"
-AVERAGED = (
-    "fd",
-    "label_accuracy",
-    "precision",
-    "recall",
-    "seconds_per_image",
-    "images_per_second",
-    "latency_seconds",
-    "peak_memory_mb",
+from benchmarks.analysis.differences import (
+    MARGIN,
+    NOT_JUDGED,
+    Difference,
+    between_networks,
+    holm,
+    spread,
 )
+
+COSTS = {"gflops_per_image": "GFLOPs per image", "latency_seconds": "seconds of latency"}
+BUDGETS = 2  # of each cost
+MOST_LINES = 12
+ENOUGH = 2.0  # errors that fewer steps may lie above the most steps
 
 
 def frontier(cost: Any, distance: Any) -> np.ndarray:
@@ -53,211 +42,146 @@ def frontier(cost: Any, distance: Any) -> np.ndarray:
     return kept
 
 
-def tied(a: pd.Series, b: pd.Series) -> bool:
-    """Whether two rows' distances are not told apart; never so where an error is unknown."""
-    seeds_a, seeds_b = a.get("by_seed") or {}, b.get("by_seed") or {}
-    shared = sorted(seeds_a.keys() & seeds_b.keys())
-    if len(shared) > 1:
-        first, second = [seeds_a[s] for s in shared], [seeds_b[s] for s in shared]
-        return over_seeds(first, second, math.inf).verdict == "tie"
-    return bool(abs(a["fd"] - b["fd"]) < 2 * _error(a, b))
+def log_distances(rows: pd.DataFrame) -> list[float]:
+    """One value a training: the logarithm of the mean distance over its samplings."""
+    return [math.log(value) for value in rows.groupby("training")["distance"].mean()]
 
 
-def _error(a: pd.Series, b: pd.Series) -> float:
-    """The standard deviation of a difference, paired where both were resampled alike."""
-    bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
-    alike = all(a.get(name) == b.get(name) for name in ("sampling_seed", "num_samples"))
-    if alike and all(bootstraps):
-        return statistics.stdev(x - y for x, y in zip(*bootstraps, strict=True))
-    return math.hypot(a["fd_std"], b["fd_std"])
-
-
-def own_best(rows: pd.DataFrame, within: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per recipe and step count (and `within`), the rows of its own best guidance and sampler.
-
-    That is the lowest distance to *training* images, the mean over seeds, of the settings that most
-    trainings have. A column `pick` says which choice a row is of: empty here, or `heun` beside
-    other samplers of the same recipe.
+def pairs(groups: dict[str, pd.DataFrame]) -> list[tuple[str, str, Difference, str]]:
+    """Every pair of networks, given by name with its rows at one setting: the difference of their
+    log distances, and the verdict on the second, all pairs taken together.
     """
-    keys = [name for name in (*RECIPE, "steps", *within) if name in rows]
-    kept = []
-    for _, same in split_heun(rows).groupby([*keys, "pick"], dropna=False, sort=False):
-        if len(same[["guidance", "sampler"]].drop_duplicates()) > 1:
-            settings = same.groupby(["guidance", "sampler"], as_index=False, dropna=False)
-            means = settings.agg(fd_train=("fd_train", "mean"), trainings=("training", "nunique"))
-            order = means.sort_values(
-                ["trainings", "fd_train", "guidance"], ascending=[False, True, True]
-            )
-            best = order.iloc[0]
-            is_best = same["guidance"] == best["guidance"]
-            same = same[is_best & (same["sampler"] == best["sampler"])]
-        kept.append(same)
-    return pd.concat(kept).sort_index()
+    values = {name: log_distances(rows) for name, rows in groups.items()}
+    of_trainings = spread(list(values.values()))
+    compared = [
+        (a, b, between_networks(values[a], values[b], of_trainings, MARGIN))
+        for a, b in itertools.combinations(values, 2)
+    ]
+    adjusted = holm([difference.p for _, _, difference in compared])
+    return [
+        (a, b, difference, difference.verdict(p))
+        for (a, b, difference), p in zip(compared, adjusted, strict=True)
+    ]
 
 
-def split_heun(rows: pd.DataFrame) -> pd.DataFrame:
-    """With a column `pick`: `heun` for its rows where the recipe has other samplers, too."""
-    twice = rows["sampler"].astype(str).str.startswith(TWICE)
-    recipe = [rows[name] for name in RECIPE if name in rows]
-    alone = twice.groupby(recipe, dropna=False).transform("all")
-    return rows.assign(pick=np.where(twice & ~alone, TWICE, ""))
-
-
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each recipe at its own best; of a sweep over guidance without guidance, too, told apart by
-    `pick`.
+def answers(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+    """At most twelve lines on the leading rows of a panel, one a training, and their means over
+    trainings; each has its `curve`.
     """
-    recipe = [name for name in RECIPE if name in rows]
-    if not (rows.groupby(recipe, dropna=False)["guidance"].nunique() > 1).any():
-        return own_best(rows)
-    unguided = rows[rows["guidance"] == 1]
-    picked = [_picked(own_best(unguided), "no guidance")] if len(unguided) else []
-    for _, best in own_best(rows).groupby([*recipe, "pick"], dropna=False, sort=False):
-        # where no guidance is its best at every step count, there is nothing more to show
-        if not (picked and best.index.isin(picked[0].index).all()):
-            picked.append(_picked(best, "best guidance"))
-    return pd.concat(picked, ignore_index=True)
+    measured = means["distance"].notna() & means["gflops_per_image"].notna()
+    means = means[measured & means["latency_seconds"].notna()]
+    if means["curve"].nunique() < 2 and len(means) < 2:
+        return []
+    lines = enough_steps(rows)
+    spread_of_budgets = rows["train_flops"].max() / rows["train_flops"].min()
+    if spread_of_budgets > 1.05:
+        lines.append(f"Training budgets differ by a factor of {spread_of_budgets:.3g}.")
+    if means["curve"].nunique() > 1:
+        if (means["trainings"] > 1).all():
+            lines += best_under(rows, means)
+        else:
+            lines.append(f"Which network is better is {NOT_JUDGED}.")
+    return lines[:MOST_LINES]
 
 
-def _picked(rows: pd.DataFrame, choice: str) -> pd.DataFrame:
-    return rows.assign(pick=[f"{pick}, {choice}" if pick else choice for pick in rows["pick"]])
-
-
-def over_samplings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Several samplings of the same weights and setting as their mean; `fd_std` stays one's."""
-    keys = ["training", "train_fraction", "steps", "guidance", "sampler", "pick"]
-    samplings = rows.groupby([name for name in keys if name in rows], dropna=False)
-    if samplings.ngroups == len(rows):
-        return rows
-    means = samplings[[name for name in AVERAGED if name in rows]].transform("mean")
-    fd_std = samplings["fd_std"].transform(lambda std: (std**2).mean() ** 0.5)
-    return rows.assign(**means, fd_std=fd_std)[samplings.cumcount() == 0]
-
-
-def averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each curve and step count: means over K seeds, and `fd_std` that mean's error.
-
-    Seeds differ by their samples, too, so their variance holds both. With few seeds it may come out
-    below the samples' own, which it cannot be: the larger is taken. `by_seed` keeps the distances.
+def enough_steps(rows: pd.DataFrame) -> list[str]:
+    """Per curve, the fewest steps from which on no count lies above the most steps measured by more
+    than two errors of that difference.
     """
-    measures = [name for name in ("fd", "seconds_per_image", *COSTS) if name in rows]
-    means = []
-    for _, same in rows.groupby(["curve", "steps"], sort=False):
-        row = {**same.iloc[0], **same[measures].mean(), "by_seed": {}}
-        if len(same) > 1:
-            variance = max((same["fd_std"] ** 2).mean(), same["fd"].var())
-            row["fd_std"] = math.sqrt(variance / len(same))
-            row["diagnostics"] = {}
-            if "seed" in same:
-                row["by_seed"] = dict(zip(same["seed"], same["fd"], strict=True))
-        means.append(row)
-    return pd.DataFrame(means)
-
-
-def _named(row: pd.Series) -> str:
-    return f"{row['curve']} at {_steps(row['steps'])} ({row['fd']:.3g} ± {row['fd_std']:.2g})"
-
-
-def _steps(count: float) -> str:
-    return "1 step" if count == 1 else f"{count:.0f} steps"
-
-
-def _round_budgets(values: pd.Series) -> list[float]:
-    """At most four of 1, 2, 5, 10, ...: above the cheapest of the values, below the dearest."""
-    low, high = math.log10(values.min()), math.log10(values.max())
-    exponents = range(math.floor(low), math.ceil(high) + 1)
-    steps = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
-    inside = [budget for budget in steps if values.min() <= budget < values.max()]
-    places = np.linspace(0, len(inside) - 1, min(MOST_BUDGETS, len(inside)))
-    return [inside[i] for i in places.round().astype(int)]
-
-
-def cheapest(rows: pd.DataFrame, name: str) -> list[str]:
-    """For each target distance, what reaches it for the least of each cost, and what may: cheaper,
-    and above it by less than the error.
-    """
-    lines, best = [], rows["fd"].min()
-    for target in [best * factor for factor in TARGETS]:
-        gflops, latency = (_cheapest_to(target, rows, column) for column in COSTS)
-        line = (
-            f"{name} of {target:.3g} or less costs least with {gflops}; in latency with {latency}."
+    lines = []
+    for name, curve in rows.groupby("curve", sort=False):
+        counts = sorted(curve["steps"].unique())
+        if len(counts) < 2:
+            continue
+        at = {steps: curve[curve["steps"] == steps] for steps in counts}
+        most = counts[-1]
+        excess = {steps: _excess(at[steps], at[most]) for steps in counts[:-1]}
+        enough = next(
+            (
+                steps
+                for i, steps in enumerate(counts[:-1])
+                if all(excess[later] <= ENOUGH for later in counts[i:-1])
+            ),
+            most,
         )
-        lines.append(line)
+        value = at[enough]["distance"].mean()
+        if enough == most:
+            line = f"{name}: the distance still falls at {_steps(most)}, the most measured"
+        else:
+            line = f"{name}: {_steps(enough)} are as good as {most:.0f}, within two errors"
+        lines.append(f"{line} ({value:.3g}).")
     return lines
 
 
-def _cheapest_to(target: float, rows: pd.DataFrame, column: str) -> str:
-    reached = rows[rows["fd"] <= target]
-    row = reached.loc[reached[column].idxmin()]
-    within_error = (rows["fd"] > target) & (rows["fd"] - 2 * rows["fd_std"] <= target)
-    near = rows[within_error & (rows[column] < row[column])]
-    near = near.sort_values(column).drop_duplicates("curve")
-    answer = f"{_named(row)} for {row[column]:.3g} {COSTS[column][1]}"
-    if len(near):
-        others = ", ".join(_named(other) for _, other in near.iterrows())
-        answer += f" (within the error also {others})"
-    return answer
+def _excess(few: pd.DataFrame, most: pd.DataFrame) -> float:
+    """By how many errors of the difference the log distance lies above that at the most steps."""
+    differences, errors = [], []
+    for training, rows in few.groupby("training"):
+        other = most[most["training"] == training]
+        if len(other):
+            difference, error = _log_ratio(rows.iloc[0], other.iloc[0])
+            differences.append(difference)
+            errors.append(error)
+    if not differences:
+        return math.inf
+    error = math.hypot(*errors) / len(errors)
+    return statistics.mean(differences) / error if error > 0 else math.inf
 
 
-def best_under(rows: pd.DataFrame) -> list[str]:
-    """For several budgets of each cost, the best row and what is not told apart from it."""
+def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
+    """The logarithm of a's distance over b's and its error, paired where they were resampled alike:
+    both are of one network, sampled from one seed.
+    """
+    value = math.log(a["distance"] / b["distance"])
+    bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
+    if all(bootstraps) and a.get("sampling_seed") == b.get("sampling_seed"):
+        resampled = [math.log(x / y) for x, y in zip(*bootstraps, strict=True)]
+        return value, statistics.stdev(resampled)
+    relative = [row["distance_std"] / row["distance"] for row in (a, b)]
+    return value, math.hypot(*relative)
+
+
+def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+    """For two budgets of each cost, the network with the lowest distance and those that are not
+    told apart from it, each at its own best step count within the budget.
+    """
     lines = []
-    for column, (meaning, _) in COSTS.items():
-        for budget in _round_budgets(rows[column]):
-            affordable = rows[rows[column] <= budget].sort_values("fd")
-            best = affordable.iloc[0]
-            others = affordable[affordable["curve"] != best["curve"]].drop_duplicates("curve")
-            ties = [row["curve"] for _, row in others.iterrows() if tied(best, row)]
-            line = f"Up to {budget:g} {meaning}: {_named(best)}"
-            if ties:
-                line += f"; not told apart from {', '.join(ties)}"
+    for column, meaning in COSTS.items():
+        for budget in _budgets(means, column):
+            affordable = means[means[column] <= budget].sort_values("distance")
+            affordable = affordable.drop_duplicates("curve")
+            names = dict(zip(affordable["curve"], affordable["steps"], strict=True))
+            groups = {
+                name: rows[(rows["curve"] == name) & (rows["steps"] == steps)]
+                for name, steps in names.items()
+            }
+            lowest = affordable.iloc[0]
+            told_apart = {
+                {a, b}.difference({lowest["curve"]}).pop()
+                for a, b, _, verdict in pairs(groups)
+                if lowest["curve"] in (a, b) and verdict in ("better", "worse")
+            }
+            others = [name for name in names if name not in (*told_apart, lowest["curve"])]
+            line = f"Up to {budget:.2g} {meaning}: {_named(lowest)} is lowest"
+            if others:
+                line += f"; not told apart from it: {', '.join(others)}"
             lines.append(line + ".")
     return lines
 
 
-def enough_steps(rows: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps that no larger count measured improves on by more than the error
-    (which need not be small).
+def _budgets(means: pd.DataFrame, column: str) -> list[float]:
+    """Costs between the least that every curve can be had for and the dearest point measured, which
+    is the second of two.
     """
-    lines = []
-    for name, curve in rows.groupby("curve", sort=False):
-        curve = curve.sort_values("steps")
-        if len(curve) < 2:
-            continue
-        enough = next(row for i, row in enumerate(_rows(curve)) if _is_enough(curve, i))
-        if enough["steps"] == curve["steps"].iloc[-1]:
-            verdict = f"still improving at {_steps(enough['steps'])}, the most measured"
-        else:
-            verdict = f"no more steps are told apart from {_steps(enough['steps'])}"
-        lines.append(f"{name}: {verdict}, at {enough['fd']:.3g} ± {enough['fd_std']:.2g}.")
-    return lines
+    least = means.groupby("curve")[column].min().max()
+    most = means[column].max()
+    return [least, most][: 1 if least == most else BUDGETS]
 
 
-def _rows(table: pd.DataFrame) -> list[pd.Series]:
-    return [row for _, row in table.iterrows()]
+def _named(row: pd.Series) -> str:
+    error = f"{row['distance']:.3g} ± {row['distance_std']:.2g}"
+    return f"{row['curve']} at {_steps(row['steps'])} ({error})"
 
 
-def _is_enough(curve: pd.DataFrame, i: int) -> bool:
-    """Whether no later row of a curve is better by more than the error."""
-    row = curve.iloc[i]
-    later = _rows(curve.iloc[i + 1 :])
-    return all(other["fd"] >= row["fd"] or tied(row, other) for other in later)
-
-
-def answers(rows: pd.DataFrame, name: str) -> list[str]:
-    """All of it as lines, of the rows of one comparable group, each with its `curve` (whose name
-    leaves seeds out).
-
-    Nothing for fewer than two rows. Trainings of different budgets are compared as they are, and
-    said to be.
-    """
-    known = rows["fd"].notna() & rows["gflops_per_image"].notna() & rows["latency_seconds"].notna()
-    rows = rows[known]
-    if len(rows) < 2:
-        return []
-    lines = []
-    spread = rows["train_flops"].max() / rows["train_flops"].min()
-    if spread > 1.05:
-        lines.append(f"Training budgets differ by a factor of {spread:.3g}.")
-    rows = averaged(rows)
-    return lines + cheapest(rows, name) + best_under(rows) + enough_steps(rows)
+def _steps(count: float) -> str:
+    return "1 step" if count == 1 else f"{count:.0f} steps"

@@ -135,8 +135,9 @@ def evaluators_of_data(
             prepare_evaluator(
                 extractor,
                 dataset,
-                dict,  # nothing is reconstructed: these images came through no autoencoder of ours
+                None,  # these images came through no autoencoder of ours
                 key="as they are",
+                autoencoder_key="none",
                 cache=cfg.cache_dir,
                 device=device,
                 split=probe_split(cfg.data, extractor, dataset.classes),

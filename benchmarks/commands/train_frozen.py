@@ -1,10 +1,11 @@
-"""Train what all models share and none trains: autoencoder, codebook and judge.
+"""Train what all models share and none trains: autoencoder, codebook, judge and projection.
 
     python -m benchmarks train-frozen /images
     python -m benchmarks train-frozen /images --unseen /other-classes --only judge --out /mine
 
-The judge is the feature extractor behind FD[local]. The folder holds images of 64 px or more in
-train/<class>/* and val/<class>/*. A tenth as many procedural images are mixed in, from a seed that
+The judge is the feature extractor behind FD[local]; the projection is what the features of
+EfficientNet-Lite0 are reduced by for FD[efficientnet_lite0]. The folder holds images of 64 px or
+more in train/<class>/* and val/<class>/*. A tenth as many procedural images are mixed in, from a seed that
 the benchmark never samples. Each stage writes one safetensors file and its model card (.json and
 .md). Scores are of validation images; with --unseen also of classes that no weight has seen.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from benchmarks.core import cli
 from benchmarks.core.environment import device_name, git_state
@@ -32,10 +34,12 @@ from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.store import atomic_file, file_digest, load_weights, write_json
 from benchmarks.frozen import train_autoencoder, train_extractor
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
+from benchmarks.frozen.perceptual import PerceptualLoss
 from benchmarks.images import procedural
 from benchmarks.images.dataset import Dataset, Split, load_dataset
+from metrics.efficientnet import PROJECTION, EfficientNetFeatures, installed_weights
 from metrics.features import WEIGHTS as JUDGE_WEIGHTS
-from metrics.features import LocalFeatures
+from metrics.features import LocalFeatures, extract
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 
@@ -43,18 +47,23 @@ SIZE = 64
 CODEBOOK_SIZE = 2048
 # seen in training, repeats included; the CUDA figures are a guess at half an hour, not yet tried
 IMAGES = {
-    "cpu": {"autoencoder": 240_000, "judge": 500_000},
-    "cuda": {"autoencoder": 3_000_000, "judge": 3_000_000},
+    "cpu": {"autoencoder": 240_000, "finishing": 80_000, "judge": 500_000},
+    "cuda": {"autoencoder": 3_000_000, "finishing": 1_000_000, "judge": 3_000_000},
 }
 RECIPES = {
     "autoencoder": (
         "benchmarks/frozen/train_autoencoder.py, train_autoencoder: per-image log MSE, Muon and "
         "AdamW, warm-up and cosine, bfloat16 autocast; every sixth batch at 32 px, noise on the "
-        "latents of every fourth image"
+        "latents of every fourth image; then trained on with a perceptual loss "
+        "(benchmarks/frozen/perceptual.py) added"
     ),
     "codebook": (
         "benchmarks/frozen/train_autoencoder.py, fit_codebook: k-means (k-means++ start, dead "
         "entries re-seeded) on latent vectors of 64 and 32 px training images, half each"
+    ),
+    "projection": (
+        "benchmarks/frozen/train_extractor.py, fit_projection: the first 128 principal components "
+        "of EfficientNet-Lite0's 1,280 features, without procedural images"
     ),
     "judge": (
         "benchmarks/frozen/train_extractor.py, train_judge: cross-entropy with smoothed labels "
@@ -63,6 +72,7 @@ RECIPES = {
     ),
 }
 STAGES = tuple(RECIPES)
+KID = "kid_efficientnet_lite0"  # of half of the images, reconstructed, against the other half
 LICENCE = (
     "Made from scratch; no other network's weights were used. Where the images are ImageNet's "
     "(Tiny-ImageNet's are), their terms allow non-commercial research and education only: treat "
@@ -130,8 +140,24 @@ def load_material(folder: str, unseen: str | None, cache: str, held_out: int = 2
 
 
 def make_autoencoder(material: Material, out: Path, count: int, device: str) -> Save:
-    """The autoencoder, after `count` images."""
-    return train_autoencoder.train_autoencoder(material.train, count=count, device=device).save
+    """The autoencoder: `count` images for PSNR alone, then more with a perceptual loss, too."""
+    train = train_autoencoder.train_autoencoder
+    model = train(material.train, count=count, device=device)
+    return finished(material, model.requires_grad_(True), count, device).save
+
+
+def finished(material: Material, model: nn.Module, count: int, device: str) -> nn.Module:
+    """An autoencoder trained for PSNR on `count` images, trained on for what networks see, too."""
+    share = IMAGES[device]["finishing"] / IMAGES[device]["autoencoder"]
+    return train_autoencoder.train_autoencoder(
+        material.train,
+        count=int(share * count),
+        device=device,
+        seed=1,
+        model=model.train(),
+        peak_rate=train_autoencoder.FINISHING_RATE,
+        perceptual=PerceptualLoss(installed_weights("lite1")).to(device),
+    )
 
 
 def make_codebook(material: Material, out: Path, count: int, device: str) -> Save:
@@ -156,7 +182,27 @@ def make_judge(material: Material, out: Path, count: int, device: str) -> Save:
     return lambda path: save_file(state, str(path), metadata={"kind": "latentbench-judge"})
 
 
-MAKE = {"autoencoder": make_autoencoder, "codebook": make_codebook, "judge": make_judge}
+def make_projection(material: Material, out: Path, count: int, device: str) -> Save:
+    """The projection of EfficientNet-Lite0's features, from real training images alone."""
+    net = EfficientNetFeatures(installed_weights("lite0"), projection=None).to(device)
+    real = material.train[material.labels < len(material.classes) - len(procedural.CLASS_NAMES)]
+    fitted = train_extractor.fit_projection(net, real, device=device)
+    return lambda path: save_file(fitted, str(path), metadata={"kind": "latentbench-projection"})
+
+
+MAKE = {
+    "autoencoder": make_autoencoder,
+    "codebook": make_codebook,
+    "projection": make_projection,
+    "judge": make_judge,
+}
+# where the files of the suite lie
+SHIPPED = {
+    "autoencoder": SHIPPED_FOLDER,
+    "codebook": SHIPPED_FOLDER,
+    "projection": PROJECTION.parent,
+    "judge": JUDGE_WEIGHTS.parent,
+}
 
 
 def latent_scores(material: Material, folder: Path, device: str, *, coded: bool) -> dict[str, Any]:
@@ -168,6 +214,7 @@ def latent_scores(material: Material, folder: Path, device: str, *, coded: bool)
     codebook = load_codebook(folder / "codebook.safetensors") if coded else Codebook(2)
     codebook = codebook.to(device)
     scores: dict[str, Any] = {}
+    net = EfficientNetFeatures(installed_weights("lite0"), projection=None).to(device)
     for name, (images, _, _) in material.scored.items():
         for size in (SIZE, 32):
             sized = images
@@ -179,6 +226,9 @@ def latent_scores(material: Material, folder: Path, device: str, *, coded: bool)
                 for measure, value in measured.items()
                 if coded or measure == "psnr"
             }
+            book = codebook if coded else None
+            distance = train_autoencoder.reconstruction_kid(model, net, sized, device, book)
+            scores[f"{name}, {size} px"][KID] = round(distance, 4)
     return scores
 
 
@@ -200,6 +250,27 @@ def judge_scores(material: Material, folder: Path, device: str) -> dict[str, Any
             what = f"{name}: linear probe of {classes}, fitted on {len(train)} training images"
         scores[what] = round(accuracy, 4)
     return scores
+
+
+def projection_scores(material: Material, folder: Path, device: str) -> dict[str, Any]:
+    """Of each scored set, how much of the features' variance the projection keeps."""
+    weights = installed_weights("lite0")
+    net = EfficientNetFeatures(weights, folder / "projection.safetensors").to(device)
+    scores: dict[str, Any] = {"dim": net.frechet_dim}
+    for name, (images, _, _) in material.scored.items():
+        features = extract(net, images, device=device)
+        kept = net.project(features).var(0).sum() / features.var(0).sum()
+        scores[f"{name}: variance kept"] = round(kept.item(), 4)
+    return scores
+
+
+def scores_of(stage: str, material: Material, folder: Path, device: str) -> dict[str, Any]:
+    """What a card says of a stage's file, which lies in `folder`."""
+    if stage == "judge":
+        return judge_scores(material, folder, device)
+    if stage == "projection":
+        return projection_scores(material, folder, device)
+    return latent_scores(material, folder, device, coded=stage == "codebook")
 
 
 def card_of(
@@ -262,13 +333,9 @@ def run_stage(
         if not all(tensor.isfinite().all() for tensor in load_file(path).values()):
             raise Diverged(f"{stage}: the weights are not finite; those in {out} stay as they were")
         card = card_of(path, stage, seconds, count, material, args.about, device)
-        if stage == "judge":
-            scores = judge_scores(material, path.parent, device)
-        else:
-            if stage == "codebook":  # it is scored, and only fits, with its own autoencoder
-                shutil.copy(out / "autoencoder.safetensors", folder)
-            coded = stage == "codebook"
-            scores = latent_scores(material, path.parent, device, coded=coded)
+        if stage == "codebook":  # it is scored, and only fits, with its own autoencoder
+            shutil.copy(out / "autoencoder.safetensors", folder)
+        scores = scores_of(stage, material, path.parent, device)
         card |= {"scores": scores, "licence": LICENCE}
         if stage == "codebook":
             card["autoencoder_sha256"] = file_digest(path.with_name("autoencoder.safetensors"))
@@ -307,7 +374,6 @@ def main(argv: Sequence[str]) -> None:
         count, classes = len(material.train), len(material.classes)
         print(f"{count} training images, {classes} classes, device {device}", flush=True)
         for stage in args.only:
-            shipped = JUDGE_WEIGHTS.parent if stage == "judge" else SHIPPED_FOLDER
-            run_stage(stage, material, args.out or shipped, args, device)
+            run_stage(stage, material, args.out or SHIPPED[stage], args, device)
     except (BadInput, Diverged, ValueError) as error:
         sys.exit(f"latentbench: {error}")

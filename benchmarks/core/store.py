@@ -125,9 +125,8 @@ def read_tensors(
 def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
     """Fill `module` from a safetensors file and freeze it.
 
-    Where a model card lies beside it (the same name, .json), the file must have the sha256 that the
-    card states; the files that came with the suite must have one. Raises BadInput, in one line, for
-    a file that is missing, cut short, changed, or another network's.
+    Raises BadInput, in one line, for a file that is missing, cut short, changed (see `check_card`)
+    or another network's.
     """
     try:
         state = load_file(str(path))
@@ -135,6 +134,22 @@ def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
         raise BadInput(f"{what}: no file {path}; `make train-frozen` writes it") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{what}: {path} is not a whole safetensors file ({error})") from None
+    check_card(path, what)
+    # files may be in half precision; all that is frozen computes in float32
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError:
+        raise BadInput(f"{what}: {path} holds another network's weights") from None
+    return module.eval().requires_grad_(False)
+
+
+def check_card(path: str | Path, what: str) -> None:
+    """Whether a file is the one that the model card beside it (the same name, .json) describes.
+
+    It must have the sha256 that the card states; the files that came with the suite must have a
+    card. Raises BadInput.
+    """
     beside = Path(path).with_suffix(".json")
     card = read_json(beside)
     stated = card.get("sha256") if isinstance(card, dict) else None
@@ -148,10 +163,3 @@ def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:
             f"{what}: {path} is not the file its model card describes (sha256 {stated[:12]}...); "
             "restore it or write it anew"
         )
-    # files may be in half precision; all that is frozen computes in float32
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    try:
-        module.load_state_dict(state)
-    except RuntimeError:
-        raise BadInput(f"{what}: {path} holds another network's weights") from None
-    return module.eval().requires_grad_(False)

@@ -38,12 +38,14 @@ MOST_AT_ONCE = 128  # images of 64 px to encode or decode together
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The frozen autoencoder, its codebook and the fingerprint of both."""
+    """The frozen autoencoder, its codebook, their names and fingerprints."""
 
     autoencoder: nn.Module
     codebook: Codebook
-    name: str
-    key: str
+    name: str  # of the autoencoder
+    codebook_name: str  # where it comes from, and its entries
+    key: str  # of both
+    autoencoder_key: str
 
     def to(self, device: torch.device) -> "LatentSpace":
         return replace(
@@ -128,9 +130,8 @@ def load_latent_space(
     else:
         autoencoder, key = load_autoencoder(cfg)
     file, size = cfg.get("codebook"), cfg.get("codebook_size")
-    names = [str(cfg.name)]  # one name for each latent space: reports group by it
-    if cfg.get("weights"):
-        names.append(key[:6])
+    # one name for each autoencoder: reports group by it
+    name = f"{cfg.name}-{key[:6]}" if cfg.get("weights") else str(cfg.name)
     if file:
         # the other kinds have a default size, which nobody has asked for
         if size is not None and cfg.kind == "shipped":
@@ -140,15 +141,22 @@ def load_latent_space(
             )
         path = Path(file).expanduser()
         codebook, codebook_key = _load_matching(path, autoencoder, key)
-        names.append(codebook_key[:6])
+        source = codebook_key[:6]
     elif size is None and cfg.kind == "shipped" and not cfg.get("weights"):
-        path = SHIPPED_FOLDER / "codebook.safetensors"
+        path, source = SHIPPED_FOLDER / "codebook.safetensors", "shipped"
         codebook, codebook_key = _load_matching(path, autoencoder, key)
     else:
         size = DEFAULT_SIZE if size is None else _checked("codebook_size", size, SMALLEST, LARGEST)
         codebook, codebook_key = _fit(autoencoder.to(device), key, size, dataset, cache, device)
-        names.append(str(size))
-    return LatentSpace(autoencoder, codebook, "-".join(names), digest(key, codebook_key))
+        source = "fitted"
+    return LatentSpace(
+        autoencoder,
+        codebook,
+        name=name,
+        codebook_name=f"{source} {codebook.size}",
+        key=digest(key, codebook_key),
+        autoencoder_key=digest(key),
+    )
 
 
 def _load_matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:

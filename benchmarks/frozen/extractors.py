@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
-from benchmarks.core.store import digest, file_digest, load_weights, read_json
+from benchmarks.core.store import check_card, digest, file_digest, load_weights, read_json
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
 from benchmarks.images import hub, procedural
 from metrics.features import WEIGHTS, LocalFeatures
@@ -38,6 +38,7 @@ class FeatureExtractor:
     weights: str  # sha256
     dtype: str = "float32"
     shipped: bool = False  # its weights came with the suite: models/weights/data.json tells of what
+    searched: int = 10_000  # training images that copies are looked for in
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -47,6 +48,8 @@ class FeatureExtractor:
             "resize": self.net.resize,
             "dtype": self.dtype,
             "dim": self.net.dim,
+            # of what the Fréchet distance is taken over
+            "frechet_dim": getattr(self.net, "frechet_dim", self.net.dim),
         }
 
     @property
@@ -60,7 +63,12 @@ def load_extractors(cfg: Any) -> list[FeatureExtractor]:
     Of several, one that is not to be had is named in one line and left out. Raises BadInput where
     none is left, and for weights that do not fit.
     """
-    loaders = {"local": _local, "inception": _inception, "dinov2": _dinov2}
+    loaders = {
+        "local": _local,
+        "efficientnet_lite0": _efficientnet,
+        "inception": _inception,
+        "dinov2": _dinov2,
+    }
     # several configurations merge into one, each under a key of its own
     wanted = [name for name in loaders if name in cfg]
     if not wanted:
@@ -140,6 +148,23 @@ def _inception(cfg: Any) -> FeatureExtractor:
     return FeatureExtractor(name=name, net=net, weights=weights)
 
 
+def _efficientnet(cfg: Any) -> FeatureExtractor:
+    """EfficientNet-Lite0 from the package that holds its weights, or from the same file."""
+    from metrics import efficientnet
+
+    check_card(efficientnet.PROJECTION, "features=efficientnet_lite0")
+    try:
+        path = Path(cfg.get("weights") or efficientnet.installed_weights("lite0")).expanduser()
+        net = efficientnet.EfficientNetFeatures(path)
+    except ImportError as error:
+        raise Unavailable(f"features=efficientnet_lite0 {error}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"features.efficientnet_lite0.weights: {error}") from None
+    weights = file_digest(path, efficientnet.PROJECTION)
+    # it is slow: on two cores it sees a hundred images a second
+    return FeatureExtractor(name="efficientnet_lite0", net=net, weights=weights, searched=2000)
+
+
 def _dinov2(cfg: Any) -> FeatureExtractor:
     """DINOv2 from a folder or the hub; transformers is imported only where it is asked for."""
     from metrics.dinov2 import Dinov2Features
@@ -184,12 +209,15 @@ def overlap(source: str, classes: list[str]) -> list[str] | None:
 
 
 def probe_split(data: Any, extractor: FeatureExtractor, classes: list[str]) -> str:
-    """Where the label probe's real images come from: `train` if the extractor has certainly not
-    trained on those, else `holdout`.
+    """What says which class an image shows: `head`, the extractor's own, where it knows the
+    classes; else a linear probe on `train` if the extractor has certainly not trained on those
+    images, else on the `holdout`.
 
     `data` is the data set's configuration, `classes` its class names. A probe on images that an
     extractor knows by heart is too good.
     """
+    if getattr(extractor.net, "knows", lambda names: False)(classes):
+        return "head"
     if data.source == "procedural":
         unseen = extractor.name != "local" or data.seed != procedural.WEIGHTS_SEED
     else:

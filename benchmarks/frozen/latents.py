@@ -124,21 +124,29 @@ def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def reconstruct(
-    split: Split, space: LatentSpace, data: LatentSet, device: torch.device
+    split: Split,
+    coded: bool = True,
+    *,
+    space: LatentSpace,
+    data: LatentSet,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """A split's images through the `autoencoder`, and through autoencoder and `codebook`: uint8
-    (N, 3, H, W) each, on the CPU.
+    """A split's images through the `autoencoder` and, if `coded`, also through autoencoder and
+    `codebook`: uint8 (N, 3, H, W) each, on the CPU.
     """
     space = space.to(device)
     book = space.codebook.whitened(data.mean, data.std)
     mean, std = (x.to(device)[:, None, None] for x in (data.mean, data.std))
     batch = space.at_once(split.pixels.shape[-1])
-    rebuilt: dict[str, list[Tensor]] = {"autoencoder": [], "codebook": []}
+    rebuilt: dict[str, list[Tensor]] = {"autoencoder": []}
+    if coded:
+        rebuilt["codebook"] = []
     for start in range(0, len(split), batch):
         images = torch.from_numpy(split[start : start + batch]).to(device)
         # whitened and back, though decoding alone would do: samples come the same way
         whitened = (space.autoencoder.encode(images) - mean) / std
-        quantised = book.detokenize(book.tokenize(whitened))
         rebuilt["autoencoder"].append(decode(space, data, whitened).cpu())
-        rebuilt["codebook"].append(decode(space, data, quantised).cpu())
+        if coded:
+            quantised = book.detokenize(book.tokenize(whitened))
+            rebuilt["codebook"].append(decode(space, data, quantised).cpu())
     return {name: torch.cat(batches) for name, batches in rebuilt.items()}

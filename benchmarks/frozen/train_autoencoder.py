@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.core.errors import Diverged
+from metrics.features import extract
+from metrics.kid import kid
 from models import codebook
 from models.autoencoder import Autoencoder, to_float, to_uint8
 
 CROP = 64  # larger images are trained on in crops of this side
 BATCH = 16
 PEAK_RATE = 2e-3
+FINISHING_RATE = 5e-4  # of the training that follows with the perceptual loss
+PERCEPTUAL = 5.0  # weight of that loss; both are logs, so it trades their ratios
 FEATURES = 32  # convolutions with at least as many channels on both sides are between feature maps
 HALVED = 6  # every sixth batch is of images at half their size
 NOISED = 4  # every fourth image's latents get noise,
@@ -131,18 +135,26 @@ class Optimizer:
 
 
 def train_autoencoder(
-    images: Any, *, count: int, device: str, seed: int = 0, model: nn.Module | None = None
+    images: Any,
+    *,
+    count: int,
+    device: str,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    peak_rate: float = PEAK_RATE,
+    perceptual: nn.Module | None = None,
 ) -> nn.Module:
-    """From scratch on `count` images, repeats included; `images` is anything that indexes to uint8
-    (n, 3, H, W) arrays.
+    """On `count` images, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W)
+    arrays.
 
-    `model` is a new Autoencoder, or another network with an `encoder` and a `decoder` to compare it
-    with. Returns it frozen; nothing checks that its weights are finite.
+    `model` is a new Autoencoder, else a network with an `encoder` and a `decoder` to go on with.
+    `perceptual(out, target)` is a loss to be added, `PERCEPTUAL` times. Returns the network frozen;
+    nothing checks that its weights are finite.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
     model = (model or Autoencoder()).to(device, memory_format=torch.channels_last)
-    optimizer = Optimizer(model, PEAK_RATE)
+    optimizer = Optimizer(model, peak_rate)
     steps, started = max(1, count // BATCH), time.perf_counter()
     no_labels = np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, no_labels, steps, BATCH, rng, device):
@@ -155,12 +167,14 @@ def train_autoencoder(
             z = model.encoder(target)
             out = model.decoder(noised(z, rng))
         loss = reconstruction_loss(out, target)
+        if perceptual:
+            loss = loss + PERCEPTUAL * perceptual(out, target)
         model.zero_grad()
         # the second term keeps the latents' scale, which the first leaves free, from drifting
         (loss + 1e-3 * z.float().square().mean()).backward()
         # a log's slope is steep where images are nearly right, as flat ones soon are
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(learning_rate(step, steps, PEAK_RATE))
+        optimizer.step(learning_rate(step, steps, peak_rate))
         if step % 200 == 0 or step == steps - 1:
             rate = (step + 1) * BATCH / (time.perf_counter() - started)
             line = f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s"
@@ -268,3 +282,24 @@ def reconstruction_scores(
         "codebook_size": book.size,
     }
     return scores | book.statistics(torch.cat(tokens))
+
+
+@torch.inference_mode()
+def reconstruction_kid(
+    model: nn.Module,
+    net: nn.Module,
+    images: np.ndarray,
+    device: str,
+    book: codebook.Codebook | None = None,
+) -> float:
+    """KID over the features of `net` between every other image (uint8, (N, 3, H, W)),
+    reconstructed, and the rest as they are: what the decoder costs.
+
+    Through the codebook where one is given.
+    """
+    rebuilt = []
+    for x in torch.from_numpy(np.ascontiguousarray(images[::2])).split(100):
+        z = model.encode(x.to(device))
+        rebuilt.append(model.decode(z if book is None else book.detokenize(book.tokenize(z))).cpu())
+    real = extract(net, images[1::2], device=device)
+    return kid(real, extract(net, torch.cat(rebuilt).numpy(), device=device)).distance

@@ -109,3 +109,19 @@ def images_per_second(net: nn.Module, size: int, device: str, *, batch: int = 12
     shape = (batch, 3, size, size)
     images = torch.randint(256, shape, generator=seeded("speed"), dtype=torch.uint8).to(device)
     return batch / speed.median_seconds(lambda: net(images), torch.device(device), repeats=5)
+
+
+PRINCIPAL_IMAGES = 10_000
+
+
+@torch.inference_mode()
+def fit_projection(net: nn.Module, images: Any, *, device: str) -> dict[str, Tensor]:
+    """The first `net.frechet_dim` principal components of a network's features on at most 10,000
+    random images (uint8, (N, 3, H, W)): `mean` (d,) and orthonormal `basis` (d, k).
+    """
+    chosen = torch.randperm(len(images), generator=seeded("projection"))[:PRINCIPAL_IMAGES]
+    features = extract(net, images[chosen.numpy()], device=device).double()
+    mean = features.mean(0)
+    covariance = (features - mean).T @ (features - mean)
+    _, vectors = torch.linalg.eigh(covariance)  # from the smallest up
+    return {"mean": mean.float(), "basis": vectors[:, -net.frechet_dim :].flip(1).float()}

@@ -11,7 +11,7 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten
 from benchmarks.core.store import digest, read_json, write_json
 from benchmarks.results import archive
-from benchmarks.results.columns import NAMES
+from benchmarks.results.columns import ERRORS, NAMES, leading
 
 Record = dict[str, Any]
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
@@ -126,26 +126,32 @@ def _recipe(record: Record) -> dict[str, Any]:
 def table(records: list[Record]) -> pd.DataFrame:
     """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    Then eight for the report's own use:
-    `fd_train`, the distance to training images, by which settings are chosen;
+    Then ten for the report's own use:
+    `distance` and `distance_std`, those that lead (`columns.leading`);
+    `chosen`, whether its settings were chosen by tuning and not as configured;
     `diagnostics`, what else the evaluator said;
-    `sampling_seed`; `features_dim`, the features' dimensions;
+    `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over;
     `training`, which names the trained network;
-    `evaluated_by`, which names the very images, latents and features behind a distance;
+    `evaluated_by`, which names the very images, autoencoder and features behind a distance;
     `variant`, what else in the configuration tells networks of one model and size apart;
     `budget`, what the training was given.
     """
     prints = [record.get("fingerprints", {}) for record in records]
     evaluated_by = [
-        digest(*(p.get(k) for k in ("data", "latents", "features")))[:6] for p in prints
+        digest(*(p.get(k) for k in ("data", "autoencoder", "features")))[:6] for p in prints
     ]
     rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
+    leads = [leading(record["row"]) for record in records]
     return rows.assign(
-        fd_train=[record.get("selection", {}).get("fd_train") for record in records],
+        distance=[record["row"].get(name) for record, name in zip(records, leads, strict=True)],
+        distance_std=[
+            record["row"].get(ERRORS[name]) for record, name in zip(records, leads, strict=True)
+        ],
+        chosen=[record.get("tuning") is not None for record in records],
         diagnostics=[record.get("diagnostics", {}) for record in records],
         sampling_seed=[record.get("sampling_seed") for record in records],
         training=[p.get("training") for p in prints],
-        features_dim=[p.get("features_dim") for p in prints],
+        features_dim=[p.get("features_frechet_dim") or p.get("features_dim") for p in prints],
         evaluated_by=evaluated_by,
         variant=variants(records),
         budget=[budget(record) for record in records],
@@ -187,4 +193,4 @@ def _settings(record: Record) -> dict[str, Any]:
     """What may tell a record from others of its model, by dotted names."""
     config = record.get("config", {})
     named = {name: config.get(name, {}) for name in ("model", "train", "sample_batch")}
-    return flatten(named) | {"autoencoder": record["row"].get("autoencoder")}
+    return flatten(named) | {name: record["row"].get(name) for name in ("autoencoder", "codebook")}

@@ -124,7 +124,8 @@ def _evaluator(
     return prepare_evaluator(
         extractor,
         dataset,
-        rebuilt=partial(reconstruct, dataset.holdout, space, latents, device),
+        partial(reconstruct, space=space, data=latents, device=device),
+        autoencoder_key=space.autoencoder_key,
         key=latents.key,
         cache=cfg.cache_dir,
         device=device,

@@ -1,5 +1,5 @@
-"""Evaluators of a data set: features of its real images, and the floors, which are the distances
-that real images get.
+"""Evaluators of a data set: features of its real images, the floors, which are the distances that
+real images get, and the ceilings, which are what they get of what is better higher.
 """
 
 from collections.abc import Callable
@@ -7,34 +7,47 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.core import versions
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
 from benchmarks.frozen.extractors import FeatureExtractor
 from benchmarks.images.dataset import Dataset, Split
 from benchmarks.stages.score import Evaluator, analytic_floor
-from metrics.features import extract
+from metrics.features import extract, frechet_features
 from metrics.frechet import frechet_distance
+from metrics.kid import kid
+from metrics.prdc import NEIGHBOURS, prdc
 from metrics.probe import Probe, fit_probe
 
 PROBE_IMAGES = 5000
-TRAIN_IMAGES = 10_000  # of the training images, to measure distances to them
+SELECTION_IMAGES = 2000  # training images through the autoencoder, to choose settings by
 
-# what the hold-out is made into -> the column of its distance to the reference images
+# floor -> the two sets of features whose distance it is
 FLOORS = {
-    "floor_autoencoder": "fd_floor_autoencoder",
-    "floor_codebook": "fd_floor_codebook",
-    "floor_colour": "fd_anchor",  # the mean colour of each image: an upper end of the scale
+    "fd_floor_real": ("reference", "holdout"),
+    "fd_floor_autoencoder": ("reference", "holdout_through"),
+    "fd_floor_codebook": ("reference", "holdout_codebook"),
+    # each image's mean colour: an upper end of the scale
+    "fd_anchor": ("reference", "holdout_colour"),
+    "fd_generator_floor_real": ("reference_through", "holdout_through"),
+    "fd_generator_floor_codebook": ("reference_through", "holdout_codebook"),
+    "fd_generator_anchor": ("reference_through", "holdout_colour"),
+    "fd_selection_floor": ("train_through", "holdout_through"),
 }
+DIAGNOSTIC = ("fd_anchor", "fd_generator_anchor", "fd_selection_floor")  # scalars, no columns
+
+# images of a split through the autoencoder and, where asked for, through its codebook
+Rebuild = Callable[[Split, bool], dict[str, Tensor]]
 
 
 def prepare_evaluator(
     extractor: FeatureExtractor,
     dataset: Dataset,
-    rebuilt: Callable[[], dict[str, Tensor]],
+    rebuild: Rebuild | None,
     *,
     key: str,
+    autoencoder_key: str,
     cache: str | Path,
     device: torch.device,
     split: str,
@@ -42,8 +55,11 @@ def prepare_evaluator(
     """The evaluator of a data set: features of the real images, the probe and the floors, computed
     once and cached.
 
-    `rebuilt` gives the hold-out's images through what `key` names, as `latents.reconstruct` does;
-    the probe is fitted on images of `split`: see `extractors.probe_split`.
+    `rebuild` passes images through what `key` names, as `latents.reconstruct` does, or is None
+    where samples come through no autoencoder. `autoencoder_key` names that part of it which all
+    models share: their distances compare where only the codebooks differ. The probe is fitted on
+    images of `split`: see
+    `extractors.probe_split`.
     """
     file_key = digest("evaluator", versions.SCORING, extractor.key, dataset.key, key, split)
     path = Path(cache) / "evaluators" / f"{file_key}.safetensors"
@@ -51,23 +67,24 @@ def prepare_evaluator(
     if ready:
         tensors = ready[0]
     else:
-        tensors = _measure(extractor.net, dataset, rebuilt(), device, split)
+        tensors = _measure(extractor, dataset, rebuild, device, split)
         write_tensors(path, file_key, tensors)
-    # scalars are columns, but for these two
-    scalars = {name: value.item() for name, value in tensors.items() if value.ndim == 0}
-    constants = {name: scalars.pop(name) for name in ("fd_anchor", "fd_train_floor")}
+    constants = {name: value.item() for name, value in tensors.items() if value.ndim == 0}
+    diagnostics = {name: constants.pop(name) for name in DIAGNOSTIC if name in constants}
     return Evaluator(
         extractor=extractor,
         device=device,
         reference=tensors["reference"],
+        reference_through=tensors.get("reference_through"),
         reference_labels=labels_of(dataset.reference),
-        row_constants=scalars,
+        row_constants=constants,
         holdout=tensors["holdout"],
         train=tensors["train"],
+        train_through=tensors.get("train_through"),
         probe=Probe(*(tensors[name] for name in Probe._fields)),
         probe_split=split,
-        key=digest(versions.SCORING, extractor.key, dataset.key),
-        diagnostic_constants=constants,
+        key=digest(versions.SCORING, extractor.key, dataset.key, autoencoder_key),
+        diagnostic_constants=diagnostics,
     )
 
 
@@ -76,16 +93,14 @@ def labels_of(split: Split) -> Tensor:
     return torch.from_numpy(split.labels.copy())
 
 
-def train_images(dataset: Dataset) -> Split:
-    """The training images that distances are measured to: at most 10,000, at random but always the
-    same.
-    """
-    return some_of(dataset.train, TRAIN_IMAGES)
+def train_images(dataset: Dataset, extractor: FeatureExtractor) -> Split:
+    """The training images that copies are looked for in: at random but always the same."""
+    return some_of(dataset.train, extractor.searched)
 
 
-def probe_images(dataset: Dataset, split: str) -> Split:
+def probe_images(dataset: Dataset, split: str, most: int = PROBE_IMAGES) -> Split:
     """The real images that the probe is fitted on: at most 5000 of a split."""
-    return some_of(getattr(dataset, split), PROBE_IMAGES)
+    return some_of(getattr(dataset, split), min(PROBE_IMAGES, most))
 
 
 def some_of(split: Split, count: int) -> Split:
@@ -102,45 +117,83 @@ def mean_colours(split: Split) -> np.ndarray:
 
 
 def _measure(
-    net: nn.Module,
+    extractor: FeatureExtractor,
     dataset: Dataset,
-    rebuilt: dict[str, Tensor],
+    rebuild: Rebuild | None,
     device: torch.device,
     probe_split: str,
 ) -> dict[str, Tensor]:
-    """Features of the reference, of training images, of the hold-out as it is and made into what
-    FLOORS names; the probe; and as scalars all that `measure_floors` gives.
+    """Features of the splits as they are and through the autoencoder, the probe, and as scalars all
+    that `measure_floors` gives.
     """
-    images = {"reference": dataset.reference, "holdout": dataset.holdout}
-    for name, pixels in rebuilt.items():
-        images[f"floor_{name}"] = pixels.numpy()
-    images["floor_colour"] = mean_colours(dataset.holdout)
+    images = {
+        "reference": dataset.reference,
+        "holdout": dataset.holdout,
+        "train": train_images(dataset, extractor),
+        "holdout_colour": mean_colours(dataset.holdout),
+    }
+    if rebuild:
+        images["reference_through"] = rebuild(dataset.reference, False)["autoencoder"].numpy()
+        selection = some_of(dataset.train, SELECTION_IMAGES)
+        images["train_through"] = rebuild(selection, False)["autoencoder"].numpy()
+        holdout = rebuild(dataset.holdout, True)
+        images["holdout_through"] = holdout["autoencoder"].numpy()
+        images["holdout_codebook"] = holdout["codebook"].numpy()
+    net = extractor.net
     tensors = {name: extract(net, some, device=device) for name, some in images.items()}
-    tensors["train"] = extract(net, train_images(dataset), device=device)
+    probe = _probe(extractor, dataset, probe_split, tensors["train"], device)
+    tensors |= measure_floors(net, tensors, probe, labels_of(dataset.reference))
+    return tensors | probe._asdict()
 
-    split = probe_images(dataset, probe_split)
-    if probe_split == "train":  # the same random choice, so they are its first ones
-        features = tensors["train"][: len(split)]
+
+def _probe(
+    extractor: FeatureExtractor,
+    dataset: Dataset,
+    split: str,
+    train_features: Tensor,
+    device: torch.device,
+) -> Probe:
+    """What says which class an image shows: the network's own head where it knows the classes, else
+    a linear probe fitted on real images.
+    """
+    if split == "head":
+        return extractor.net.probe_of(dataset.classes)
+    chosen = probe_images(dataset, split, extractor.searched)
+    if split == "train":  # the same random choice, so they are its first ones
+        features = train_features[: len(chosen)]
     else:
-        features = extract(net, split, device=device)
-    probe = fit_probe(features, labels_of(split), len(dataset.classes))
-    floors = measure_floors(tensors, probe, labels_of(dataset.reference))
-    return tensors | probe._asdict() | floors
+        features = extract(extractor.net, chosen, device=device)
+    return fit_probe(features, labels_of(chosen), len(dataset.classes))
 
 
-def measure_floors(tensors: dict[str, Tensor], probe: Probe, labels: Tensor) -> dict[str, Tensor]:
-    """The floors, the anchor and the real label accuracy, as scalars, from features.
+def measure_floors(
+    net: torch.nn.Module, tensors: dict[str, Tensor], probe: Probe, labels: Tensor
+) -> dict[str, Tensor]:
+    """The floors, the anchor and the ceilings, as float64 scalars, from the features of `_measure`.
 
-    `labels` are the reference's.
+    `labels` are the reference's. What needs the autoencoder is left out where there is none.
     """
     reference, holdout = tensors["reference"], tensors["holdout"]
-    floors = {
-        column: frechet_distance(reference, tensors[name])
-        for name, column in FLOORS.items()
-        if name in tensors
-    }
-    floors["fd_floor_real"] = frechet_distance(reference, holdout)
-    floors["fd_floor_analytic"] = analytic_floor(reference, len(holdout), labels)
-    floors["fd_train_floor"] = frechet_distance(tensors["train"], holdout)
-    floors["label_accuracy_real"] = probe.accuracy(reference, labels)
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in floors.items()}
+    scalars = _distances(net, tensors)
+    projected = frechet_features(net, reference)
+    scalars["fd_floor_analytic"] = analytic_floor(projected, len(holdout), labels)
+    scalars["label_accuracy_real"] = probe.accuracy(reference, labels)
+    through = tensors.get("reference_through")
+    if through is not None:
+        scalars["label_accuracy_ceiling"] = probe.accuracy(through, labels)
+        for name in ("real", "codebook"):
+            rebuilt = tensors["holdout_through" if name == "real" else "holdout_codebook"]
+            if min(len(through), len(rebuilt)) >= 3:
+                scalars[f"kid_generator_floor_{name}"] = kid(through, rebuilt).distance
+        if min(len(reference), len(holdout)) > NEIGHBOURS + 1:
+            scalars["recall_autoencoder"] = prdc(reference, tensors["holdout_through"]).recall
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+
+
+def _distances(net: torch.nn.Module, tensors: dict[str, Tensor]) -> dict[str, float]:
+    """The Fréchet distances of real images, by the name of the floor that each is."""
+    floors = {}
+    for name, pair in FLOORS.items():
+        if all(one in tensors for one in pair):
+            floors[name] = frechet_distance(*(frechet_features(net, tensors[x]) for x in pair))
+    return floors

@@ -92,6 +92,7 @@ def identity(cell: Cell) -> dict[str, Any]:
         "num_classes": len(cell.dataset.classes),
         "image_size": cell.dataset.image_size,
         "autoencoder": cell.latent_space.name,
+        "codebook": cell.latent_space.codebook_name if cfg.model.family == "ar" else None,
         "latent_shape": "x".join(map(str, model.latent_shape)),
         "objective": getattr(model, "objective", None),
         "sampler": model.sampler_label(),
@@ -118,6 +119,7 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
     del config["stop_at"]  # of this process, not of what it measured
     fingerprints = {
         "data": cell.dataset.key,
+        "autoencoder": cell.latent_space.autoencoder_key,
         "latents": cell.latent_space.key,
         "training": cell.key,
     }
