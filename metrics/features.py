@@ -101,3 +101,13 @@ def extract(
                 chunk = chunk.pin_memory()
             batches.append(features(chunk.to(device, non_blocking=True)).float())
     return torch.cat(batches).cpu()
+
+
+def frechet_features(features: nn.Module, values: Tensor) -> Tensor:
+    """Of a network's features (N, d) what its Fréchet distance is taken over, (N, k).
+
+    A network of many dimensions has a `project`, fixed once and for all, to fewer: the covariance
+    of d dimensions needs several times d images. Kernel distances and neighbourhoods do not.
+    """
+    project = getattr(features, "project", None)
+    return values if project is None else project(values)
