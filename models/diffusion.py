@@ -102,11 +102,6 @@ class Diffusion(GenerativeModel):
             )
         if shift <= 0:
             raise ValueError(f"sampler.shift={shift}: above 0")
-        if sampler == "heun" and shift != 1:
-            raise ValueError(
-                f"sampler.shift={shift}: not with heun, whose last step diffusers would shift "
-                "twice; use euler, dpmpp or unipc"
-            )
 
     def _scheduler(self, steps: int) -> Any:
         """The diffusers scheduler of this objective and sampler, its timesteps set."""

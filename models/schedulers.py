@@ -61,7 +61,7 @@ def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
     """A diffusers scheduler, its timesteps set.
 
     `name` is one of `samplers(objective)`. `shift` s moves the flow's times to s t / (1 + (s - 1)
-    t) (arXiv 2403.03206, equation 23); heun does not take it.
+    t) (arXiv 2403.03206, equation 23).
     """
     if objective == "flow":
         return _flow_scheduler(name, steps, shift)
@@ -71,13 +71,16 @@ def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
 def _flow_scheduler(name: str, steps: int, shift: float) -> Any:
     if name == "euler":
         euler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
-        # The grid 1, (n-1)/n, ..., 1/n. The default one wastes its last evaluation, at .001.
+        # The grid 1, (n-1)/n, ..., 1/n, 0. The default one wastes its last evaluation, at .001.
         euler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
         return euler
     if name == "heun":
-        # 2n - 1 evaluations at n times from 1 to .001. So of two steps the second is spent near
-        # the data, and gives hardly more than one step does.
-        return _set_timesteps(FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN), steps)
+        heun = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
+        # The same grid: `set_timesteps` spaces its n times evenly between these two, shifts them
+        # and appends 0. The default ends at .001 like Euler's, and so wastes an evaluation, too.
+        # 2n - 1 evaluations: the last step is an Euler step, as there is none at time 0.
+        heun.sigma_max, heun.sigma_min = 1.0, 1 / steps
+        return _set_timesteps(heun, steps)
     solvers = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
     solver = solvers[name](
         num_train_timesteps=CHAIN,
@@ -101,7 +104,8 @@ def times(made: Any) -> list[float]:
     # The flow's dpmpp and unipc round their own timesteps to whole numbers; their sigmas are exact.
     if made.config.get("use_flow_sigmas"):
         return [float(sigma) * CHAIN for sigma in made.sigmas[:-1]]
-    return [float(t) for t in made.timesteps]
+    # Rounding after a shift can leave pure noise a hair above 1000, where no guidance would act.
+    return [min(float(t), float(CHAIN)) for t in made.timesteps]
 
 
 def supports(objective: str, name: str, steps: int) -> bool:

@@ -15,12 +15,15 @@ from models.generator import GenerativeModel
 
 
 def arccos_schedule(progress: float) -> float:
-    """Few tokens early; a large part of them in the last steps."""
+    """Few tokens early; a large part of them in the last step, 21 of 64 where there are eight."""
     return math.acos(progress) * 2 / math.pi
 
 
 def cosine_schedule(progress: float) -> float:
-    """Still fewer early: the best of those that MaskGIT's authors tried."""
+    """Still fewer early, and no such leap at the end: of 64 tokens the last of eight steps has 12.
+
+    The best of those that MaskGIT's authors tried, and the default of both models that have one.
+    """
     return math.cos(progress * math.pi / 2)
 
 

@@ -193,7 +193,7 @@ def test_a_whole_raster_call_is_one_forward_pass_less_what_comes_later(block, gu
 def test_a_whole_any_order_call_is_never_more_than_a_forward_pass(steps, guidance, times):
     """What the model samples goes through either pass once."""
     cfg, model = configured("ar_any", "xs", (4, 8, 8))
-    size, counts = cfg.size.ar_any, schedule("arccos", 64, steps)
+    size, counts = cfg.size.ar_any, schedule("cosine", 64, steps)
     assert model.nfe(steps, guidance) == times * steps
     # The last step's tokens never go through pass 1: nothing looks at them.
     fed = 1 + sum(counts[:-1])
