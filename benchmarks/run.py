@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from benchmarks.analysis.curves import distance_name
+from benchmarks.analysis.curves import distance_title
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state
 from benchmarks.core.errors import BadInput, OutOfTime
@@ -135,8 +135,8 @@ def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: d
     setting = f"{config.steps} steps, guidance {config.guidance:g}"
     if len(many(cell.cfg.sampling_seeds)) > 1:
         setting += f", sampling seed {config.seed}"
-    name = distance_name(evaluator.extractor.name)
-    print(f"  {setting}: {name} {scores.row['fd']:.2f}", flush=True)
+    name = distance_title(evaluator.extractor.name, generator=True)
+    print(f"  {setting}: {name} {scores.row['fd_generator']:.2f}", flush=True)
 
 
 def is_recorded(cell: Cell, config: SamplingConfig, evaluator: Evaluator) -> bool:

@@ -76,10 +76,11 @@ def _flow_scheduler(name: str, steps: int, shift: float) -> Any:
         return euler
     if name == "heun":
         heun = FlowMatchHeunDiscreteScheduler(num_train_timesteps=CHAIN, shift=shift)
-        # The same grid: `set_timesteps` spaces its n times evenly between these two, shifts them
-        # and appends 0. The default ends at .001 like Euler's, and so wastes an evaluation, too.
-        # 2n - 1 evaluations: the last step is an Euler step, as there is none at time 0.
-        heun.sigma_max, heun.sigma_min = 1.0, 1 / steps
+        # `set_timesteps` spaces its n times evenly between these two, shifts them and appends 0.
+        # The default ends at .001 like Euler's, and so wastes an evaluation, too. The last step,
+        # to 0, is an Euler step, of one evaluation where the others have two: half as long, it
+        # covers as much time for each of the 2n - 1 evaluations as they do.
+        heun.sigma_max, heun.sigma_min = 1.0, 1 / (2 * steps - 1)
         return _set_timesteps(heun, steps)
     solvers = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
     solver = solvers[name](

@@ -128,12 +128,13 @@ def test_heun_s_three_evaluations_are_nearer_than_two_of_first_order(objective, 
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_heun_walks_euler_s_grid_and_ends_in_an_euler_step(shift):
+def test_heun_s_evaluations_cover_equal_times_and_it_ends_in_an_euler_step(shift):
     """Each time but the first is asked for twice: at the end of a step and as the next begins."""
-    once, twice = (schedulers.scheduler("flow", name, 4, shift) for name in ("euler", "heun"))
-    first, *later = schedulers.times(once)
-    assert schedulers.times(twice) == pytest.approx([first, *np.repeat(later, 2)])
-    assert twice.sigmas[-1] == 0
+    heun = schedulers.scheduler("flow", "heun", 4, shift)
+    even = np.array([7, 5, 3, 1]) / 7  # and 0: steps of two evaluations, and the last of one
+    first, *later = schedulers.CHAIN * shift * even / (1 + (shift - 1) * even)
+    assert schedulers.times(heun) == pytest.approx([first, *np.repeat(later, 2)])
+    assert heun.sigmas[-1] == 0
 
 
 @pytest.mark.parametrize("objective, name", EVERY)

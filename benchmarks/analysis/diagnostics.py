@@ -3,7 +3,6 @@ classes, ties, and whether another judge agrees.
 """
 
 from itertools import combinations
-from typing import Any
 
 import pandas as pd
 from scipy.stats import spearmanr
@@ -183,5 +182,3 @@ def disagreement(panels: list[Panel]) -> list[str]:
             line += f" (rank correlation {spearmanr(both['first'], both['second'])[0]:.2f})"
         lines.append(line + (f": {'; '.join(turned[:5])}." if turned else "."))
     return lines
-
-

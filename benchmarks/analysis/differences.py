@@ -103,9 +103,7 @@ def between_networks(
     return Difference(value, error, of_trainings.freedom, basis, margin)
 
 
-def between_settings(
-    first: Sequence[float], second: Sequence[float], margin: float
-) -> Difference:
+def between_settings(first: Sequence[float], second: Sequence[float], margin: float) -> Difference:
     """Of two settings of the same two or more trainings, in the same order: the mean difference."""
     differences = [b - a for a, b in zip(first, second, strict=True)]
     value, error = statistics.mean(differences), statistics.stdev(differences)

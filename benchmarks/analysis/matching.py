@@ -1,11 +1,17 @@
 """Which measurements of two sets of records measured the same thing, and which belong together."""
 
+import math
 import shlex
 import statistics
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.analysis.differences import Difference, over_seeds
+from benchmarks.analysis.differences import (
+    Difference,
+    Spread,
+    between_networks,
+    between_settings,
+)
 from benchmarks.core.errors import BadInput
 
 Record = dict[str, Any]
@@ -97,31 +103,50 @@ def seeds_of(pair: Pair) -> tuple[int, ...]:
     return tuple(record["row"]["seed"] for record in pair)
 
 
-def over_training_seeds(measure: str, group: list[Pair], margin: float) -> Difference | None:
-    """Over the training seeds of a group, several samplings of one as their mean.
+def values_of(group: list[Pair], side: int, measure: str) -> list[float]:
+    """One value for each training of a side, in the order of the seeds: the mean over samplings.
 
-    None of a single seed, or of what is not measured.
+    Distances as logarithms; label accuracies negative, so that lower is better. Empty where one is
+    not measured.
     """
-    by_seed: dict[tuple[int, ...], list[Pair]] = {}
-    for pair in group:
-        by_seed.setdefault(seeds_of(pair), []).append(pair)
-    unknown = any(record["row"].get(measure) is None for pair in group for record in pair)
-    if len(by_seed) < 2 or unknown:
-        return None
-    sides = [
-        [statistics.mean(pair[side]["row"][measure] for pair in same) for same in by_seed.values()]
-        for side in (0, 1)
-    ]
-    return over_seeds(*sides, margin)
+    by_seed: dict[tuple[int, ...], list[float]] = {}
+    for pair in sorted(group, key=seeds_of):
+        value = pair[side]["row"].get(measure)
+        if value is None:
+            return []
+        by_seed.setdefault(seeds_of(pair), []).append(value)
+    means = [statistics.mean(values) for values in by_seed.values()]
+    if measure == "label_accuracy":
+        return [-value for value in means]
+    return [math.log(value) for value in means]
+
+
+def same_networks(group: list[Pair]) -> bool:
+    """Whether both sides are the same trained networks, only sampled in other ways."""
+    return all(_training(first) == _training(second) is not None for first, second in group)
+
+
+def _training(record: Record) -> str | None:
+    return record.get("fingerprints", {}).get("training")
+
+
+def over_trainings(
+    group: list[Pair], measure: str, of_trainings: Spread | None, margin: float
+) -> Difference:
+    """Of a group whose sides were trained several times, or apart: the second less the first."""
+    first, second = (values_of(group, side, measure) for side in (0, 1))
+    if same_networks(group) and len(first) > 1:
+        return between_settings(first, second, margin)
+    return between_networks(first, second, of_trainings, margin)
 
 
 def same_evaluator(first: Record, second: Record) -> bool:
-    """Whether both distances are to the same images over the same features; never where that is not
-    recorded.
+    """Whether both distances are to the same images, through the same autoencoder, over the same
+    features; never where that is not recorded.
     """
     # names alone do not tell: an image folder or weights may have changed under the same name
     prints = [
-        [record.get("fingerprints", {}).get(name) for name in ("data", "features")]
+        [record.get("fingerprints", {}).get(name) for name in ("data", "autoencoder", "features")]
         for record in (first, second)
     ]
     return prints[0] == prints[1] and None not in prints[0]

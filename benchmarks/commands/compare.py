@@ -9,7 +9,8 @@ values need not be equal. Where both sides were trained with several of the same
 differences are pooled: the error is that between seeds.
 
 The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`,
-`better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_comparable`; `only_a`, `only_b`.
+`better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_judged`, `not_comparable`;
+`only_a`, `only_b`.
 """
 
 import json
@@ -21,12 +22,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.curves import FEW, distance_name
+from benchmarks.analysis.curves import FEW, distance_title
 from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
     MARGIN,
-    accuracy_difference,
-    difference,
+    NOT_JUDGED,
+    Difference,
+    accuracy_within_training,
+    holm,
+    spread,
+    within_training,
 )
 from benchmarks.analysis.matching import (
     BY_MODEL,
@@ -34,16 +39,18 @@ from benchmarks.analysis.matching import (
     Record,
     by_identity,
     matched,
-    over_training_seeds,
+    over_trainings,
     pooled,
     same_evaluator,
+    same_networks,
     seeds_of,
+    values_of,
 )
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten
 from benchmarks.results import records
-from benchmarks.results.columns import NAMES
+from benchmarks.results.columns import NAMES, leading
 from benchmarks.results.tables import markdown
 
 HEADER = [
@@ -52,14 +59,14 @@ HEADER = [
     "distance",
     "A",
     "B",
-    "B - A",
+    "B against A",
     "± error",
     "B is",
     "label accuracy, B - A",
     "GFLOPs B/A",
     "seconds B/A",
 ]
-VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", "not comparable")
+VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, "not comparable")
 
 
 def where(everything: list[Record], wanted: dict[str, str]) -> list[Record]:
@@ -113,23 +120,87 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     """The matched rows as Markdown, and how often each verdict was given."""
     variants = _variants(pairs)
     budgets = len({records.budget(record) for pair in pairs for record in pair}) > 1
+    groups = sorted(_groups(pairs), key=_order)
+    differences = _differences(groups, "distance", MARGIN)
+    accuracies = _differences(groups, "label_accuracy", ACCURACY_MARGIN)
+    adjusted = holm([math.nan if one is None else one.p for one in differences])
     rows, verdicts = [], Counter()
-    # seeds where both sides have several: retraining moves a distance more than its bootstrap says
-    for group in sorted(_groups(pairs), key=_order):
+    for group, difference, accuracy, p in zip(
+        groups, differences, accuracies, adjusted, strict=True
+    ):
         names = [
             _both(_network(record["row"], group) for record in group[0]),
             _both(_setting(r, variants[id(r)], budgets, len(group)) for r in group[0]),
         ]
         first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
-        distance = over_training_seeds("fd", group, MARGIN * first["fd"]) or difference(*group[0])
-        verdict = distance.verdict if same_evaluator(*group[0]) else "not comparable"
+        name = leading(first)
+        comparable = difference is not None and same_evaluator(*group[0])
+        verdict = difference.verdict(p) if comparable else "not comparable"
         verdicts[verdict] += 1
-        error = f"{distance.error:.3g} ({distance.basis})"
-        distances = [first["fd"], second["fd"], distance.value, error, verdict]
+        values = [first[name], second[name], *_relative(difference), verdict, _accuracy(accuracy)]
         costs = [_ratio(first, second, name) for name in ("gflops_per_image", "seconds_per_image")]
-        name = distance_name(first["features"])
-        rows.append([*names, name, *distances, _labels(group), *costs])
+        title = distance_title(first["features"], name == "fd_generator")
+        rows.append([*names, title, *values, *costs])
     return markdown(HEADER, rows), verdicts
+
+
+def _differences(groups: list[list[Pair]], measure: str, margin: float) -> list[Difference | None]:
+    """Of each row of the table; None where a side is not measured.
+
+    The spread between trainings is that of all networks of the table that were trained again.
+    """
+    measures = [_measure(group, measure) for group in groups]
+    trained: dict[tuple, list[float]] = {}
+    for group, name in zip(groups, measures, strict=True):
+        for side in (0, 1):
+            # a network is in one group only once, at whatever setting comes first
+            key = (side, *_networks(group, side))
+            trained.setdefault(key, values_of(group, side, name) if name else [])
+    of_trainings = spread(list(trained.values()))
+    differences: list[Difference | None] = []
+    for group, name in zip(groups, measures, strict=True):
+        if not name:
+            differences.append(None)
+        elif len({seeds_of(pair) for pair in group}) == 1 and same_networks(group):
+            one_training = measure == "label_accuracy"
+            if one_training:
+                rows = [record["row"] for record in group[0]]
+                differences.append(accuracy_within_training(*rows))
+            else:
+                differences.append(within_training(*group[0]))
+        else:
+            differences.append(over_trainings(group, name, of_trainings, margin))
+    return differences
+
+
+def _measure(group: list[Pair], measure: str) -> str:
+    """The column behind a measure, the same on both sides; empty where it is not measured."""
+    rows = [record["row"] for pair in group for record in pair]
+    name = leading(rows[0]) if measure == "distance" else measure
+    return name if all(row.get(name) is not None for row in rows) else ""
+
+
+def _networks(group: list[Pair], side: int) -> list[str]:
+    """What names the trained networks of a side."""
+    prints = [pair[side].get("fingerprints", {}).get("training") for pair in group]
+    features = group[0][side]["row"].get("features")
+    return [str(features), *sorted({str(one) for one in prints})]
+
+
+def _relative(difference: Difference | None) -> list[str]:
+    """By how much B lies above A, and the error, of which kind."""
+    if difference is None:
+        return ["", ""]
+    error = "" if math.isnan(difference.error) else f"{100 * difference.error:.2g}% "
+    return [f"{100 * difference.value:+.3g}%", f"{error}({difference.basis})"]
+
+
+def _accuracy(difference: Difference | None) -> str:
+    """The difference in label accuracy with its error; empty where it is not measured."""
+    if difference is None:
+        return ""
+    error = "" if math.isnan(difference.error) else f" ± {difference.error:.2g}"
+    return f"{-difference.value:+.3f}{error}"
 
 
 def _groups(pairs: list[Pair]) -> list[list[Pair]]:
@@ -154,22 +225,11 @@ def _order(group: list[Pair]) -> tuple:
     return (*names, row["steps"], row["guidance"], row["seed"])
 
 
-def _labels(group: list[Pair]) -> str:
-    """The difference in label accuracy with its error; empty where it is not measured."""
-    rows = [record["row"] for record in group[0]]
-    if any(row.get("label_accuracy") is None or not row.get("num_samples") for row in rows):
-        return ""
-    labels = over_training_seeds("label_accuracy", group, ACCURACY_MARGIN)
-    if labels is None and len(group) == 1:
-        labels = accuracy_difference(*rows)
-    return f"{labels.value:+.3f} ± {labels.error:.2g}" if labels else ""
-
-
 def _means(side: list[Record]) -> dict[str, Any]:
     """The first's row with the means of what is compared."""
     rows = [record["row"] for record in side]
     means = {}
-    for name in ("fd", "gflops_per_image", "seconds_per_image"):
+    for name in ("fd_generator", "fd", "gflops_per_image", "seconds_per_image"):
         if all(row.get(name) is not None for row in rows):
             means[name] = statistics.mean(row[name] for row in rows)
     return rows[0] | means
@@ -234,24 +294,19 @@ def _remarks(pairs: list[Pair], not_comparable: bool) -> list[str]:
             f"WARNING: {FEW}, in {len(few)} of the measurements (N samples, M reference images, "
             "d features)."
         )
-    single = [group for group in _groups(pairs) if len({seeds_of(pair) for pair in group}) == 1]
-    trainings = [{_training(record) for record in group[0]} for group in single]
-    if any(len(both) > 1 for both in trainings):
-        remarks.append(
-            "Errors of single seeds are of the samples: where A and B were trained apart, another "
-            "training seed moves both."
-        )
     return remarks
-
-
-def _training(record: Record) -> str | None:
-    return record.get("fingerprints", {}).get("training")
 
 
 def _few(record: Record) -> bool:
     """Whether N or M is below twice the dimensions of the features."""
     sizes = [record["row"].get(name) or math.inf for name in ("num_samples", "reference_images")]
-    return min(sizes) < 2 * (record.get("fingerprints", {}).get("features_dim") or 0)
+    return min(sizes) < 2 * _dimensions(record)
+
+
+def _dimensions(record: Record) -> int:
+    """Those that the Fréchet distance is taken over."""
+    prints = record.get("fingerprints", {})
+    return prints.get("features_frechet_dim") or prints.get("features_dim") or 0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -285,7 +340,8 @@ def compare(a: Path, b: Path, where_a: dict[str, str], where_b: dict[str, str]) 
         )
     lines, verdicts = table(pairs)
     print("\n".join([*lines, *_remarks(pairs, verdicts["not comparable"] > 0)]))
-    counts = {verdict.replace(" ", "_"): verdicts[verdict] for verdict in VERDICTS}
+    names = {verdict: verdict.split(":")[0].replace(" ", "_") for verdict in VERDICTS}
+    counts = {names[verdict]: verdicts[verdict] for verdict in VERDICTS}
     counts = {"ties": counts.pop("tie"), **counts}
     line = {"matched": len(pairs), "rows": sum(verdicts.values()), **counts}
     print(json.dumps(line | {"only_a": only_a, "only_b": only_b}))

@@ -5,9 +5,10 @@
 
 The judge is the feature extractor behind FD[local]; the projection is what the features of
 EfficientNet-Lite0 are reduced by for FD[efficientnet_lite0]. The folder holds images of 64 px or
-more in train/<class>/* and val/<class>/*. A tenth as many procedural images are mixed in, from a seed that
-the benchmark never samples. Each stage writes one safetensors file and its model card (.json and
-.md). Scores are of validation images; with --unseen also of classes that no weight has seen.
+more in train/<class>/* and val/<class>/*. A tenth as many procedural images are mixed in, from a
+seed that the benchmark never samples. Each stage writes one safetensors file and its model card
+(.json and .md). Scores are of validation images; with --unseen also of classes that no weight has
+seen.
 """
 
 import argparse

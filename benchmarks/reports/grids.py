@@ -95,7 +95,7 @@ def pairs_grids(panels: list[Panel], strips: Path, folder: Path) -> list[Path]:
     """
     paths: list[Path] = []
     for panel in panels:
-        rows = panel.best.sort_values("steps").drop_duplicates("curve", keep="last")
+        rows = panel.shown.sort_values("steps").drop_duplicates("curve", keep="last")
         rows = rows[[(strips / f"{run}-nearest.png").exists() for run in rows["run_id"]]]
         if rows.empty:
             continue

@@ -2,33 +2,38 @@
 
 import pandas as pd
 
-from benchmarks.analysis import verdicts
-from benchmarks.analysis.curves import names_without_seeds, too_few
+from benchmarks.analysis.curves import distance_name, too_few
 from benchmarks.analysis.panel import Panel
 from benchmarks.results.tables import show
 
+LEAST_RECALL = 0.7  # of real images through the autoencoder, for verdicts on quality
 SHARED = ("autoencoder", "codebook", "judge")  # the networks that come with the suite
 
 
 def notes(panel: Panel, record: dict) -> list[str]:
     """Markdown items; `record` is that of the panel's first row."""
-    lines = _floors(panel)
+    name = distance_name(panel.features)
+    lines = _generator_floors(panel) + _system_floors(panel) + _accuracies(panel)
     lines.append(
-        "± SD is the bootstrap over images; it does not cover retraining. "
-        f"{panel.rows['seed'].nunique()} training seed(s)."
+        "± is the bootstrap over images, or the error of a mean over trainings where there are "
+        f"several. {panel.rows['seed'].nunique()} training seed(s)."
     )
-    if panel.distance != "FID":
+    if name != "FID":
         lines.append(
-            f"{panel.distance} compares with other {panel.distance} values on the same images "
+            f"{name} compares with other {name} values on the same images "
             "only, never with a published FID."
         )
     lines += _worse_than_colours(panel)
-    lines += _few_images(panel.first) + _copies(panel.first) + _at_the_edge(panel)
+    lines += _few_images(panel.first) + _copies(panel.first)
     lines += _seen_before(panel.first, record)
     if record.get("probe_split") == "holdout":
         lines.append(
             "The probe behind label accuracy is fitted on the hold-out, because the feature "
             "extractor may have trained on the training images."
+        )
+    if record.get("probe_split") == "head":
+        lines.append(
+            "Label accuracy is by the feature extractor's own classifier, between these classes."
         )
     if record.get("skipped"):
         lines.append(
@@ -38,31 +43,71 @@ def notes(panel: Panel, record: dict) -> list[str]:
     return [f"- {line}" for line in lines]
 
 
-def _floors(panel: Panel) -> list[str]:
-    """The distances that real images get, the anchor, and the label accuracy of real images."""
-    row, name = panel.first, panel.distance
+def refused(panel: Panel) -> str:
+    """Why no verdict on quality may be drawn from a panel; empty where one may."""
+    recall = panel.first["recall_autoencoder"]
+    if pd.isna(recall) or recall >= LEAST_RECALL:
+        return ""
+    return (
+        f"No verdict: real images through the autoencoder have a recall of {show(recall)} against "
+        f"images as they are, below {LEAST_RECALL}. The decoder hides too much."
+    )
+
+
+def _generator_floors(panel: Panel) -> list[str]:
+    """What the leading distance is, and what it is for real images."""
+    row = panel.first
+    if pd.isna(row["fd_generator"]):
+        return []
+    floors, kernels = (
+        [show(row[f"{name}_floor_{way}"]) for way in ("real", "codebook")]
+        for name in ("fd_generator", "kid_generator")
+    )
+    samples, reference = f"{row['num_samples']:.0f}", f"{row['reference_images']:.0f}"
+    return [
+        f"{panel.distance.capitalize()} is the distance to the {reference} reference images "
+        "*passed through the autoencoder*: what the generator alone loses.",
+        f"Its floor, of {samples} unseen real images: {floors[0]}; through the codebook, for "
+        f"models of tokens: {floors[1]}. KID: {kernels[0]} and {kernels[1]}.",
+    ]
+
+
+def _system_floors(panel: Panel) -> list[str]:
+    """The distances that real images have to the reference images as they are."""
+    row, name = panel.first, distance_name(panel.features)
     lines = [
-        f"Floors are the {name} of {row['num_samples']:.0f} unseen real images against the same "
-        f"{row['reference_images']:.0f} reference images.",
-        f"Floor of these images as they are: {show(row['fd_floor_real'])} "
+        f"{name} is the distance to the reference images as they are: the system, decoder "
+        f"included. Floor of unseen real images: {show(row['fd_floor_real'])} "
         f"(what N and M alone explain: {show(row['fd_floor_analytic'])}).",
     ]
     if pd.notna(row["fd_floor_autoencoder"]):
         lines.append(
-            f"Floor through the autoencoder: {show(row['fd_floor_autoencoder'])}; "
-            f"through the codebook: {show(row['fd_floor_codebook'])}."
+            f"The same through the autoencoder: {show(row['fd_floor_autoencoder'])}; through the "
+            f"codebook: {show(row['fd_floor_codebook'])}. Samples that undo its blur may go below."
         )
-    anchor = row["diagnostics"].get("fd_anchor")
+    anchor = _anchor(panel)
     if anchor:
         lines.append(f"Images that keep only their mean colour: {show(anchor)}.")
-    accuracy, chance = show(row["label_accuracy_real"]), show(1 / row["num_classes"])
-    lines.append(f"Label accuracy of held-out real images: {accuracy}; chance: {chance}.")
     return lines
+
+
+def _accuracies(panel: Panel) -> list[str]:
+    row = panel.first
+    real, chance = show(row["label_accuracy_real"]), show(1 / row["num_classes"])
+    ceiling = row["label_accuracy_ceiling"]
+    through = "" if pd.isna(ceiling) else f"through the autoencoder {show(ceiling)}, "
+    return [f"Label accuracy of real images: {through}as they are {real}; chance {chance}."]
+
+
+def _anchor(panel: Panel) -> float | None:
+    """The leading distance of images that keep only their mean colour."""
+    diagnostics = panel.first["diagnostics"]
+    return diagnostics.get("fd_generator_anchor") or diagnostics.get("fd_anchor")
 
 
 def _worse_than_colours(panel: Panel) -> list[str]:
     """The warning that nothing here is worth a verdict."""
-    anchor, best = panel.first["diagnostics"].get("fd_anchor"), panel.shown["fd"].min()
+    anchor, best = _anchor(panel), panel.shown["distance"].min()
     if not anchor or best < anchor:
         return []
     return [
@@ -89,29 +134,6 @@ def _copies(row: pd.Series) -> list[str]:
     return [
         f"Memorised fraction: of {diagnostics['train_images_searched']} training images; "
         f"without copying it is {show(diagnostics['memorised_expected'])}."
-    ]
-
-
-def _at_the_edge(panel: Panel) -> list[str]:
-    """Of a sweep over guidance, the models whose best at their most steps is the largest scale
-    tried, so that more may be better still.
-    """
-    if panel.rows["guidance"].nunique() < 2:
-        return []
-    rows = verdicts.split_heun(panel.rows)
-    rows = rows.assign(curve=names_without_seeds(rows))
-    largest = rows.groupby("curve")["guidance"].max()
-    best = panel.best_of_seeds
-    best = best[best["steps"] == best.groupby("curve")["steps"].transform("max")]
-    names = []
-    for _, row in best.drop_duplicates("curve").iterrows():
-        if 1 < row["guidance"] == largest[row["curve"]]:
-            names.append(f"{row['curve']} ({row['guidance']:g})")
-    if not names:
-        return []
-    return [
-        "Best at the largest guidance tried, so perhaps better still beyond it: "
-        f"{', '.join(sorted(names))}."
     ]
 
 

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis import verdicts
-from benchmarks.analysis.curves import curve_names, distance_label, in_order
+from benchmarks.analysis import choices, verdicts
+from benchmarks.analysis.curves import distance_label, in_order, names_without_seeds
 from benchmarks.analysis.panel import Look, Panel, facets, look
 from benchmarks.core.store import atomic_file
 from benchmarks.reports.axes import (
@@ -27,13 +27,20 @@ from benchmarks.reports.axes import (
     finish,
     plain_log_ticks,
 )
+from benchmarks.results.columns import leading
 
-FLOORS = [
-    ("fd_floor_real", "real images", "-"),
-    ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
-    ("fd_floor_autoencoder", "autoencoder", "--"),
-    ("fd_floor_codebook", "codebook", ":"),
-]
+# of the leading distance: generator-only, or of images that came through no autoencoder of ours
+FLOORS = {
+    "fd_generator": [
+        ("fd_generator_floor_real", "real images", "-"),
+        ("fd_generator_floor_codebook", "codebook", ":"),
+    ],
+    "fd": [
+        ("fd_floor_real", "real images", "-"),
+        ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
+    ],
+}
+FAR_BELOW = 4  # a floor lower by more is left off the axis
 AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
     "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
@@ -62,20 +69,22 @@ def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:
             for name in names:
                 curve = panel.curve(name).sort_values(x)
                 _with_errors(axis, curve[x], curve, name, panel.looks[name])
-            _frontier(axis, panel.means, x)
+            _frontier(axis, panel.shown, x)
             for label, (value, line) in floors.items():
                 axis.axhline(value, color="0.45", linewidth=1, linestyle=line, label=label)
             distance_axis(axis, limits)
             cost_axis(axis, x, panel.shown["steps"])
             axis.set_title(title, fontsize=SMALL + 1)
-        finish(block, panel.title, AXES[x][0], distance_label(panel.first), panel.looks)
+        finish(
+            block, panel.title, AXES[x][0], distance_label(panel.first, panel.distance), panel.looks
+        )
     return save(figure, folder / f"{AXES[x][1]}.png")
 
 
 def training_plot(panels: list[Panel], folder: Path) -> Path | None:
     """Distance against training FLOPs, from weights kept on the way; None where none were.
 
-    At the model's most steps without guidance.
+    At the model's most steps without guidance; means over trainings.
     """
     kept = [panel for panel in panels if (panel.with_kept["train_fraction"] < 1).any()]
     if not kept:
@@ -99,7 +108,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
             "before its last point a run's learning rate has not yet decayed:\n"
             "a training of that length alone would end elsewhere"
         )
-        label = distance_label(panel.first)
+        label = distance_label(panel.first, panel.distance)
         finish(block, f"{panel.title}\n{warning}", "training FLOPs (3 x forward)", label, looks)
     return save(figure, folder / "fd_vs_training.png")
 
@@ -107,7 +116,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
 def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
     """Precision against recall as guidance grows; None without a sweep of guidance.
 
-    Each model at its most steps, each scale with its best sampler.
+    Each model at its most steps, with the first sampler of its rows.
     """
     swept = [
         panel
@@ -177,19 +186,26 @@ def _training_name(row: dict[str, Any], variant: str) -> str:
 
 
 def _on_the_way(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of weights kept on the way, and those they led to."""
+    """The rows of weights kept on the way, and those they led to, means over trainings."""
     kept = rows[rows["train_fraction"] < 1]
     setting = ["training", "steps", "guidance", "sampler"]
     rows = rows.merge(kept[setting].drop_duplicates("training"), on=setting)
-    rows = verdicts.over_samplings(rows)
-    return rows.assign(curve=curve_names(rows))
+    rows = choices.over_samplings(rows)
+    rows = rows.assign(curve=names_without_seeds(rows))
+    parts = [choices.over_trainings(part) for _, part in rows.groupby("train_fraction")]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _by_guidance(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each model at its most steps, each guidance scale with its best sampler."""
-    rows = rows[rows["steps"] == rows.groupby("training")["steps"].transform("max")]
-    rows = verdicts.over_samplings(verdicts.own_best(rows, within=("guidance",)))
-    return rows.assign(curve=curve_names(rows))
+    """Each model at its most steps, one sampler, means over trainings."""
+    rows = rows[(rows["steps"] == rows.groupby("training")["steps"].transform("max"))]
+    rows = rows[~rows["chosen"]]
+    rows = rows[rows["sampler"] == rows.groupby("training")["sampler"].transform("first")]
+    rows = choices.over_samplings(rows)
+    # one name for all scales of a network
+    rows = rows.assign(curve=names_without_seeds(rows.assign(guidance=1.0)))
+    parts = [choices.over_trainings(part) for _, part in rows.groupby("guidance")]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _facets_of(table: pd.DataFrame) -> list[Facet]:
@@ -202,15 +218,15 @@ def _plain_looks(table: pd.DataFrame) -> dict[str, Look]:
 
 
 def _with_errors(axis: Any, x: pd.Series, curve: pd.DataFrame, label: str, of: Look) -> None:
-    errors = curve["fd_std"].fillna(0)
-    axis.errorbar(x, curve["fd"], yerr=errors, label=label, capsize=2, **of.style())
+    errors = curve["distance_std"].fillna(0)
+    axis.errorbar(x, curve["distance"], yerr=errors, label=label, capsize=2, **of.style())
 
 
 def _frontier(axis: Any, means: pd.DataFrame, x: str) -> None:
     """What no curve of the panel beats, as a wide grey line."""
-    best = means[verdicts.frontier(means[x], means["fd"])].sort_values(x)
+    best = means[verdicts.frontier(means[x], means["distance"])].sort_values(x)
     look_of_it = {"color": "k", "linewidth": 4, "alpha": 0.12}
-    axis.step(best[x], best["fd"], where="post", label="Pareto frontier of all", **look_of_it)
+    axis.step(best[x], best["distance"], where="post", label="Pareto frontier of all", **look_of_it)
 
 
 def _mark_scales(axis: Any, curve: pd.DataFrame) -> None:
@@ -225,7 +241,7 @@ def _floors(panel: Panel) -> dict[str, tuple[float, Any]]:
     low, _ = _limits(panel)
     values = [
         (f"floor: {name}", panel.rows[column].median(), line)
-        for column, name, line in FLOORS
+        for column, name, line in FLOORS[leading(panel.first)]
         if panel.rows[column].notna().any()
     ]
     if (anchor := _anchor(panel)) is not None:
@@ -239,16 +255,21 @@ def _floors(panel: Panel) -> dict[str, tuple[float, Any]]:
 
 
 def _anchor(panel: Panel) -> float | None:
-    """The distance of images that keep only their mean colour."""
-    anchors = [diagnostics.get("fd_anchor") for diagnostics in panel.rows["diagnostics"]]
+    """The leading distance of images that keep only their mean colour."""
+    name = "fd_anchor" if leading(panel.first) == "fd" else "fd_generator_anchor"
+    anchors = [diagnostics.get(name) for diagnostics in panel.rows["diagnostics"]]
     return next((anchor for anchor in anchors if anchor), None)
 
 
 def _limits(panel: Panel) -> tuple[float, float]:
-    """The distance's axis: from a little below the latents' own floors to above everything."""
-    columns = ["fd", "fd_floor_autoencoder", "fd_floor_codebook"]
-    least = panel.shown[columns].min().min()
-    highest = [panel.shown["fd"].max(), 1.3 * least]
+    """The distance's axis: from below the floor of real images, but not far below every curve, to
+    above everything.
+    """
+    least = panel.shown["distance"].min()
+    floor = panel.rows[FLOORS[leading(panel.first)][0][0]].median()
+    if floor > least / FAR_BELOW:
+        least = min(least, floor)
+    highest = [panel.shown["distance"].max(), 1.3 * least]
     if (anchor := _anchor(panel)) is not None:
         highest.append(anchor)
     return 0.85 * least, 1.1 * max(highest)

@@ -13,9 +13,17 @@ MEASURED = [
     "steps",
     "nfe",
     "guidance",
+    "trainings",
+    "fd_generator",
+    "fd_generator_std",
+    "kid_generator",
+    "kid_generator_stderr",
     "fd",
     "fd_std",
+    "recall",
     "label_accuracy",
+    "gmacs_generator",
+    "gmacs_decoder",
     "gflops_per_image",
     "seconds_per_image",
     "images_per_second",
@@ -34,6 +42,12 @@ TRAINED = [
     "train_images_per_second",
     "train_utilisation",
 ]
+# what depends on the features is called by their name
+NAMED = {
+    "fd_generator": "generator-only {distance}",
+    "kid_generator": "generator-only KID[{features}]",
+    "fd": "{distance}, decoder included",
+}
 ARROWS = {-1: "↓", 1: "↑", 0: ""}  # towards better
 
 
@@ -43,8 +57,8 @@ def heading(name: str, features: str) -> str:
     if column is None:
         return "differs in" if name == "variant" else name
     label = re.sub("_(m|mb|seconds)$", "", name).replace("_", " ")
-    if name == "fd":
-        label = distance_name(features)
+    if name in NAMED:
+        label = NAMED[name].format(distance=distance_name(features), features=features)
     # "seconds per image" says its unit already
     unit = f"({column.unit})" if column.unit and " per " not in label else ""
     return " ".join(word for word in (label, unit, ARROWS[column.better]) if word)
@@ -52,13 +66,12 @@ def heading(name: str, features: str) -> str:
 
 def measured(panel: Panel) -> tuple[list[str], list[list[object]]]:
     """Header and rows of what was measured, a block a curve, in the panel's order."""
-    columns = MEASURED.copy()
+    columns = [name for name in MEASURED if panel.shown[name].notna().any()]
     if (panel.shown.groupby("model")["sampler"].nunique() > 1).any():
         columns.insert(columns.index("guidance"), "sampler")
-    features = str(panel.first["features"])
-    header = ["model", *(heading(name, features) for name in columns)]
+    header = ["model", *(heading(name, panel.features) for name in columns)]
     if too_few(panel.first):
-        header[1 + columns.index("fd")] += f" ({FEW})"
+        header = [f"{name} ({FEW})" if "FD[" in name else name for name in header]
     rows = []
     for name in panel.names:
         curve = panel.curve(name).sort_values(["steps", "guidance"])

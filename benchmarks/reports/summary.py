@@ -14,7 +14,7 @@ from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.store import atomic_file
 from benchmarks.reports import grids, plots
-from benchmarks.reports.notes import notes
+from benchmarks.reports.notes import notes, refused
 from benchmarks.reports.rows import (
     as_text,
     code_versions,
@@ -121,6 +121,7 @@ def _summary(report: Report) -> list[str]:
         rows = report.table[report.table["status"] == "ok"]
         lines += code_versions(rows[rows["train_fraction"] == 1])
     lines.append("")
+    lines += _judges(report.panels)
     for panel in report.panels:
         lines += _section(panel, report)
     if report.panels:
@@ -135,16 +136,15 @@ def _section(panel: Panel, report: Report) -> list[str]:
     title = panel.title.replace("\n", ", on ")
     record = report.by_id[panel.first["run_id"]]
     lines = [f"## {title}", "", *markdown(*measured(panel)), "", *notes(panel, record), ""]
-    answers = verdicts.answers(panel.answered, panel.distance)
+    reason = refused(panel)
+    answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel))
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
     tables = {
-        "Every measure, each model at its most steps and best setting": diagnostics.quality(
-            panel.best
-        ),
-        "Between seeds": diagnostics.seeds(panel.chosen_of_seeds),
-        "Ties": diagnostics.ties(panel.best_of_seeds, report.by_id),
-        "Classes": diagnostics.classes(panel.best),
+        "Every measure, at the most steps": diagnostics.quality(panel),
+        "Between seeds": diagnostics.seeds(panel),
+        "Compared": ([], []) if reason else diagnostics.ties(panel),
+        "Classes": diagnostics.classes(panel),
     }
     for name, (header, rows) in tables.items():
         if rows:
@@ -154,6 +154,20 @@ def _section(panel: Panel, report: Report) -> list[str]:
         lines += ["### Beside the DiT paper", "", *markdown(header, rows), ""]
         lines += [*(f"- {line}" for line in words), ""]
     return [*lines, "### Training", "", *markdown(*trained(panel)), ""]
+
+
+def _means_of(panel: Panel) -> pd.DataFrame:
+    """The means over trainings of the leading curves."""
+    return panel.shown[panel.shown["curve"].isin(panel.leading["curve"].unique())]
+
+
+def _judges(panels: list[Panel]) -> list[str]:
+    """Whether feature extractors agree, of each group of panels that differ in them alone."""
+    groups: dict[str, list[Panel]] = {}
+    for panel in panels:
+        groups.setdefault(panel.title.replace(f", {panel.features}", ""), []).append(panel)
+    lines = [line for group in groups.values() for line in diagnostics.disagreement(group)]
+    return ["## Do the judges agree?", "", *(f"- {line}" for line in lines), ""] if lines else []
 
 
 def _images(folder: Path) -> list[str]:

@@ -203,6 +203,7 @@ def sampling_grid(cfg: DictConfig, model: GenerativeModel) -> list[SamplingConfi
         "count": cfg.num_samples,
         "batch": cfg.sample_batch,
         "precision": cfg.train.precision,
+        "training_seed": cfg.seed,
     }
     grid = [
         SamplingConfig(steps=steps, guidance=float(scale), seed=seed, **shared)

@@ -48,9 +48,19 @@ class SamplingConfig(NamedTuple):
     guidance: float
     count: int
     batch: int
-    seed: int
+    seed: int  # of the sampling
     precision: str
+    training_seed: int = 0  # trainings are sampled from noise of their own: see `noise`
     train_fraction: float = 1.0  # of the training budget behind the weights
+
+
+def noise(config: SamplingConfig) -> torch.Generator:
+    """The stream that all samples' noise comes from.
+
+    Another training is sampled from other noise. So the spread between trainings holds that between
+    samplings, too, and what a mean over trainings is off by is measured, not only a part of it.
+    """
+    return seeded("sample", config.training_seed, config.seed)
 
 
 def labels_for(count: int, num_classes: int) -> Tensor:
@@ -180,7 +190,7 @@ def _on_the_clock(
         untimed = 0
 
     # two batches are under way at a time: one arrives while the next is sampled
-    rng, laps = seeded("sample", config.seed), speed.Laps(device)
+    rng, laps = noise(config), speed.Laps(device)
     images, under_way = [], []
     for batch_labels in labels.split(batch):
         under_way.append(sampled(batch_labels, rng))
