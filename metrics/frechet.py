@@ -35,7 +35,11 @@ def _cross_trace(a: Tensor, b: Tensor) -> Tensor:
     # With fewer rows than dimensions the covariances are singular, but a b^T is small.
     if min(len(a), len(b)) < a.shape[1]:
         return torch.linalg.svdvals(a @ b.T).sum()  # the nuclear norm of a b^T, exactly
-    first, second = a.T @ a, b.T @ b
+    return _cross_trace_of_covariances(a.T @ a, b.T @ b)
+
+
+def _cross_trace_of_covariances(first: Tensor, second: Tensor) -> Tensor:
+    """tr sqrt(S1 S2) for covariances (d, d)."""
     root, failed = torch.linalg.cholesky_ex(first)
     if failed:  # a dead feature: the covariance is singular
         values, vectors = torch.linalg.eigh(first)
@@ -145,12 +149,39 @@ def bootstrap(
     the same `rng` state and labels, two sets of samples are resampled alike: the standard deviation
     of the differences is that of a paired comparison, in which what the samples share cancels.
     """
+    real, fake = real.detach().to("cpu", torch.float64), fake.detach().to("cpu", torch.float64)
     distances = []
     for _ in range(repeats):
         real_rows = _resampled_rows(len(real), labels[0], rng)
         fake_rows = _resampled_rows(len(fake), labels[1], rng)
-        distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
+        if min(len(real), len(fake)) < real.shape[1]:
+            distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
+        else:
+            distances.append(_resampled_distance(real, real_rows, fake, fake_rows))
     return torch.tensor(distances, dtype=torch.float64)
+
+
+def _resampled_distance(real: Tensor, real_rows: Tensor, fake: Tensor, fake_rows: Tensor) -> float:
+    """The distance of resamples, each of at least as many rows as dimensions."""
+    (mean1, first), (mean2, second) = (
+        _resampled_moments(real, real_rows),
+        _resampled_moments(fake, fake_rows),
+    )
+    apart = (mean1 - mean2).square().sum() + first.trace() + second.trace()
+    return (apart - 2 * _cross_trace_of_covariances(first, second)).clamp(min=0).item()
+
+
+def _resampled_moments(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of x[rows].
+
+    Each row that occurs is taken once, times how often it does: that is two thirds of the work.
+    """
+    counts = rows.bincount(minlength=len(x)).to(x.dtype)
+    seen = counts > 0
+    counts, x = counts[seen, None], x[seen]
+    mean = (counts * x).sum(0) / len(rows)
+    scaled = (x - mean) * (counts / (len(rows) - 1)).sqrt()
+    return mean, scaled.T @ scaled
 
 
 def frechet_infinity(real: Tensor, fake: Tensor, *, rng: torch.Generator, sizes: int = 15) -> float:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import write_tensors
+from benchmarks.core.store import file_digest, write_tensors
 from benchmarks.frozen.autoencoder import (
     PRETRAINED_FILES,
     SHIPPED_FOLDER,
@@ -163,7 +163,9 @@ def test_a_codebook_of_another_size_is_fitted_on_the_data(dataset, tmp_path):
     small = load(tmp_path, dataset, "autoencoder.codebook_size=16")
     large = load(tmp_path, dataset, "autoencoder.codebook_size=512")
     assert (small.codebook.size, large.codebook.size) == (16, 512) and small.key != large.key
-    assert (small.name, large.name) == ("shipped-16", "shipped-512")
+    assert (small.codebook_name, large.codebook_name) == ("fitted 16", "fitted 512")
+    assert small.name == large.name == "shipped", "distances over both compare"
+    assert small.autoencoder_key == large.autoencoder_key
     images = torch.from_numpy(dataset.reference[:])
     latents = small.autoencoder.encode(images)
     quality = []
@@ -193,7 +195,8 @@ def test_a_codebook_of_other_latents_is_refused_where_its_card_says_so(dataset, 
         (tmp_path / name).write_bytes((SHIPPED_FOLDER / name).read_bytes())
     Autoencoder().save(tmp_path / "other.safetensors")
     override = f"autoencoder.codebook={tmp_path / 'codebook.safetensors'}"
-    assert load(tmp_path, dataset, override).name.startswith("shipped-")
+    own = file_digest(tmp_path / "codebook.safetensors")[:6]
+    assert load(tmp_path, dataset, override).codebook_name == f"{own} 2048"
     with pytest.raises(BadInput, match="fitted on the latents of another autoencoder"):
         load(tmp_path, dataset, override, f"autoencoder.weights={tmp_path / 'other.safetensors'}")
     with pytest.raises(BadInput, match="set one of them"):

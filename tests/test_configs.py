@@ -181,8 +181,9 @@ def test_every_autoencoder_says_where_its_codebook_comes_from(name):
 
 
 def test_the_shipped_networks_load():
-    (local,) = load_extractors(composed().features)
+    local, content = load_extractors(composed().features)
     assert local.name == "local" and local.net.dim <= 256
+    assert content.name == "efficientnet_lite0" and content.net.frechet_dim <= 256
     assert latent_shape(composed().autoencoder, 64) == (4, 16, 16)
     assert 512 <= shipped_codebook_size() <= 4096
 

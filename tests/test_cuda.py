@@ -81,7 +81,9 @@ def test_a_training_step_waits_for_nothing(name, device):
 def test_images_are_sampled_batch_after_batch_without_waiting(name, device):
     """One batch is decoded and on its way to the host while the device is given the next."""
     model = placed(name, device).eval()
-    space = LatentSpace(Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", "")
+    space = LatentSpace(
+        Autoencoder().to(device), Codebook(ENTRIES).to(device), "tiny", "tiny 64", "", ""
+    )
     config = SamplingConfig(
         steps=steps_of(model), guidance=2.0, count=8, batch=4, seed=0, precision="bf16"
     )

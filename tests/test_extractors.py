@@ -113,8 +113,9 @@ def test_features_are_extracted_once_for_each_key(local, tmp_path, monkeypatch):
         prepare_evaluator(
             extractor,
             dataset,
-            dict,
+            None,
             key="as they are",
+            autoencoder_key="none",
             cache=tmp_path,
             device=torch.device("cpu"),
             split="train",

@@ -24,7 +24,8 @@ from models.codebook import Codebook
 @pytest.fixture(scope="module")
 def space():
     autoencoder, key = load_autoencoder(SimpleNamespace(kind="shipped", get=lambda key: None))
-    return LatentSpace(autoencoder, load_codebook(FOLDER / "codebook.safetensors"), "shipped", key)
+    codebook = load_codebook(FOLDER / "codebook.safetensors")
+    return LatentSpace(autoencoder, codebook, "shipped", "shipped 2048", key, key)
 
 
 def procedural(cache: Path, *, train_images: int, others: int) -> Dataset:

@@ -62,7 +62,9 @@ def test_images_are_sampled_and_decoded_without_waiting(name, monkeypatch):
     # There is no autocast for the meta device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     model = tiny(name).to(META).eval()
-    space = LatentSpace(Autoencoder().to(META), Codebook(ENTRIES).to(META), "tiny", "")
+    space = LatentSpace(
+        Autoencoder().to(META), Codebook(ENTRIES).to(META), "tiny", "tiny 64", "", ""
+    )
     setting = SamplingConfig(
         steps=steps_of(model), guidance=2.0, count=4, batch=4, seed=0, precision="fp32"
     )

@@ -30,7 +30,7 @@ def examine(cfg: DictConfig) -> None:
     dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     # the same images for all, so that they compare
     splits = {probe_split(cfg.data, extractor, dataset.classes) for extractor in extractors}
-    fitted_on = probe_images(dataset, "holdout" if "holdout" in splits else "train")
+    fitted_on = probe_images(dataset, "train" if splits == {"train"} else "holdout")
     tested_on = (dataset.reference, dataset.reference.labels)
     classes, size = len(dataset.classes), dataset.image_size
     for extractor in extractors:
