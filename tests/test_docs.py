@@ -36,7 +36,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 WITH_OVERRIDES = ("run", "study", "reconstruct", "probe")  # these take Hydra overrides
 # added to overrides, so that a run takes seconds
-MINIATURE = ["rehearse=mini", "num_samples=20", "data.reference_images=20"]
+MINIATURE = ["rehearse=mini", "features=local", "num_samples=20", "data.reference_images=20"]
 ONE_MODEL = ["model=dit", "steps=[4]", "guidance=[1,4]", "sampler=default,heun"]
 # what takes long even in miniature: its arguments are read, nothing more
 

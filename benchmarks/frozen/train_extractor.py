@@ -124,4 +124,7 @@ def fit_projection(net: nn.Module, images: Any, *, device: str) -> dict[str, Ten
     mean = features.mean(0)
     covariance = (features - mean).T @ (features - mean)
     _, vectors = torch.linalg.eigh(covariance)  # from the smallest up
-    return {"mean": mean.float(), "basis": vectors[:, -net.frechet_dim :].flip(1).float().contiguous()}
+    return {
+        "mean": mean.float(),
+        "basis": vectors[:, -net.frechet_dim :].flip(1).float().contiguous(),
+    }

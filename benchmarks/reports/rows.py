@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
-from benchmarks.results.columns import BY_NAME
+from benchmarks.results.columns import BY_NAME, ERRORS
 from benchmarks.results.tables import show
 
 MEASURED = [
@@ -15,11 +15,8 @@ MEASURED = [
     "guidance",
     "trainings",
     "fd_generator",
-    "fd_generator_std",
     "kid_generator",
-    "kid_generator_stderr",
     "fd",
-    "fd_std",
     "recall",
     "label_accuracy",
     "gmacs_generator",
@@ -30,6 +27,8 @@ MEASURED = [
     "latency_seconds",
     "peak_memory_mb",
 ]
+IN_TERMINAL = ["steps", "nfe", "guidance", "fd_generator", "kid_generator", "fd"]
+IN_TERMINAL += ["gflops_per_image", "seconds_per_image", "latency_seconds"]
 TRAINED = [
     "model",
     "size",
@@ -64,9 +63,11 @@ def heading(name: str, features: str) -> str:
     return " ".join(word for word in (label, unit, ARROWS[column.better]) if word)
 
 
-def measured(panel: Panel) -> tuple[list[str], list[list[object]]]:
-    """Header and rows of what was measured, a block a curve, in the panel's order."""
-    columns = [name for name in MEASURED if panel.shown[name].notna().any()]
+def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of what was measured, a block a curve, in the panel's order; each measure of
+    quality with its error.
+    """
+    columns = [name for name in wanted if panel.shown[name].notna().any()]
     if (panel.shown.groupby("model")["sampler"].nunique() > 1).any():
         columns.insert(columns.index("guidance"), "sampler")
     header = ["model", *(heading(name, panel.features) for name in columns)]
@@ -74,9 +75,16 @@ def measured(panel: Panel) -> tuple[list[str], list[list[object]]]:
         header = [f"{name} ({FEW})" if "FD[" in name else name for name in header]
     rows = []
     for name in panel.names:
-        curve = panel.curve(name).sort_values(["steps", "guidance"])
-        rows += curve[["curve", *columns]].values.tolist()
+        for _, row in panel.curve(name).sort_values(["steps", "guidance"]).iterrows():
+            rows.append([name, *(_cell(row, column) for column in columns)])
     return header, rows
+
+
+def _cell(row: pd.Series, column: str) -> object:
+    """A value, with its error where it has one."""
+    if column not in ERRORS or pd.isna(row[column]):
+        return row[column]
+    return f"{show(row[column])} ± {row[ERRORS[column]]:.2g}"
 
 
 def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
@@ -88,7 +96,7 @@ def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
 
 def as_text(panel: Panel) -> list[str]:
     """The table of what was measured, for a terminal."""
-    header, rows = measured(panel)
+    header, rows = measured(panel, IN_TERMINAL)
     cells = [header] + [[show(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["", panel.title.replace("\n", ", ")]
