@@ -200,7 +200,7 @@ def _accuracy(difference: Difference | None) -> str:
     if difference is None:
         return ""
     error = "" if math.isnan(difference.error) else f" ± {difference.error:.2g}"
-    return f"{-difference.value:+.3f}{error}"
+    return f"{-difference.value:+z.3f}{error}"
 
 
 def _groups(pairs: list[Pair]) -> list[list[Pair]]:
