@@ -17,26 +17,41 @@ ROW = {
     "guidance": 1.0,
     "sampler": "euler",
     "features": "local",
-    "fd_std": 0.1,
+    "fd_generator_std": 0.1,
     "gflops_per_image": 2.0,
     "seconds_per_image": 0.1,
 }
 
 
-def _record(folder, fd, budget=None, train=None, sampling=0, dim=None, **columns):
-    """Write one measurement."""
-    row = ROW | {"run_id": f"r{columns.get('steps', 8)}", "fd": fd} | columns
+def _record(folder, distance, budget=None, train=None, sampling=0, dim=None, recipe="", **columns):
+    """Write one measurement, of this generator-only distance.
+
+    Networks of other settings, or of another `recipe`, were trained apart.
+    """
+    row = ROW | {"run_id": f"r{columns.get('steps', 8)}", "fd_generator": distance} | columns
     settings = dict(train or {})
     if budget:
         settings |= {"budget": budget, "unit": "flops"}
     prints = {
         "data": "d",
+        "autoencoder": "a",
         "features": "f",
         "features_dim": dim,
-        "training": f"{row['model']}{row['seed']}",
+        "training": f"{row['model']}{row['seed']}{settings}{recipe}",
     }
     config = {"train": settings}
     records.write(folder, row, fingerprints=prints, sampling_seed=sampling, config=config)
+
+
+def _trainings(folder, *distances, name="", **columns):
+    """Write one measurement for each training of a recipe, seeds from 0."""
+    for seed, fd in enumerate(distances):
+        _record(folder, fd, seed=seed, run_id=f"{name}{columns.get('steps', 8)}-{seed}", **columns)
+
+
+NONE = dict.fromkeys(
+    ("ties", "better", "worse", "inconclusive", "unknown", "not_judged", "not_comparable"), 0
+)
 
 
 def compared(capsys, *arguments) -> tuple[list[str], dict]:
@@ -47,31 +62,120 @@ def compared(capsys, *arguments) -> tuple[list[str], dict]:
 
 
 def test_compare_matches_rows_and_gives_verdicts(tmp_path, capsys):
+    """Both folders sampled the same network."""
     for folder, distances in (
         ("a", {1: 9.0, 2: 5.0, 4: 4.0, 8: 3.0}),
-        ("b", {1: 8.0, 2: 5.2, 4: 5.0, 16: 2.0}),
+        ("b", {1: 8.0, 2: 5.05, 4: 5.0, 16: 2.0}),
     ):
         for steps, fd in distances.items():
             _record(tmp_path / folder, fd, steps=steps)
-    _, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
-    none = {"inconclusive": 0, "unknown": 0, "not_comparable": 0}
-    assert counts == {
-        "matched": 3,
-        "rows": 3,
-        "ties": 1,
-        "better": 1,
-        "worse": 1,
-        **none,
-        "only_a": 1,
-        "only_b": 1,
-    }
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    verdicts = NONE | {"ties": 1, "better": 1, "worse": 1}
+    assert counts == {"matched": 3, "rows": 3, **verdicts, "only_a": 1, "only_b": 1}
+    assert "generator-only FD[local]" in lines[2] and "-11.8%" in lines[2]
     with pytest.raises(SystemExit, match="no records there"):
         compared(capsys, tmp_path / "a", tmp_path / "c")
 
 
+def test_compare_does_not_judge_networks_of_one_training_each(tmp_path, capsys):
+    """However far apart; and two seeds of one recipe are two trainings as well."""
+    _record(tmp_path / "a", 90.0)
+    _record(tmp_path / "b", 5.0, recipe="other")
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["rows"], counts["not_judged"]) == (1, 1)
+    assert "| not judged: one training each |" in lines[2] and "%" in lines[2]
+    _trainings(tmp_path / "seeds", 90.0, 5.0)
+    given = ("--where-a", "seed=0", "--where-b", "seed=1")
+    assert compared(capsys, tmp_path / "seeds", *given)[1]["not_judged"] == 1
+
+
+def test_compare_judges_by_fd_where_there_is_no_generator_only_distance(tmp_path, capsys):
+    for folder, fd in (("a", 9.0), ("b", 5.0)):
+        _record(tmp_path / folder, None, fd=fd, fd_std=0.1)
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert counts["better"] == 1 and "| FD[local] | 9 | 5 |" in lines[2]
+
+
+def test_a_distance_that_one_side_lacks_is_not_comparable(tmp_path, capsys):
+    """As where the other folder has the distance of the system only."""
+    columns = {"fd": 20.0, "fd_std": 0.1}
+    _record(tmp_path / "a", 9.0, **columns)
+    b = {key: value for key, value in ROW.items() if key != "fd_generator_std"} | columns
+    prints = {"data": "d", "autoencoder": "a", "features": "f", "training": "dit0{}"}
+    records.write(tmp_path / "b", b | {"run_id": "b"}, fingerprints=prints, sampling_seed=0)
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["rows"], counts["not_comparable"]) == (1, 1) and "not comparable" in lines[2]
+
+
+def test_the_more_rows_the_surer_each_verdict_must_be(tmp_path, capsys):
+    """0.4 of 10 is 2.8 of its errors: enough alone, too little among twenty."""
+    for steps in range(1, 21):
+        for folder in ("a", "b"):
+            apart = 0.4 if (steps, folder) == (1, "b") else 0.0
+            _record(tmp_path / folder, 10.0 + apart, steps=steps)
+    alone = ("--where-a", "steps=1", "--where-b", "steps=1")
+    assert compared(capsys, tmp_path / "a", tmp_path / "b", *alone)[1]["worse"] == 1
+    counts = compared(capsys, tmp_path / "a", tmp_path / "b")[1]
+    assert (counts["worse"], counts["ties"]) == (0, 20)
+
+
+def test_rows_that_cannot_be_compared_do_not_count_among_them(tmp_path, capsys):
+    """The same, where the nineteen others are of other images."""
+    for steps in range(1, 21):
+        for folder in ("a", "b"):
+            apart = 0.4 if (steps, folder) == (1, "b") else 0.0
+            _record(tmp_path / folder, 10.0 + apart, steps=steps)
+    for path in (tmp_path / "b" / "records").glob("*.json"):
+        stored = json.loads(path.read_text())
+        if stored["row"]["steps"] > 1:
+            stored["fingerprints"]["data"] = "other images"
+            path.write_text(json.dumps(stored))
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["worse"], counts["not_comparable"]) == (1, 19)
+    assert any(line.startswith("Not comparable: ") for line in lines)
+
+
+def test_networks_are_compared_by_the_spread_of_all_in_the_table(tmp_path, capsys):
+    """A `unet` whose two trainings agree by chance has the error that those of `dit` give it."""
+    for folder, first, second in (
+        ("a", (5.0, 5.2, 4.8), (8.0, 8.0)),
+        ("b", (7.0, 7.3, 6.8), (8.4, 8.4)),
+    ):
+        _trainings(tmp_path / folder, *first, name="d", recipe=folder)
+        _trainings(tmp_path / folder, *second, name="u", recipe=folder, model="unet")
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["rows"], counts["worse"], counts["inconclusive"]) == (2, 1, 1)
+    assert "3 seeds" in lines[2] and "3 and 3 trainings" in lines[2] and "worse" in lines[2]
+    assert "3.1% (2 and 2 trainings)" in lines[3]
+
+
+def test_a_training_counts_once_towards_the_spread(tmp_path):
+    """At two step counts, on both sides, and with a seed missing at one: three trainings of `dit`,
+    and twice three of `unet`. Another judge has a spread of its own.
+    """
+    for folder in ("a", "b"):
+        for features in ("local", "other"):
+            columns = {"features": features, "recipe": "", "name": features}
+            _trainings(tmp_path / folder, 5.0, 5.2, 4.8, **columns)
+            _trainings(tmp_path / folder, 4.0, 4.1, steps=16, **columns)
+            columns |= {"recipe": folder, "model": "unet", "name": f"u{features}"}
+            scale = 1.0 if features == "local" else 3.0
+            _trainings(tmp_path / folder, 5.0, 5.0 + 0.3 * scale, 5.0 - 0.3 * scale, **columns)
+    pairs, *_ = compare.match(*(records.read(tmp_path / folder) for folder in ("a", "b")))
+    groups = compare._groups(pairs)
+    differences = compare._differences(groups, "distance", 0.1)
+    unets = {
+        group[0][0]["row"]["features"]: difference
+        for group, difference in zip(groups, differences, strict=True)
+        if group[0][0]["row"]["model"] == "unet"
+    }
+    assert {one.freedom for one in unets.values()} == {6}
+    assert unets["other"].error > 2 * unets["local"].error
+
+
 def test_compare_takes_two_settings_of_one_model(tmp_path, capsys):
     """Guidance 1 against 4 at each step count: what is named need not be equal, everything else
-    must.
+    must. Of one network one training is enough.
     """
     for steps in (2, 8):
         for guidance, fd in ((1.0, 9.0), (2.0, 8.0), (4.0, 6.0 if steps == 8 else 12.0)):
@@ -80,16 +184,29 @@ def test_compare_takes_two_settings_of_one_model(tmp_path, capsys):
     assert (counts["matched"], counts["better"], counts["worse"]) == (2, 1, 1)
     assert (counts["only_a"], counts["only_b"]) == (0, 0)
     assert "2 steps, guidance 1, euler; B: 2 steps, guidance 4, euler" in lines[2]
-    assert not any("trained apart" in line for line in lines), "both are of one network"
+    assert "one training, its images" in lines[2]
+
+
+def test_two_settings_of_several_trainings_are_compared_by_their_paired_differences(
+    tmp_path, capsys
+):
+    """A tenth in each training, though the trainings differ by half."""
+    for guidance, factor in ((1.0, 1.0), (4.0, 0.9)):
+        distances = [factor * fd for fd in (5.0, 6.0, 7.01)]
+        _trainings(tmp_path, *distances, name=guidance, guidance=guidance)
+    _record(tmp_path, 6.32, seed=2, run_id="4.08-2", guidance=4.0)
+    lines, counts = compared(capsys, tmp_path, "--where-a", "guidance=1", "--where-b", "guidance=4")
+    assert (counts["matched"], counts["rows"], counts["better"]) == (3, 1, 1)
+    assert "(3 trainings, paired)" in lines[2]
 
 
 def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, capsys):
-    _record(tmp_path, 9.0, run_id="a", model="ar", sampler="raster", objective="next-token")
-    _record(
-        tmp_path, 5.0, run_id="b", model="ar_any", sampler="random-order", objective="any-order"
-    )
+    ar = {"model": "ar", "sampler": "raster", "objective": "next-token"}
+    other = {"model": "ar_any", "sampler": "random-order", "objective": "any-order"}
+    _trainings(tmp_path, 9.0, 9.2, name="a", **ar)
+    _trainings(tmp_path, 5.0, 5.1, name="b", **other)
     lines, counts = compared(capsys, tmp_path, "--where-a", "model=ar", "--where-b", "model=ar_any")
-    assert (counts["matched"], counts["better"]) == (1, 1) and "trained apart" in lines[-1]
+    assert (counts["matched"], counts["better"]) == (2, 1) and "2 and 2 trainings" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -113,32 +230,20 @@ def test_compare_says_what_a_filter_lacks(given, message, tmp_path, capsys):
 
 
 def test_compare_pools_the_seeds_both_sides_have(tmp_path, capsys):
-    """0.5 apart in every seed, though the seeds differ by more: worse. Learning rates are not
-    pooled with each other.
+    """Samplings of a training are averaged first: three values of each, and not six. Learning rates
+    are not pooled with each other.
     """
-    for seed, base in enumerate((5.0, 6.0, 7.0)):
-        for sampling_seed in (0, 1):
-            for side, fd in (("a", base), ("b", base + 0.5)):
-                _record(
-                    tmp_path / side,
-                    fd + 0.01 * sampling_seed * seed,
-                    seed=seed,
-                    sampling=sampling_seed,
-                    run_id=f"{side}{seed}{sampling_seed}",
-                )
+    for seed, base in enumerate((5.0, 5.2, 4.9)):
+        for sampling in (0, 1):
+            for side, fd in (("a", base), ("b", 1.5 * base)):
+                own = {"recipe": side, "run_id": f"{side}{seed}{sampling}", "sampling": sampling}
+                _record(tmp_path / side, fd + 0.01 * sampling * seed, seed=seed, **own)
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["matched"], counts["rows"], counts["worse"]) == (6, 1, 1)
-    assert "dit xs, 3 seeds" in lines[2] and "SE over 3 training seeds" in lines[2]
+    assert "dit xs, 3 seeds" in lines[2] and "3 and 3 trainings" in lines[2]
     for side in ("c", "d"):
         for rate in (1e-3, 2e-3):
-            for seed in (0, 1):
-                _record(
-                    tmp_path / side,
-                    5.0 + seed,
-                    seed=seed,
-                    train={"lr": rate},
-                    run_id=f"{side}{seed}{rate}",
-                )
+            _trainings(tmp_path / side, 5.0, 6.0, name=rate, train={"lr": rate})
     assert compared(capsys, tmp_path / "c", tmp_path / "d")[1]["rows"] == 2
 
 
@@ -146,19 +251,13 @@ def test_compare_takes_settings_that_are_no_columns(tmp_path, capsys):
     """Two learning rates of one model, from the records' configuration; each row says what tells it
     apart.
     """
-    for rate, fd in ((1e-3, 9.0), (2e-3, 5.0)):
+    for rate, distances in ((1e-3, (9.0, 9.1)), (2e-3, (5.0, 5.1))):
         for fraction in (0.5, 1.0):
-            _record(
-                tmp_path,
-                fd,
-                train={"lr": rate},
-                run_id=f"{rate}{fraction}",
-                train_fraction=fraction,
-            )
-    lines, counts = compared(
-        capsys, tmp_path, "--where-a", "train.lr=1e-3", "--where-b", "train.lr=2e-3"
-    )
-    assert (counts["matched"], counts["rows"], counts["better"]) == (2, 2, 2)
+            settings = {"train": {"lr": rate}, "train_fraction": fraction}
+            _trainings(tmp_path, *distances, name=f"{rate}{fraction}", **settings)
+    given = ("--where-a", "train.lr=1e-3", "--where-b", "train.lr=2e-3")
+    lines, counts = compared(capsys, tmp_path, *given)
+    assert (counts["matched"], counts["rows"], counts["better"]) == (4, 2, 2)
     assert sum("at 0.5 of the training" in line for line in lines) == 1
     for side in ("c", "d"):
         for rate in (1e-3, 2e-3):
@@ -182,25 +281,29 @@ def test_what_both_filters_say_alike_is_no_choice(tmp_path, capsys):
     assert compared(capsys, tmp_path, *given)[1]["better"] == 2
 
 
-def test_seeds_that_scatter_are_inconclusive_and_unmeasured_accuracies_empty(tmp_path, capsys):
-    """Differences -2, 0.1, 2.2 about 5: a mean of 0.1, but errors that would hide a tenth of the
-    distance.
-    """
-    for seed, apart in enumerate((-2.0, 0.1, 2.2)):
-        accuracies = {} if seed == 1 else {"label_accuracy": 0.5}
-        _record(
-            tmp_path / "a", 5.0, seed=seed, run_id=f"a{seed}", **accuracies | {"num_samples": 100}
-        )
-        _record(
-            tmp_path / "b",
-            5.0 + apart,
-            seed=seed,
-            run_id=f"b{seed}",
-            **accuracies | {"num_samples": 100},
-        )
-    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+def test_trainings_that_scatter_are_inconclusive(tmp_path, capsys):
+    """Means that hardly differ, but errors that would hide a tenth of the distance: no tie."""
+    _trainings(tmp_path / "a", 5.0, 5.5, 4.5, recipe="a")
+    _trainings(tmp_path / "b", 5.1, 4.6, 5.6, recipe="b")
+    counts = compared(capsys, tmp_path / "a", tmp_path / "b")[1]
     assert (counts["rows"], counts["inconclusive"]) == (1, 1)
-    assert lines[2].split("|")[9].strip() == "", "one seed's accuracy is not the three's"
+
+
+def test_label_accuracies_have_their_signs_and_errors_or_stay_empty(tmp_path, capsys):
+    """One training's accuracy is not that of all three."""
+    for folder, accuracy in (("a", 0.5), ("b", 0.8)):
+        for seed in range(3):
+            own = {"seed": seed, "recipe": folder, "run_id": f"{folder}{seed}"}
+            measured = {"label_accuracy": accuracy + 0.01 * seed, "num_samples": 100}
+            _record(tmp_path / folder, 5.0 + 0.1 * seed, **own, **measured)
+    lines, _ = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert "+0.300 ± 0.0082" in lines[2]
+    (path,) = (tmp_path / "a" / "records").glob("a1.json")
+    stored = json.loads(path.read_text())
+    del stored["row"]["label_accuracy"]
+    path.write_text(json.dumps(stored))
+    lines, _ = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert lines[2].split("|")[9].strip() == ""
 
 
 def test_a_value_with_spaces_is_quoted_where_it_is_asked_for(tmp_path, capsys):
@@ -260,7 +363,7 @@ def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
     _record(tmp_path, 9.0)
     path = next((tmp_path / "records").glob("*.json"))
     stored = json.loads(path.read_text())
-    stored["row"]["fd_sd"] = stored["row"].pop("fd_std")
+    stored["row"]["fd_sd"] = stored["row"].pop("fd_generator_std")
     path.write_text(json.dumps(stored))
     with pytest.raises(BadInput, match=r"another version of the suite \(columns fd_sd\); remove"):
         records.read(tmp_path)

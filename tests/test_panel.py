@@ -1,4 +1,6 @@
-"""Panels: one name, place and look for every curve, and never too many on one pair of axes."""
+"""Panels: one name, place and look for every curve, one curve for several trainings, and never too
+many on one pair of axes.
+"""
 
 import pytest
 from test_diagnostics import panel_of, record
@@ -22,6 +24,24 @@ def swept(models: list[str], samplers: list[str]) -> list[dict]:
     return made_up
 
 
+def tuned(one: dict, **columns) -> dict:
+    """The same measurement with settings that tuning chose."""
+    row = one["row"] | {"run_id": one["row"]["run_id"] + "tuned"} | columns
+    return one | {"row": row, "tuning": {"rule": "made up"}}
+
+
+def configured_and_tuned(models: list[str], seeds: int = 1) -> list[dict]:
+    """Records of every model as configured and tuned, at two step counts."""
+    made_up = []
+    for model in models:
+        for seed in range(seeds):
+            for steps in (4, 8):
+                made_up.append(record(model, 9.0 + seed, seed=seed, steps=steps))
+                chosen = record(model, 7.0 + seed, seed=seed, steps=steps)
+                made_up.append(tuned(chosen, guidance=1.0 + steps, sampler="heun"))
+    return made_up
+
+
 def test_no_two_curves_of_a_panel_look_alike():
     """Heun without guidance once looked as another sampler without guidance."""
     panel = panel_of(swept(["unet", "dit", "ar"], ["euler", "heun"]))
@@ -29,11 +49,42 @@ def test_no_two_curves_of_a_panel_look_alike():
     assert len(set(panel.looks.values())) == len(panel.names)
 
 
-def test_a_network_keeps_its_colour_and_marker_whatever_is_chosen():
-    panel = panel_of(swept(["unet", "dit"], ["euler", "heun"]))
+def test_a_network_keeps_its_colour_and_marker_whether_tuned_or_not():
+    """Its line and its hollow markers say which; without tuning every line is whole."""
+    panel = panel_of(configured_and_tuned(["unet", "dit"]))
+    assert panel.names == ["dit", "dit, tuned", "unet", "unet, tuned"]
     for model in ("unet", "dit"):
-        looks = [look for name, look in panel.looks.items() if name.startswith(model)]
-        assert len({(look.colour, look.marker) for look in looks}) == 1
+        plain, chosen = panel.looks[model], panel.looks[f"{model}, tuned"]
+        assert (plain.colour, plain.marker) == (chosen.colour, chosen.marker)
+        assert (plain.line, plain.hollow) == ("--", True)
+        assert (chosen.line, chosen.hollow) == ("-", False)
+    assert len(set(panel.looks.values())) == 4
+    (look,) = panel_of([record("dit", 9.0)]).looks.values()
+    assert (look.line, look.hollow) == ("-", False)
+
+
+def test_chosen_settings_are_one_curve_though_they_differ_at_every_step_count():
+    panel = panel_of(configured_and_tuned(["dit"]))
+    assert panel.curve("dit, tuned").sort_values("steps")["guidance"].tolist() == [5.0, 9.0]
+    assert set(panel.leading["curve"]) == {"dit, tuned"}
+    assert panel.distance == "generator-only FD[local]"
+
+
+def test_several_trainings_are_one_curve_of_means():
+    panel = panel_of(configured_and_tuned(["dit"], seeds=3))
+    assert panel.names == ["dit", "dit, tuned"] and len(panel.shown) == 4
+    assert set(panel.shown["trainings"]) == {3}
+    assert panel.curve("dit, tuned")["distance"].tolist() == [8.0, 8.0]
+    assert panel.curve("dit")["distance_std"].tolist() == pytest.approx([3**-0.5] * 2)
+    assert len(panel.by_training) == len(panel.rows) == 12
+    assert len(panel.leading) == 6, "one a training, for what is said in words"
+
+
+def test_distances_through_other_autoencoders_share_no_panel():
+    """Though the autoencoder has the same name: its weights may have changed under it."""
+    made_up = [record("dit", 9.0), record("ar", 8.0)]
+    made_up[1]["fingerprints"]["autoencoder"] = "finished"
+    assert len(panels(records.table(made_up))) == 2
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -72,18 +123,53 @@ def test_panels_of_different_latents_have_different_titles():
     assert len(titles) == 2 and all("latents" in title for title in titles)
 
 
-def test_a_plot_of_training_has_axes_by_model_where_its_curves_are_many(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or path)
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """What is plotted, instead of files."""
+    kept: list = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure) or path)
+    return kept
+
+
+def kept_on_the_way(model: str, seed: int, rate: float = 1.0) -> list[dict]:
+    """Records of a training at half and all of its budget."""
+    made_up = []
+    for fraction in (0.5, 1.0):
+        one = record(model, 9.0 + seed - fraction, seed=seed)
+        one["row"] |= {"train_fraction": fraction, "train_flops": 1e12 * fraction}
+        one["row"]["run_id"] += f"{fraction}-{rate}"
+        one["fingerprints"]["training"] += f"-{rate}"
+        one["config"] = {
+            "model": {"lr": rate},
+            "train": {"budget": 1e12, "unit": "flops"},
+        }
+        made_up.append(one)
+    return made_up
+
+
+def test_a_plot_of_training_has_one_curve_of_means_for_several_trainings(tmp_path, figures):
+    made_up = [one for seed in range(3) for one in kept_on_the_way("dit", seed)]
+    plots.training_plot([panel_of(made_up)], tmp_path)
+    (axis,) = figures[0].get_axes()
+    (curve,) = axis.containers
+    assert curve.get_label() == "dit (8 steps)"
+    assert curve.lines[0].get_ydata().tolist() == [9.5, 9.0], "means over seeds"
+
+
+def test_a_plot_of_training_has_axes_by_model_where_its_curves_are_many(tmp_path, figures):
     made_up = []
     for model in ("unet", "dit"):
-        for seed in range(5):
-            for fraction in (0.5, 1.0):
-                one = record(model, 9.0 - fraction, seed=seed)
-                one["row"] |= {"train_fraction": fraction, "train_flops": 1e12 * fraction}
-                one["row"]["run_id"] += str(fraction)
-                one["config"] = {"train": {"budget": 1e12, "unit": "flops"}}
-                made_up.append(one)
+        for rate in range(5):
+            made_up += kept_on_the_way(model, 0, float(rate))
     plots.training_plot([panel_of(made_up)], tmp_path)
-    (figure,) = figures
-    assert [len(axis.containers) for axis in figure.get_axes()] == [5, 5]
+    assert [len(axis.containers) for axis in figures[0].get_axes()] == [5, 5]
+
+
+def test_a_plot_of_guidance_is_of_settings_as_configured(tmp_path, figures):
+    """Tuned settings of one guidance at each step count are no sweep, and nothing to plot."""
+    alone = [tuned(record("dit", 9.0, steps=steps), guidance=steps / 2.0) for steps in (4, 8)]
+    assert plots.guidance_plot([panel_of(alone)], tmp_path) is None
+    made_up = [*swept(["dit"], ["euler"]), tuned(record("dit", 7.0, steps=16), guidance=3.0)]
+    assert plots.guidance_plot([panel_of(made_up)], tmp_path) is not None
+    (axis,) = figures[0].get_axes()
+    assert [text.get_text() for text in axis.texts] == ["1", "2"]

@@ -1,14 +1,21 @@
-"""What the report says in words: the frontier, who is cheapest, what ties, which steps are enough,
-each on numbers made up here.
+"""What the report says in words, on numbers made up here: the frontier, which rows stand for a
+network, which networks are told apart, which steps are enough.
 """
 
 import itertools
+import math
+import statistics
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.analysis import verdicts
+from benchmarks.analysis import choices, verdicts
+from benchmarks.analysis.differences import NOT_JUDGED
+
+TRAINING_SD = 0.04  # of log distances, made up
+TABLES = 600
+DECIDED = {"better", "worse"}
 
 
 def rows(**columns) -> pd.DataFrame:
@@ -17,19 +24,37 @@ def rows(**columns) -> pd.DataFrame:
     filled = {
         "guidance": [1.0] * count,
         "sampler": ["euler"] * count,
-        "fd_std": [0.1] * count,
-        "latency_seconds": columns["gflops_per_image"],
+        "distance_std": [0.1] * count,
+        "chosen": [False] * count,
+        "training": columns["model"],
+        "gflops_per_image": columns["steps"],
+        "latency_seconds": columns["steps"],
+        "train_flops": [1e12] * count,
+        "sampling_seed": [0] * count,
     }
-    table = pd.DataFrame(filled | columns)
-    return table.assign(curve=table["model"], training=table["model"], train_flops=1e12)
+    table = choices.picked(pd.DataFrame(filled | columns))
+    return table.assign(curve=table["model"])
 
 
-TWO = rows(
-    model=["a", "a", "a", "b", "b"],
-    steps=[1, 4, 16, 1, 4],
-    fd=[9.0, 5.0, 4.95, 7.0, 3.0],
-    gflops_per_image=[1.0, 4.0, 16.0, 3.0, 12.0],
-)
+def trained(distances: dict[str, dict[int, list[float]]], **columns) -> pd.DataFrame:
+    """Rows of networks by name, at steps, one distance a training."""
+    points = [
+        (name, steps, f"{name}{seed}", distance)
+        for name, at in distances.items()
+        for steps, values in at.items()
+        for seed, distance in enumerate(values)
+    ]
+    model, steps, training, distance = zip(*points, strict=True)
+    values = dict(model=model, steps=steps, training=training, distance=distance)
+    return rows(**{name: list(value) for name, value in values.items()} | columns)
+
+
+def answers(table: pd.DataFrame) -> list[str]:
+    """What is said of rows that all lead."""
+    return verdicts.answers(table, choices.over_trainings(table))
+
+
+TWO = trained({"a": {1: [9.0], 4: [5.0], 16: [4.95]}, "b": {1: [7.0], 4: [3.0]}})
 
 
 def test_the_frontier_is_what_nothing_beats():
@@ -55,190 +80,225 @@ def test_the_frontier_does_not_depend_on_order():
         ) == [0, 2]
 
 
-def test_the_cheapest_to_a_distance():
-    lines = verdicts.cheapest(TWO, "FD[local]")  # best 3: targets 6, 4.5, 3.3
-    assert "FD[local] of 6 or less costs least with a at 4 steps (5 ± 0.1) for 4 GFLOPs" in lines[0]
-    assert all("b at 4 steps (3 ± 0.1) for 12 GFLOPs" in line for line in lines[1:])
+def made_up_groups(rng, means: list[float], trainings: int) -> dict[str, pd.DataFrame]:
+    """A table of networks with these mean log distances."""
+    groups = {}
+    for place, mean in enumerate(means):
+        distances = np.exp(mean + TRAINING_SD * rng.normal(size=trainings))
+        at = pd.DataFrame({"training": range(trainings), "distance": distances})
+        groups[f"network {place}"] = at
+    return groups
 
 
-def test_what_may_reach_a_distance_within_its_error_is_said():
-    lines = verdicts.cheapest(TWO.assign(fd_std=[0.1, 0.8, 0.1, 0.1, 0.1]), "FD[local]")
-    assert (
-        "b at 4 steps (3 ± 0.1) for 12 GFLOPs (within the error also a at 4 steps (5 ± 0.8))"
-        in lines[1]
-    )  # 4.5 asked
+def decided(groups: dict[str, pd.DataFrame]) -> set[tuple[str, str]]:
+    """The pairs of a table that are told apart."""
+    return {(a, b) for a, b, _, verdict in verdicts.pairs(groups) if verdict in DECIDED}
 
 
-def test_words_speak_of_settings_one_could_have_chosen_only():
-    """Guidance 2 is best by the reference, guidance 1 by the training images: the first is never
-    announced.
-    """
-    table = rows(
-        model=["a", "a", "b"],
-        steps=[4, 4, 4],
-        guidance=[1.0, 2.0, 1.0],
-        fd=[6.0, 3.0, 7.0],
-        gflops_per_image=[1.0, 2.0, 1.5],
-    ).assign(fd_train=[5.0, 9.0, 7.0])
-    said = " ".join(verdicts.answers(verdicts.over_samplings(verdicts.chosen(table)), "FD[local]"))
-    assert "a at 4 steps (6 " in said and "(3 " not in said
+@pytest.mark.parametrize("networks, trainings", [(4, 3), (4, 2), (8, 3), (2, 3)])
+def test_of_equal_networks_hardly_a_table_tells_any_pair_apart(networks, trainings):
+    """The chance that a table holds any false verdict, all its pairs together, is at most 5%."""
+    rng = np.random.default_rng(networks + 10 * trainings)
+    tables = (made_up_groups(rng, [1.6] * networks, trainings) for _ in range(TABLES))
+    share = sum(bool(decided(groups)) for groups in tables) / TABLES
+    assert share <= 0.05 + 2 * (0.05 * 0.95 / TABLES) ** 0.5
 
 
-def test_seeds_are_averaged_and_their_spread_is_part_of_the_error():
-    table = rows(
-        model=["a", "a", "a"], steps=[4, 4, 4], fd=[5.0, 6.0, 7.0], gflops_per_image=[1.0, 1.0, 1.0]
-    )
-    one = verdicts.averaged(table)
-    assert (
-        len(one) == 1
-        and one["fd"].iloc[0] == 6.0
-        and one["fd_std"].iloc[0] == pytest.approx((1.0 / 3) ** 0.5)
-    )
-    alike = verdicts.averaged(table.assign(fd=[5.0, 5.0, 5.0]))
-    assert alike["fd_std"].iloc[0] == pytest.approx((0.01 / 3) ** 0.5), (
-        "chance agreement of seeds does not undo the pictures' error"
-    )
+@pytest.mark.parametrize("trainings", [4, 6])
+def test_trainings_of_one_recipe_in_two_groups_are_hardly_ever_told_apart(trainings):
+    """As where a label that means nothing splits them; other recipes add to the spread."""
+    rng, found = np.random.default_rng(trainings), 0
+    for _ in range(TABLES):
+        one, other = made_up_groups(rng, [1.6, 2.5], trainings).values()
+        half = trainings // 2
+        groups = {"first": one[:half], "second": one[half:], "other": other}
+        found += ("first", "second") in decided(groups)
+    assert found / TABLES <= 0.05 + 2 * (0.05 * 0.95 / TABLES) ** 0.5
 
 
-def test_points_of_several_seeds_are_told_apart_as_the_table_of_ties_does():
-    """0.5 apart in every seed, though the seeds themselves differ by more."""
-    table = rows(
-        model=["a"] * 3 + ["b"] * 3,
-        steps=[4] * 6,
-        fd=[5.0, 5.3, 5.9, 5.5, 5.8, 6.41],
-        gflops_per_image=[1.0] * 6,
-    )
-    both = verdicts.averaged(table.assign(seed=[0, 1, 2] * 2))
-    assert not verdicts.tied(*(row for _, row in both.iterrows()))
-    apart = verdicts.averaged(table.assign(seed=[0, 1, 2, 3, 4, 5]))
-    assert verdicts.tied(*(row for _, row in apart.iterrows())), (
-        "no seed is shared: nothing cancels"
-    )
+def test_a_network_better_by_thirty_percent_is_found_in_most_tables():
+    rng, found = np.random.default_rng(2), 0
+    for _ in range(100):
+        groups = made_up_groups(rng, [1.6, 1.6, 1.6, 1.6 + math.log(0.7)], 3)
+        verdict = {(a, b): word for a, b, _, word in verdicts.pairs(groups)}
+        found += all(verdict[f"network {i}", "network 3"] == "better" for i in range(3))
+    assert found >= 90
+
+
+def test_equal_networks_of_many_trainings_are_shown_to_tie():
+    """The error shrinks with trainings, until the difference is surely within a tenth."""
+    rng, ties = np.random.default_rng(3), []
+    for trainings in (2, 12):
+        tables = [made_up_groups(rng, [1.6, 1.6], trainings) for _ in range(100)]
+        words = [verdict for groups in tables for *_, verdict in verdicts.pairs(groups)]
+        ties.append(words.count("tie"))
+    assert ties[0] < 70 and ties[1] > 90
+
+
+def test_pairs_with_a_single_training_are_not_judged_and_others_are():
+    groups = made_up_groups(np.random.default_rng(0), [1.0, 3.0, 5.0], 3)
+    groups["network 2"] = groups["network 2"][:1]
+    words = {(a[-1], b[-1]): verdict for a, b, _, verdict in verdicts.pairs(groups)}
+    assert words == {("0", "1"): "worse", ("0", "2"): NOT_JUDGED, ("1", "2"): NOT_JUDGED}
+
+
+def test_samplings_of_a_training_are_not_trainings():
+    """Ten samplings of one network each are still one training each."""
+    groups = {
+        name: pd.DataFrame({"training": [name] * 10, "distance": np.linspace(x, x + 0.1, 10)})
+        for name, x in (("a", 5.0), ("b", 9.0))
+    }
+    ((*_, difference, verdict),) = verdicts.pairs(groups)
+    assert verdict == NOT_JUDGED and difference.value == pytest.approx(math.log(9.05 / 5.05))
+
+
+SEVERAL = trained(
+    {
+        "a": {1: [9.0, 9.3, 8.8], 4: [5.0, 5.1, 4.9]},
+        "b": {1: [7.0, 7.2, 6.9], 4: [3.0, 3.1, 2.9]},
+        "c": {1: [7.1, 6.9, 7.4]},
+    }
+)
+
+
+def test_the_lowest_within_a_budget_and_what_is_not_told_apart_from_it():
+    """The best of each within two budgets: the least that all can be had for, and the most."""
+    lines = verdicts.best_under(SEVERAL, choices.over_trainings(SEVERAL))
+    assert len(lines) == 4, "two budgets of each of two costs"
+    least, most, latency, _ = lines
+    assert least.startswith("Up to 1 GFLOPs per image: b at 1 step (7.03 ± ")
+    assert least.endswith("is lowest; not told apart from it: c.")
+    assert most.startswith("Up to 4 GFLOPs per image: b at 4 steps (3 ± ")
+    assert most.endswith("is lowest.")
+    assert latency.startswith("Up to 1 seconds of latency: b at 1 step")
+
+
+def test_of_single_trainings_no_winner_is_named():
+    """However far apart, and also where only one of the networks was trained once."""
+    mixed = SEVERAL[(SEVERAL["model"] != "c") | (SEVERAL["training"] == "c0")]
+    for table in (TWO, mixed):
+        lines = answers(table)
+        assert f"Which network is better is {NOT_JUDGED}." in lines
+        assert not any("lowest" in line for line in lines)
+
+
+@pytest.mark.parametrize("networks", [2, 11, 20])
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_at_most_twelve_lines_of_which_those_between_networks_are_none_of_the_cut(
+    networks, trainings
+):
+    at = {1: [9.0, 9.1, 9.2][:trainings], 4: [5.0, 5.1, 5.2][:trainings]}
+    table = trained({f"network {i}": at for i in range(networks)})
+    table["train_flops"] = [1e12] + [2e12] * (len(table) - 1)
+    lines = answers(table)
+    between = {1: f"is {NOT_JUDGED}", 3: "is lowest"}[trainings]
+    assert len(lines) == min(12, networks + {1: 2, 3: 5}[trainings])
+    assert sum(between in line for line in lines) == {1: 1, 3: 4}[trainings]
+    assert sum("budgets differ by a factor of 2" in line for line in lines) == 1
 
 
 def test_unequal_budgets_are_said_to_be():
-    said = verdicts.answers(TWO.assign(train_flops=[1e12] * 3 + [2e12] * 2), "FD[local]")
-    assert said[0] == "Training budgets differ by a factor of 2."
-    assert not any("budgets differ" in line for line in verdicts.answers(TWO, "FD[local]"))
+    unequal = TWO.assign(train_flops=[1e12] * 3 + [2e12] * 2)
+    assert "Training budgets differ by a factor of 2." in answers(unequal)
+    assert not any("budgets differ" in line for line in answers(TWO))
 
 
-def test_the_best_for_a_budget_and_what_ties_with_it():
-    lines = verdicts.best_under(TWO)
-    assert any(line.startswith("Up to 5 GFLOPs per image: a at 4 steps") for line in lines)
-    assert any(line.startswith("Up to 2 GFLOPs per image: a at 1 step") for line in lines)
-    near = TWO.assign(fd_std=2.0)
-    assert any(
-        "not told apart from b" in line or "not told apart from a" in line
-        for line in verdicts.best_under(near)
-    )
-    assert not any("told apart" in line for line in lines)
+def test_one_point_says_nothing():
+    assert answers(TWO.iloc[:1]) == []
 
 
-def test_enough_steps_are_the_fewest_that_more_do_not_improve():
+def test_one_network_is_asked_for_its_steps_only():
+    (line,) = answers(TWO[TWO["curve"] == "a"])
+    assert line == "a: 4 steps are as good as 16, within two errors (5)."
+
+
+def test_enough_steps_are_the_fewest_from_which_on_none_is_worse_than_the_most():
     lines = verdicts.enough_steps(TWO)
-    assert lines[0].startswith(
-        "a: no more steps are told apart from 4 steps, at 5 "
-    )  # 4.95 is within the error
-    assert lines[1].startswith("b: still improving at 4 steps, the most measured, at 3 ")
-
-
-def test_two_joint_standard_deviations_are_the_limit_of_a_tie():
-    a, b = pd.Series({"fd": 5.0, "fd_std": 0.3}), pd.Series({"fd": 5.99, "fd_std": 0.4})
-    assert verdicts.tied(a, b) and not verdicts.tied(a, b.replace(5.99, 6.01))
-    assert not verdicts.tied(a, pd.Series({"fd": 5.0, "fd_std": float("nan")}))
-
-
-def test_samples_of_one_drawing_are_compared_by_their_paired_error():
-    noise = np.random.default_rng(0).normal(size=20)
-    some = [
-        pd.Series(
-            {
-                "fd": fd,
-                "fd_std": 0.3,
-                "diagnostics": {"bootstrap": list(fd + noise + 0.01 * i * noise)},
-            }
-        )
-        for i, fd in enumerate((5.0, 4.5))
+    assert lines == [
+        "a: 4 steps are as good as 16, within two errors (5).",
+        "b: the distance still falls at 4 steps, the most measured (3).",
     ]
-    assert not verdicts.tied(*some), (
-        "0.5 is below two joint deviations of 0.42, but far above the spread of the differences"
+    bumpy = trained({"a": {1: [5.0], 4: [9.0], 16: [5.0]}})
+    (line,) = verdicts.enough_steps(bumpy)
+    assert "still falls at 16 steps" in line, "1 step is as good by luck: 4 steps are not"
+    (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
+    assert line == "a: 1 step is as good as 16, within two errors (4)."
+    assert verdicts.enough_steps(trained({"a": {4: [5.0]}})) == []
+
+
+def test_steps_of_one_drawing_are_compared_by_their_paired_error():
+    """0.2 of 5 is less than two joint errors of 0.14, but far more than the differences' spread."""
+    noise = np.random.default_rng(0).normal(size=20)
+    bootstraps = [
+        {"bootstrap": list(fd + 0.1 * noise + 0.002 * i * noise)} for i, fd in enumerate((5.2, 5.0))
+    ]
+    table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
+    assert "still falls" in verdicts.enough_steps(table)[0]
+    apart = table.assign(sampling_seed=[0, 1])
+    assert "4 steps are as good" in verdicts.enough_steps(apart)[0], "nothing cancels"
+
+
+def test_steps_are_compared_within_each_training():
+    """The trainings differ by far more than the steps do, and only the first has 32 steps."""
+    table = trained({"a": {4: [5.5, 9.5], 8: [5.0, 9.0], 16: [5.0, 9.0], 32: [5.0]}})
+    (line,) = verdicts.enough_steps(table)
+    assert line.startswith("a: 8 steps are as good as 32"), "0.1 of 5 is seen in each"
+
+
+def test_a_curve_of_trainings_has_the_error_of_its_mean():
+    one = choices.over_trainings(trained({"a": {4: [5.0, 6.0, 7.0]}}))
+    assert one["trainings"].tolist() == [3] and one["distance"].tolist() == [6.0]
+    assert one["distance_std"].iloc[0] == pytest.approx((1.0 / 3) ** 0.5)
+    alike = choices.over_trainings(trained({"a": {4: [5.0, 5.0, 5.0]}}))
+    assert alike["distance_std"].iloc[0] == pytest.approx((0.01 / 3) ** 0.5), (
+        "chance agreement of trainings does not undo the images' error"
     )
-    some[1]["sampling_seed"] = 1
-    assert verdicts.tied(*some), "of different drawings nothing cancels"
 
 
-def test_a_model_s_own_best_is_chosen_by_training_images_at_each_step_count():
+def test_a_curve_of_one_training_keeps_its_own_error():
+    points = choices.over_trainings(TWO)
+    assert len(points) == 5 and set(points["trainings"]) == {1}
+    assert set(points["distance_std"]) == {0.1}
+
+
+def test_samplings_are_averaged_before_trainings_are():
+    """A training that was sampled three times counts once, and keeps one sampling's error."""
     table = rows(
         model=["a"] * 4,
-        steps=[4, 4, 16, 16],
-        guidance=[1.0, 2.0, 1.0, 2.0],
-        fd=[1.0, 9.0, 1.0, 9.0],
-        gflops_per_image=[1.0, 2.0, 3.0, 4.0],
-    ).assign(fd_train=[1.0, 9.0, 8.0, 7.0])
-    assert verdicts.own_best(table)["guidance"].tolist() == [1.0, 2.0], "not by the reference"
-    shown = verdicts.over_samplings(verdicts.chosen(table))
-    assert sorted(zip(shown["pick"], shown["steps"], shown["guidance"], strict=True)) == [
-        ("best guidance", 4, 1.0),
-        ("best guidance", 16, 2.0),
-        ("no guidance", 4, 1.0),
-        ("no guidance", 16, 1.0),
-    ]
-
-
-def test_a_sampler_best_at_few_steps_is_neither_lost_at_many_nor_hidden_by_one_at_twice_the_cost():
-    table = rows(
-        model=["dit"] * 6,
-        steps=[4] * 3 + [64] * 3,
-        sampler=["euler", "dpmpp", "heun"] * 2,
-        fd=[9.0, 6.0, 12.0, 5.0, 5.01, 4.99],
-        gflops_per_image=[4.0, 4.0, 7.0, 64.0, 64.0, 127.0],
-    )
-    best = verdicts.over_samplings(verdicts.chosen(table.assign(fd_train=table["fd"])))
-    found = list(zip(best["pick"], best["steps"], best["sampler"], strict=True))
-    assert sorted(found) == [
-        ("", 4, "dpmpp"),
-        ("", 64, "euler"),
-        ("heun", 4, "heun"),
-        ("heun", 64, "heun"),
-    ]
-    alone = verdicts.over_samplings(
-        verdicts.chosen(table[table["sampler"] == "heun"].assign(fd_train=5.0))
-    )
-    assert set(alone["pick"]) == {""}, "where nothing else was drawn it is the model's curve"
-
-
-def test_one_guidance_is_chosen_for_all_seeds_of_a_recipe():
-    """Seeds 0 and 1 are best at 1.5, seed 2 at 2.5; the mean over seeds decides, and a setting only
-    one seed has is no candidate.
-    """
-    table = rows(
-        model=["ar"] * 7,
-        steps=[64] * 7,
-        seed=[0, 1, 2, 0, 1, 2, 0],
-        guidance=[1.5] * 3 + [2.5] * 3 + [3.5],
-        fd=[5.0, 5.1, 6.0, 5.5, 5.6, 5.4, 1.0],
-        gflops_per_image=[1.0] * 7,
-    )
-    best = verdicts.own_best(table.assign(fd_train=table["fd"], training=table["seed"]))
-    assert set(best["guidance"]) == {1.5} and sorted(best["seed"]) == [0, 1, 2]
-
-
-def test_no_guidance_that_is_best_everywhere_is_shown_once():
-    table = rows(
-        model=["a"] * 2 + ["b"] * 2,
         steps=[4] * 4,
-        guidance=[1.0, 2.0] * 2,
-        fd=[1.0, 2.0, 2.0, 1.0],
-        gflops_per_image=[1.0] * 4,
+        training=["a0", "a0", "a0", "a1"],
+        distance=[5.0, 6.0, 7.0, 8.0],
+        sampling_seed=[0, 1, 2, 0],
     )
-    shown = verdicts.over_samplings(verdicts.chosen(table.assign(fd_train=table["fd"])))
-    assert list(zip(shown["model"], shown["pick"], strict=True)) == [
-        ("a", "no guidance"),
-        ("b", "no guidance"),
-        ("b", "best guidance"),
-    ]
+    by_training = choices.over_samplings(table)
+    assert by_training["distance"].tolist() == [6.0, 8.0]
+    assert by_training["distance_std"].tolist() == pytest.approx([0.1, 0.1])
+    assert choices.over_trainings(by_training)["distance"].tolist() == [7.0]
 
 
-def test_without_a_sweep_everything_is_shown_and_one_point_says_nothing():
-    assert len(verdicts.over_samplings(verdicts.chosen(TWO))) == 5
-    assert verdicts.answers(TWO.iloc[:1], "FD[local]") == []
+def test_settings_chosen_by_tuning_lead_and_those_as_configured_only_where_none_were():
+    """Whatever their distances are: `dit` leads with its worse rows, and both seeds of it."""
+    table = rows(
+        model=["dit"] * 4 + ["ar"] * 2,
+        steps=[4] * 6,
+        seed=[0, 0, 1, 1, 0, 0],
+        guidance=[1.0, 2.0, 1.0, 2.0, 1.0, 2.0],
+        chosen=[False, True, False, True, False, False],
+        distance=[5.0, 6.0, 5.0, 6.0, 4.0, 4.5],
+    )
+    leading = choices.leading_rows(table)
+    assert leading["pick"].tolist() == ["tuned", "tuned", "", ""]
+    assert leading["seed"].tolist() == [0, 1, 0, 0]
+    other = table.assign(variant=["lr 1"] * 2 + ["lr 2"] * 4, chosen=[False, True] + [False] * 4)
+    assert len(choices.leading_rows(other)) == 5, "another learning rate was not tuned"
+
+
+def test_a_mean_over_samplings_does_not_mix_chosen_with_configured_settings():
+    table = rows(model=["a"] * 2, steps=[4] * 2, chosen=[True, False], distance=[5.0, 6.0])
+    assert len(choices.over_samplings(table)) == 2
+
+
+def test_log_distances_are_one_a_training():
+    table = rows(model=["a"] * 3, steps=[4] * 3, training=["x", "x", "y"], distance=[4.0, 6.0, 7.0])
+    expected = [math.log(statistics.mean([4.0, 6.0])), math.log(7.0)]
+    assert verdicts.log_distances(table) == pytest.approx(expected)

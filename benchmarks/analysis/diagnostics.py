@@ -32,13 +32,18 @@ def at_most_steps(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def quality(panel: Panel) -> Table:
-    """Each curve at its most steps: every measure of it, means over trainings."""
+    """Each curve at its most steps: every measure of it, means over trainings.
+
+    Copies are flagged where they are in any training or sampling.
+    """
+    flags = [bool(one.get("memorised_flagged")) for one in panel.by_sampling["diagnostics"]]
+    flagged = panel.by_sampling[flags].groupby(["curve", "steps"]).groups
     rows = []
     for _, row in at_most_steps(panel.shown).iterrows():
         copies = None
         if pd.notna(row["memorised_fraction"]):
             copies = f"{row['memorised_fraction']:.3g}"
-            copies += " FLAGGED" if row["diagnostics"].get("memorised_flagged") else ""
+            copies += " FLAGGED" if (row["curve"], row["steps"]) in flagged else ""
         kernels = [_with_error(row, "kid_generator", "kid_generator_stderr")]
         kernels.append(_with_error(row, "kid", "kid_stderr"))
         distances = [row["fd_generator"], row["fd"]]
@@ -149,7 +154,7 @@ def accuracy_pairs(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], str
     for (pair, difference), p in zip(compared.items(), adjusted, strict=True):
         error = "" if pd.isna(difference.error) else f" ± {difference.error:.2g}"
         verdict = "" if pd.isna(difference.error) else f", {difference.verdict(p)}"
-        words[pair] = f"{-difference.value:+.3f}{error}{verdict}"
+        words[pair] = f"{-difference.value:+z.3f}{error}{verdict}"
     return words
 
 
@@ -164,6 +169,8 @@ def disagreement(panels: list[Panel]) -> list[str]:
     """
     lines = []
     for first, second in combinations(panels, 2):
+        if first.features == second.features:  # one judge of other images
+            continue
         marks = [
             at_most_steps(panel.shown).set_index("curve")["distance"] for panel in (first, second)
         ]

@@ -72,7 +72,7 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     means = means[measured & means["latency_seconds"].notna()]
     if means["curve"].nunique() < 2 and len(means) < 2:
         return []
-    lines = enough_steps(rows)
+    lines = []
     spread_of_budgets = rows["train_flops"].max() / rows["train_flops"].min()
     if spread_of_budgets > 1.05:
         lines.append(f"Training budgets differ by a factor of {spread_of_budgets:.3g}.")
@@ -81,6 +81,8 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
             lines += best_under(rows, means)
         else:
             lines.append(f"Which network is better is {NOT_JUDGED}.")
+    # last, because of many curves some are cut
+    lines += enough_steps(rows)
     return lines[:MOST_LINES]
 
 
@@ -108,7 +110,8 @@ def enough_steps(rows: pd.DataFrame) -> list[str]:
         if enough == most:
             line = f"{name}: the distance still falls at {_steps(most)}, the most measured"
         else:
-            line = f"{name}: {_steps(enough)} are as good as {most:.0f}, within two errors"
+            verb = "is" if enough == 1 else "are"
+            line = f"{name}: {_steps(enough)} {verb} as good as {most:.0f}, within two errors"
         lines.append(f"{line} ({value:.3g}).")
     return lines
 

@@ -28,6 +28,7 @@ from benchmarks.analysis.differences import (
     MARGIN,
     NOT_JUDGED,
     Difference,
+    Spread,
     accuracy_within_training,
     holm,
     spread,
@@ -123,10 +124,18 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     groups = sorted(_groups(pairs), key=_order)
     differences = _differences(groups, "distance", MARGIN)
     accuracies = _differences(groups, "label_accuracy", ACCURACY_MARGIN)
-    adjusted = holm([math.nan if one is None else one.p for one in differences])
+    comparable = [
+        difference is not None and same_evaluator(*group[0])
+        for group, difference in zip(groups, differences, strict=True)
+    ]
+    # what is not comparable is no comparison that could be false
+    chances = [
+        one.p if alike else math.nan for one, alike in zip(differences, comparable, strict=True)
+    ]
+    adjusted = holm(chances)
     rows, verdicts = [], Counter()
-    for group, difference, accuracy, p in zip(
-        groups, differences, accuracies, adjusted, strict=True
+    for group, difference, accuracy, alike, p in zip(
+        groups, differences, accuracies, comparable, adjusted, strict=True
     ):
         names = [
             _both(_network(record["row"], group) for record in group[0]),
@@ -134,10 +143,10 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         ]
         first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
         name = leading(first)
-        comparable = difference is not None and same_evaluator(*group[0])
-        verdict = difference.verdict(p) if comparable else "not comparable"
+        verdict = difference.verdict(p) if alike else "not comparable"
         verdicts[verdict] += 1
-        values = [first[name], second[name], *_relative(difference), verdict, _accuracy(accuracy)]
+        distances = [side.get(name) for side in (first, second)]
+        values = [*distances, *_relative(difference), verdict, _accuracy(accuracy)]
         costs = [_ratio(first, second, name) for name in ("gflops_per_image", "seconds_per_image")]
         title = distance_title(first["features"], name == "fd_generator")
         rows.append([*names, title, *values, *costs])
@@ -145,32 +154,48 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
 
 
 def _differences(groups: list[list[Pair]], measure: str, margin: float) -> list[Difference | None]:
-    """Of each row of the table; None where a side is not measured.
-
-    The spread between trainings is that of all networks of the table that were trained again.
-    """
+    """Of each row of the table; None where a side is not measured."""
     measures = [_measure(group, measure) for group in groups]
-    trained: dict[tuple, list[float]] = {}
-    for group, name in zip(groups, measures, strict=True):
-        for side in (0, 1):
-            # a network is in one group only once, at whatever setting comes first
-            key = (side, *_networks(group, side))
-            trained.setdefault(key, values_of(group, side, name) if name else [])
-    of_trainings = spread(list(trained.values()))
+    spreads = _spreads(groups, measures)
     differences: list[Difference | None] = []
     for group, name in zip(groups, measures, strict=True):
         if not name:
             differences.append(None)
         elif len({seeds_of(pair) for pair in group}) == 1 and same_networks(group):
-            one_training = measure == "label_accuracy"
-            if one_training:
+            if measure == "label_accuracy":
                 rows = [record["row"] for record in group[0]]
                 differences.append(accuracy_within_training(*rows))
             else:
                 differences.append(within_training(*group[0]))
         else:
-            differences.append(over_trainings(group, name, of_trainings, margin))
+            differences.append(over_trainings(group, name, spreads[_judge(group)], margin))
     return differences
+
+
+def _spreads(groups: list[list[Pair]], measures: list[str]) -> dict[str, Spread | None]:
+    """By feature extractor, the spread between trainings of all networks that were trained again.
+
+    A training counts once, at whatever setting and side comes first: the same again says no more
+    about the spread.
+    """
+    values: dict[str, list[list[float]]] = {}
+    counted: set[tuple[str, str]] = set()
+    measured = [(group, name) for group, name in zip(groups, measures, strict=True) if name]
+    # where a network is in several groups, its most trainings
+    for group, name in sorted(measured, key=lambda one: -len({seeds_of(p) for p in one[0]})):
+        judge = _judge(group)
+        for side in (0, 1):
+            prints = [pair[side].get("fingerprints", {}).get("training") for pair in group]
+            networks = {(judge, str(one)) for one in prints}
+            if not counted & networks:
+                counted |= networks
+                values.setdefault(judge, []).append(values_of(group, side, name))
+    return {judge: spread(of_networks) for judge, of_networks in values.items()}
+
+
+def _judge(group: list[Pair]) -> str:
+    """Whose features a row of the table is measured by."""
+    return str(group[0][0]["row"].get("features"))
 
 
 def _measure(group: list[Pair], measure: str) -> str:
@@ -178,13 +203,6 @@ def _measure(group: list[Pair], measure: str) -> str:
     rows = [record["row"] for pair in group for record in pair]
     name = leading(rows[0]) if measure == "distance" else measure
     return name if all(row.get(name) is not None for row in rows) else ""
-
-
-def _networks(group: list[Pair], side: int) -> list[str]:
-    """What names the trained networks of a side."""
-    prints = [pair[side].get("fingerprints", {}).get("training") for pair in group]
-    features = group[0][side]["row"].get("features")
-    return [str(features), *sorted({str(one) for one in prints})]
 
 
 def _relative(difference: Difference | None) -> list[str]:
@@ -200,7 +218,7 @@ def _accuracy(difference: Difference | None) -> str:
     if difference is None:
         return ""
     error = "" if math.isnan(difference.error) else f" ± {difference.error:.2g}"
-    return f"{-difference.value:+.3f}{error}"
+    return f"{-difference.value:+z.3f}{error}"
 
 
 def _groups(pairs: list[Pair]) -> list[list[Pair]]:

@@ -114,21 +114,22 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
 
 
 def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
-    """Precision against recall as guidance grows; None without a sweep of guidance.
+    """Precision against recall as guidance grows, of settings as configured; None without a sweep.
 
     Each model at its most steps, with the first sampler of its rows.
     """
+    configured = [panel.rows[~panel.rows["chosen"]] for panel in panels]
     swept = [
-        panel
-        for panel in panels
-        if panel.rows["guidance"].nunique() > 1 and panel.rows["recall"].notna().any()
+        (panel, rows)
+        for panel, rows in zip(panels, configured, strict=True)
+        if rows["guidance"].nunique() > 1 and rows["recall"].notna().any()
     ]
     if not swept:
         return None
-    tables = [_by_guidance(panel.rows) for panel in swept]
+    tables = [_by_guidance(rows) for _, rows in swept]
     groups = [_facets_of(table) for table in tables]
     figure, places = blocks(groups)
-    for panel, table, group, block in zip(swept, tables, groups, places, strict=True):
+    for (panel, _), table, group, block in zip(swept, tables, groups, places, strict=True):
         looks = _plain_looks(table)
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for name in names:
@@ -199,7 +200,6 @@ def _on_the_way(rows: pd.DataFrame) -> pd.DataFrame:
 def _by_guidance(rows: pd.DataFrame) -> pd.DataFrame:
     """Each model at its most steps, one sampler, means over trainings."""
     rows = rows[(rows["steps"] == rows.groupby("training")["steps"].transform("max"))]
-    rows = rows[~rows["chosen"]]
     rows = rows[rows["sampler"] == rows.groupby("training")["sampler"].transform("first")]
     rows = choices.over_samplings(rows)
     # one name for all scales of a network
