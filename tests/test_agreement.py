@@ -37,7 +37,7 @@ SCRIPT = Path(__file__).parent / "agreement_tools.py"
 @pytest.fixture(scope="module")
 def local():
     """The shipped judge's network."""
-    (found,) = load_extractors(composed().features)
+    (found,) = load_extractors(composed("features=local").features)
     found.net.num_features = found.net.dim
     return found
 

@@ -38,7 +38,7 @@ def load(*overrides: str) -> list[FeatureExtractor]:
 @pytest.fixture(scope="module")
 def local() -> FeatureExtractor:
     """The one that comes with the suite."""
-    (extractor,) = load()
+    (extractor,) = load("features=local")
     return extractor
 
 

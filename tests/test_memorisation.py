@@ -69,7 +69,8 @@ def test_training_images_through_the_shared_latents_are_flagged_as_copies(tmp_pa
     """What a network that learnt its latents by heart would sample; held-out images through the
     same latents are not flagged.
     """
-    cfg = composed("data.image_size=32", "data.train_images=400", "data.reference_images=200")
+    settings = ["data.image_size=32", "data.train_images=400", "data.reference_images=200"]
+    cfg = composed("features=local", *settings)
     dataset = load_dataset(cfg.data, num_samples=200, cache=tmp_path)
     cpu = torch.device("cpu")
     space = load_latent_space(cfg.autoencoder, dataset, cache=tmp_path, device=cpu)
