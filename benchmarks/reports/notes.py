@@ -65,8 +65,8 @@ def _generator_floors(panel: Panel) -> list[str]:
     )
     samples, reference = f"{row['num_samples']:.0f}", f"{row['reference_images']:.0f}"
     return [
-        f"{panel.distance[0].upper() + panel.distance[1:]} is the distance to the {reference} reference images "
-        "*passed through the autoencoder*: what the generator alone loses.",
+        f"{panel.distance[0].upper() + panel.distance[1:]} is the distance to the {reference} "
+        "reference images *passed through the autoencoder*: what the generator alone loses.",
         f"Its floor, of {samples} unseen real images: {floors[0]}; through the codebook, for "
         f"models of tokens: {floors[1]}. KID: {kernels[0]} and {kernels[1]}.",
     ]
