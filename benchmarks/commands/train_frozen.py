@@ -216,7 +216,7 @@ def latent_scores(material: Material, folder: Path, device: str, *, coded: bool)
     codebook = codebook.to(device)
     scores: dict[str, Any] = {}
     net = EfficientNetFeatures(installed_weights("lite0"), projection=None).to(device)
-    for name, (images, _, _) in material.scored.items():
+    for name, (images, _, train) in material.scored.items():
         for size in (SIZE, 32):
             sized = images
             if size != SIZE:
@@ -227,6 +227,8 @@ def latent_scores(material: Material, folder: Path, device: str, *, coded: bool)
                 for measure, value in measured.items()
                 if coded or measure == "psnr"
             }
+            if train is None:  # classes that were trained on
+                continue
             book = codebook if coded else None
             distance = train_autoencoder.reconstruction_kid(model, net, sized, device, book)
             scores[f"{name}, {size} px"][KID] = round(distance, 4)

@@ -292,14 +292,16 @@ def reconstruction_kid(
     device: str,
     book: codebook.Codebook | None = None,
 ) -> float:
-    """KID over the features of `net` between every other image (uint8, (N, 3, H, W)),
-    reconstructed, and the rest as they are: what the decoder costs.
+    """KID over the features of `net` between a random half of the images (uint8, (N, 3, H, W)),
+    reconstructed, and the other half as they are: what the decoder costs.
 
     Through the codebook where one is given.
     """
-    rebuilt = []
-    for x in torch.from_numpy(np.ascontiguousarray(images[::2])).split(100):
+    # at random: every other image of a balanced set may be of every other class
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
+    half, rebuilt = len(images) // 2, []
+    for x in torch.from_numpy(np.ascontiguousarray(images[order[:half]])).split(100):
         z = model.encode(x.to(device))
         rebuilt.append(model.decode(z if book is None else book.detokenize(book.tokenize(z))).cpu())
-    real = extract(net, images[1::2], device=device)
+    real = extract(net, images[order[half:]], device=device)
     return kid(real, extract(net, torch.cat(rebuilt).numpy(), device=device)).distance
