@@ -213,8 +213,10 @@ def test_a_trade_off_trains_once_and_answers_in_words(tmp_path):
     kept = rows[rows["train_fraction"] == 0.5]
     assert set(kept["steps"]) == {8} and set(kept["train_images"]) == {32}
     words = summary(tmp_path, "tradeoff")
-    assert "not judged: one training each" in words
-    assert "are as good as 8" in words or "the distance still falls at 8 steps" in words
+    # at 16 px the decoder hides too much for any verdict
+    assert whole["recall_autoencoder"].max() < 0.7
+    assert "No verdict: real images through the autoencoder have a recall of" in words
+    assert "### Compared" not in words
     for plot in ("fd_vs_training.png", "precision_recall.png", "fd_vs_latency"):
         assert plot in words
 

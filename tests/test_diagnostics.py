@@ -213,11 +213,13 @@ def test_several_trainings_are_compared_by_the_spread_of_all_of_them():
     made_up += trained("unet", 10.0, 10.4, 10.6) + trained("masked", 15.0)
     table = {(row[0].split(",")[0], row[1].split(",")[0]): row[2:] for row in ties(made_up)}
     logs = np.log([[10.0, 10.3, 10.6], [12.4, 13.0, 13.0], [10.0, 10.4, 10.6]])
-    error = 100 * (logs.var(axis=1, ddof=1).mean() * 2 / 3) ** 0.5
+    own = logs.var(axis=1, ddof=1)
+    # of each of the two the pooled spread, or its own where that is larger
+    error = 100 * (np.maximum(own, own.mean())[:2].sum() / 3) ** 0.5
     relative, verdict, _ = table["dit", "ar"]
     value = 100 * (logs[1].mean() - logs[0].mean())
     assert relative == f"{value:+.3g}% ± {error:.2g}%" and verdict == "worse"
-    # 0.3% apart, and 1.94 errors of 2.3% are within 10%
+    # 0.3% apart, and surely within 10%
     assert table["dit", "unet"][1] == "tie"
     assert {row[1] for pair, row in table.items() if "masked" in pair} == {NOT_JUDGED}
 
@@ -261,7 +263,9 @@ def test_several_trainings_are_one_row_of_means_that_says_how_many():
     header, (dit, ar) = rows.measured(panel)
     cells = [dict(zip(header, row, strict=True)) for row in (dit, ar)]
     assert [one["trainings"] for one in cells] == [3, 1]
-    assert [v for k, v in cells[0].items() if k.startswith("generator-only FD[local]")] == [11.0]
+    assert [v for k, v in cells[0].items() if k.startswith("generator-only FD[local]")] == [
+        "11 ± 0.58"
+    ]
     assert len(rows.trained(panel)[1]) == 4
 
 

@@ -83,6 +83,7 @@ def test_a_fingerprint_names_network_weights_resize_and_type(local):
         "resize": "bilinear-antialias-64",
         "dtype": "float32",
         "dim": 128,
+        "frechet_dim": 128,
     }
     resized = LocalFeatures(90)
     resized.resize = "nearest-64"
@@ -169,7 +170,7 @@ def test_a_record_names_the_shipped_networks_behind_it(local, tmp_path):
     assert shipped_parts(fitted, None) == ["autoencoder"]
     other = tmp_path / "other.safetensors"
     other.write_bytes(WEIGHTS.read_bytes())
-    (mine,) = load(f"features.weights={other}")
+    (mine,) = load("features=local", f"features.weights={other}")
     assert shipped_parts(autoencoder, mine) == ["autoencoder", "codebook"]
 
 

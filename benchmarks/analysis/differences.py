@@ -98,25 +98,24 @@ def between_networks(
         return Difference(value, math.nan, math.nan, NOT_JUDGED, margin)
     if of_trainings is None:
         return Difference(value, math.nan, math.nan, "no spread between trainings", margin)
-    (own_first, freedom_first), (own_second, freedom_second) = (
-        _squared_error(values, of_trainings) for values in (first, second)
-    )
-    squared = own_first + own_second
-    # Welch's degrees of freedom
-    freedom = squared**2 / (own_first**2 / freedom_first + own_second**2 / freedom_second)
+    spreads = [_own_or(of_trainings, values) for values in (first, second)]
+    errors = [
+        one.variance / len(values) for one, values in zip(spreads, (first, second), strict=True)
+    ]
+    freedom: float = of_trainings.freedom
+    if any(one is not of_trainings for one in spreads):  # two estimates: Welch's degrees of freedom
+        parts = [error**2 / one.freedom for error, one in zip(errors, spreads, strict=True)]
+        freedom = sum(errors) ** 2 / sum(parts)
     basis = f"{len(first)} and {len(second)} trainings"
-    return Difference(value, math.sqrt(squared), freedom, basis, margin)
+    return Difference(value, math.sqrt(sum(errors)), freedom, basis, margin)
 
 
-def _squared_error(values: Sequence[float], of_trainings: Spread) -> tuple[float, int]:
-    """That of the mean of a network's trainings, and the degrees of freedom behind it.
-
-    From the pooled spread, unless this network's own trainings scatter more: recipes need not
-    scatter alike, and an average over steadier ones would call its luck a difference.
+def _own_or(of_trainings: Spread, values: Sequence[float]) -> Spread:
+    """The pooled spread, unless this network's own trainings scatter more: recipes need not scatter
+    alike, and an average over steadier ones would call its luck a difference.
     """
     own = Spread(statistics.variance(values), len(values) - 1)
-    larger = own if own.variance > of_trainings.variance else of_trainings
-    return larger.variance / len(values), larger.freedom
+    return own if own.variance > of_trainings.variance else of_trainings
 
 
 def between_settings(first: Sequence[float], second: Sequence[float], margin: float) -> Difference:
