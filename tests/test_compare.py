@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.analysis.matching import differences_of
 from benchmarks.commands import compare
 from benchmarks.core.errors import BadInput
 from benchmarks.results import archive, records
@@ -163,7 +164,7 @@ def test_a_training_counts_once_towards_the_spread(tmp_path):
             _trainings(tmp_path / folder, 5.0, 5.0 + 0.3 * scale, 5.0 - 0.3 * scale, **columns)
     pairs, *_ = compare.match(*(records.read(tmp_path / folder) for folder in ("a", "b")))
     groups = compare._groups(pairs)
-    differences = compare._differences(groups, "distance", 0.1)
+    differences = differences_of(groups, "distance", 0.1)
     unets = {
         group[0][0]["row"]["features"]: difference
         for group, difference in zip(groups, differences, strict=True)

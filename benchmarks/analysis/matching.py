@@ -9,10 +9,14 @@ from typing import Any
 from benchmarks.analysis.differences import (
     Difference,
     Spread,
+    accuracy_within_training,
     between_networks,
     between_settings,
+    spread,
+    within_training,
 )
 from benchmarks.core.errors import BadInput
+from benchmarks.results.columns import leading
 
 Record = dict[str, Any]
 Pair = tuple[Record, Record]  # of A and of B
@@ -150,3 +154,59 @@ def same_evaluator(first: Record, second: Record) -> bool:
         for record in (first, second)
     ]
     return prints[0] == prints[1] and None not in prints[0]
+
+
+def differences_of(
+    groups: list[list[Pair]], measure: str, margin: float
+) -> list[Difference | None]:
+    """Of each group, a row of a table, in `measure` (distance or label_accuracy); None where a side
+    is not measured.
+    """
+    measures = [_measure(group, measure) for group in groups]
+    spreads = _spreads(groups, measures)
+    differences: list[Difference | None] = []
+    for group, name in zip(groups, measures, strict=True):
+        if not name:
+            differences.append(None)
+        elif len({seeds_of(pair) for pair in group}) == 1 and same_networks(group):
+            if measure == "label_accuracy":
+                rows = [record["row"] for record in group[0]]
+                differences.append(accuracy_within_training(*rows))
+            else:
+                differences.append(within_training(*group[0]))
+        else:
+            differences.append(over_trainings(group, name, spreads[_judge(group)], margin))
+    return differences
+
+
+def _spreads(groups: list[list[Pair]], measures: list[str]) -> dict[str, Spread | None]:
+    """By feature extractor, the spread between trainings of all networks that were trained again.
+
+    A training counts once, at whatever setting and side comes first: the same again says no more
+    about the spread.
+    """
+    values: dict[str, list[list[float]]] = {}
+    counted: set[tuple[str, str]] = set()
+    measured = [(group, name) for group, name in zip(groups, measures, strict=True) if name]
+    # where a network is in several groups, its most trainings
+    for group, name in sorted(measured, key=lambda one: -len({seeds_of(p) for p in one[0]})):
+        judge = _judge(group)
+        for side in (0, 1):
+            prints = [pair[side].get("fingerprints", {}).get("training") for pair in group]
+            networks = {(judge, str(one)) for one in prints}
+            if not counted & networks:
+                counted |= networks
+                values.setdefault(judge, []).append(values_of(group, side, name))
+    return {judge: spread(of_networks) for judge, of_networks in values.items()}
+
+
+def _judge(group: list[Pair]) -> str:
+    """Whose features a row of the table is measured by."""
+    return str(group[0][0]["row"].get("features"))
+
+
+def _measure(group: list[Pair], measure: str) -> str:
+    """The column behind a measure, the same on both sides; empty where it is not measured."""
+    rows = [record["row"] for pair in group for record in pair]
+    name = leading(rows[0]) if measure == "distance" else measure
+    return name if all(row.get(name) is not None for row in rows) else ""

@@ -5,8 +5,8 @@
 
 With two folders whatever is equal is matched. --where-a and --where-b keep records by any column of
 results.csv or setting of a model or training, such as model.lr=0.001; what they name with two
-values need not be equal. Where both sides were trained with several of the same seeds, their
-differences are pooled: the error is that between seeds.
+values need not be equal. Networks that were trained apart are compared over several training seeds,
+or not judged at all; settings of one network by what its samples share.
 
 The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`,
 `better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_judged`, `not_comparable`;
@@ -28,24 +28,18 @@ from benchmarks.analysis.differences import (
     MARGIN,
     NOT_JUDGED,
     Difference,
-    Spread,
-    accuracy_within_training,
     holm,
-    spread,
-    within_training,
 )
 from benchmarks.analysis.matching import (
     BY_MODEL,
     Pair,
     Record,
     by_identity,
+    differences_of,
     matched,
-    over_trainings,
     pooled,
     same_evaluator,
-    same_networks,
     seeds_of,
-    values_of,
 )
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
@@ -122,8 +116,8 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     variants = _variants(pairs)
     budgets = len({records.budget(record) for pair in pairs for record in pair}) > 1
     groups = sorted(_groups(pairs), key=_order)
-    differences = _differences(groups, "distance", MARGIN)
-    accuracies = _differences(groups, "label_accuracy", ACCURACY_MARGIN)
+    differences = differences_of(groups, "distance", MARGIN)
+    accuracies = differences_of(groups, "label_accuracy", ACCURACY_MARGIN)
     comparable = [
         difference is not None and same_evaluator(*group[0])
         for group, difference in zip(groups, differences, strict=True)
@@ -151,58 +145,6 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         title = distance_title(first["features"], name == "fd_generator")
         rows.append([*names, title, *values, *costs])
     return markdown(HEADER, rows), verdicts
-
-
-def _differences(groups: list[list[Pair]], measure: str, margin: float) -> list[Difference | None]:
-    """Of each row of the table; None where a side is not measured."""
-    measures = [_measure(group, measure) for group in groups]
-    spreads = _spreads(groups, measures)
-    differences: list[Difference | None] = []
-    for group, name in zip(groups, measures, strict=True):
-        if not name:
-            differences.append(None)
-        elif len({seeds_of(pair) for pair in group}) == 1 and same_networks(group):
-            if measure == "label_accuracy":
-                rows = [record["row"] for record in group[0]]
-                differences.append(accuracy_within_training(*rows))
-            else:
-                differences.append(within_training(*group[0]))
-        else:
-            differences.append(over_trainings(group, name, spreads[_judge(group)], margin))
-    return differences
-
-
-def _spreads(groups: list[list[Pair]], measures: list[str]) -> dict[str, Spread | None]:
-    """By feature extractor, the spread between trainings of all networks that were trained again.
-
-    A training counts once, at whatever setting and side comes first: the same again says no more
-    about the spread.
-    """
-    values: dict[str, list[list[float]]] = {}
-    counted: set[tuple[str, str]] = set()
-    measured = [(group, name) for group, name in zip(groups, measures, strict=True) if name]
-    # where a network is in several groups, its most trainings
-    for group, name in sorted(measured, key=lambda one: -len({seeds_of(p) for p in one[0]})):
-        judge = _judge(group)
-        for side in (0, 1):
-            prints = [pair[side].get("fingerprints", {}).get("training") for pair in group]
-            networks = {(judge, str(one)) for one in prints}
-            if not counted & networks:
-                counted |= networks
-                values.setdefault(judge, []).append(values_of(group, side, name))
-    return {judge: spread(of_networks) for judge, of_networks in values.items()}
-
-
-def _judge(group: list[Pair]) -> str:
-    """Whose features a row of the table is measured by."""
-    return str(group[0][0]["row"].get("features"))
-
-
-def _measure(group: list[Pair], measure: str) -> str:
-    """The column behind a measure, the same on both sides; empty where it is not measured."""
-    rows = [record["row"] for pair in group for record in pair]
-    name = leading(rows[0]) if measure == "distance" else measure
-    return name if all(row.get(name) is not None for row in rows) else ""
 
 
 def _relative(difference: Difference | None) -> list[str]:

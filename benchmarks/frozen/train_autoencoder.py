@@ -144,12 +144,10 @@ def train_autoencoder(
     peak_rate: float = PEAK_RATE,
     perceptual: nn.Module | None = None,
 ) -> nn.Module:
-    """On `count` images, repeats included; `images` is anything that indexes to uint8 (n, 3, H, W)
-    arrays.
+    """On `count` images (of anything that indexes to uint8 (n, 3, H, W) arrays), repeats included.
 
-    `model` is a new Autoencoder, else a network with an `encoder` and a `decoder` to go on with.
-    `perceptual(out, target)` is a loss to be added, `PERCEPTUAL` times. Returns the network frozen;
-    nothing checks that its weights are finite.
+    `model` is a new Autoencoder, else a network to go on with; `perceptual(out, target)` a loss
+    that is added. Returns the network frozen; nothing checks that its weights are finite.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
@@ -159,9 +157,8 @@ def train_autoencoder(
     no_labels = np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, no_labels, steps, BATCH, rng, device):
         x = cropped(x, CROP, rng)
-        # small images too: a data set may be of 32 px
         if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
-            x = shrunk(x, x.shape[-1] // 2)
+            x = shrunk(x, x.shape[-1] // 2)  # a data set may be of 32 px
         target = to_float(x).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16):
             z = model.encoder(target)
@@ -170,8 +167,7 @@ def train_autoencoder(
         if perceptual:
             loss = loss + PERCEPTUAL * perceptual(out, target)
         model.zero_grad()
-        # the second term keeps the latents' scale, which the first leaves free, from drifting
-        (loss + 1e-3 * z.float().square().mean()).backward()
+        (loss + scale_loss(z)).backward()
         # a log's slope is steep where images are nearly right, as flat ones soon are
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(learning_rate(step, steps, peak_rate))
@@ -180,6 +176,11 @@ def train_autoencoder(
             line = f"autoencoder {step}/{steps} loss {loss.item():.3f} {rate:.0f} images/s"
             print(line, flush=True)
     return model.eval().requires_grad_(False)
+
+
+def scale_loss(z: Tensor) -> Tensor:
+    """Keeps the latents' scale, which a reconstruction leaves free, from drifting."""
+    return 1e-3 * z.float().square().mean()
 
 
 @torch.inference_mode()

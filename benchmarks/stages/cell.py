@@ -1,7 +1,7 @@
 """A cell: everything that a configuration names, loaded, and the measurements it asks for."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from benchmarks.core.settings import many
 from benchmarks.core.store import digest
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
-from benchmarks.frozen.latents import LatentSet, prepare_latents, reconstruct
+from benchmarks.frozen.latents import LatentSet, prepare_latents
 from benchmarks.images.dataset import Dataset, load_dataset
 from benchmarks.results.records import NOT_OF_THE_TRAINING
-from benchmarks.stages.floors import prepare_evaluator
+from benchmarks.stages.floors import images_through, prepare_evaluator
 from benchmarks.stages.model import (
     build_model,
     choose_sampler,
@@ -87,9 +87,7 @@ def prepare(cfg: DictConfig) -> Cell:
         space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
         latents = prepare_latents(dataset, space, cache=cfg.cache_dir, device=device)
     with session.stage("evaluators and floors"):
-        evaluators = []
-        for extractor in extractors:
-            evaluators.append(_evaluator(cfg, extractor, dataset, space, latents, device))
+        evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
     machine_key = _machine_key(cfg, shape, device)
@@ -112,25 +110,31 @@ def prepare(cfg: DictConfig) -> Cell:
     )
 
 
-def _evaluator(
+def _evaluators(
     cfg: DictConfig,
-    extractor: FeatureExtractor,
+    extractors: list[FeatureExtractor],
     dataset: Dataset,
     space: LatentSpace,
     latents: LatentSet,
     device: torch.device,
-) -> Evaluator:
-    """The evaluator of one feature extractor; the hold-out is reconstructed only if not cached."""
-    return prepare_evaluator(
-        extractor,
-        dataset,
-        partial(reconstruct, space=space, data=latents, device=device),
-        autoencoder_key=space.autoencoder_key,
-        key=latents.key,
-        cache=cfg.cache_dir,
-        device=device,
-        split=probe_split(cfg.data, extractor, dataset.classes),
-    )
+) -> list[Evaluator]:
+    """One for each feature extractor; images go through the autoencoder once for all, and only
+    where something is not cached.
+    """
+    through = cache(partial(images_through, dataset, space, latents, device))
+    return [
+        prepare_evaluator(
+            extractor,
+            dataset,
+            through,
+            autoencoder_key=space.autoencoder_key,
+            key=latents.key,
+            cache=cfg.cache_dir,
+            device=device,
+            split=probe_split(cfg.data, extractor, dataset.classes),
+        )
+        for extractor in extractors
+    ]
 
 
 def _initial_model(

@@ -3,6 +3,7 @@ real images get, and the ceilings, which are what they get of what is better hig
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from benchmarks.core import versions
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
+from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.extractors import FeatureExtractor
+from benchmarks.frozen.latents import LatentSet, reconstruct
 from benchmarks.images.dataset import Dataset, Split
 from benchmarks.stages.score import Evaluator, analytic_floor
 from metrics.features import extract, frechet_features
@@ -37,14 +40,13 @@ FLOORS = {
 }
 DIAGNOSTIC = ("fd_anchor", "fd_generator_anchor", "fd_selection_floor")  # scalars, no columns
 
-# images of a split through the autoencoder and, where asked for, through its codebook
-Rebuild = Callable[[Split, bool], dict[str, Tensor]]
+Through = Callable[[], dict[str, np.ndarray]]  # see `images_through`
 
 
 def prepare_evaluator(
     extractor: FeatureExtractor,
     dataset: Dataset,
-    rebuild: Rebuild | None,
+    through: Through | None,
     *,
     key: str,
     autoencoder_key: str,
@@ -55,19 +57,15 @@ def prepare_evaluator(
     """The evaluator of a data set: features of the real images, the probe and the floors, computed
     once and cached.
 
-    `rebuild` passes images through what `key` names, as `latents.reconstruct` does, or is None
-    where samples come through no autoencoder. `autoencoder_key` names that part of it which all
-    models share: their distances compare where only the codebooks differ. The probe is fitted on
-    images of `split`: see
-    `extractors.probe_split`.
+    `through` gives real images through what `key` names (`images_through`), or is None where
+    samples come through no autoencoder. Distances compare where `autoencoder_key` is the same, be
+    the codebooks others. The probe is fitted on images of `split` (`extractors.probe_split`).
     """
     file_key = digest("evaluator", versions.SCORING, extractor.key, dataset.key, key, split)
     path = Path(cache) / "evaluators" / f"{file_key}.safetensors"
-    ready = read_tensors(path, file_key)
-    if ready:
-        tensors = ready[0]
-    else:
-        tensors = _measure(extractor, dataset, rebuild, device, split)
+    tensors, _ = read_tensors(path, file_key) or ({}, {})
+    if not tensors:
+        tensors = _measure(extractor, dataset, through, device, split)
         write_tensors(path, file_key, tensors)
     constants = {name: value.item() for name, value in tensors.items() if value.ndim == 0}
     diagnostics = {name: constants.pop(name) for name in DIAGNOSTIC if name in constants}
@@ -86,6 +84,23 @@ def prepare_evaluator(
         key=digest(versions.SCORING, extractor.key, dataset.key, autoencoder_key),
         diagnostic_constants=diagnostics,
     )
+
+
+def images_through(
+    dataset: Dataset, space: LatentSpace, data: LatentSet, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Real images through the autoencoder (some training images, reference, hold-out) and the
+    hold-out through its codebook, too: uint8 (N, 3, H, W) each.
+    """
+    rebuilt = partial(reconstruct, space=space, data=data, device=device)
+    selection = some_of(dataset.train, SELECTION_IMAGES)
+    holdout = rebuilt(dataset.holdout)
+    return {
+        "reference_through": rebuilt(dataset.reference, coded=False)["autoencoder"].numpy(),
+        "train_through": rebuilt(selection, coded=False)["autoencoder"].numpy(),
+        "holdout_through": holdout["autoencoder"].numpy(),
+        "holdout_codebook": holdout["codebook"].numpy(),
+    }
 
 
 def labels_of(split: Split) -> Tensor:
@@ -119,7 +134,7 @@ def mean_colours(split: Split) -> np.ndarray:
 def _measure(
     extractor: FeatureExtractor,
     dataset: Dataset,
-    rebuild: Rebuild | None,
+    through: Through | None,
     device: torch.device,
     probe_split: str,
 ) -> dict[str, Tensor]:
@@ -132,13 +147,8 @@ def _measure(
         "train": train_images(dataset, extractor),
         "holdout_colour": mean_colours(dataset.holdout),
     }
-    if rebuild:
-        images["reference_through"] = rebuild(dataset.reference, False)["autoencoder"].numpy()
-        selection = some_of(dataset.train, SELECTION_IMAGES)
-        images["train_through"] = rebuild(selection, False)["autoencoder"].numpy()
-        holdout = rebuild(dataset.holdout, True)
-        images["holdout_through"] = holdout["autoencoder"].numpy()
-        images["holdout_codebook"] = holdout["codebook"].numpy()
+    if through:
+        images |= through()
     net = extractor.net
     tensors = {name: extract(net, some, device=device) for name, some in images.items()}
     probe = _probe(extractor, dataset, probe_split, tensors["train"], device)
