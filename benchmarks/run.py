@@ -13,6 +13,7 @@ This file is the way of an image, from its file to the plot; read it first.
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.session import session
-from benchmarks.core.settings import check, many
+from benchmarks.core.settings import check, many, out_of_time
 from benchmarks.core.store import digest, read_json
 from benchmarks.images import import_export
 from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
+from benchmarks.stages import tune
 from benchmarks.stages.cell import Cell, prepare
 from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.floors import train_images
@@ -41,6 +43,14 @@ from metrics import speed
 REPORT_EVERY = 60  # seconds: a sweep's report grows as it runs, but must not hold up the next cell
 
 
+class Measurement(NamedTuple):
+    """One sampling config, scored by one evaluator."""
+
+    config: SamplingConfig
+    evaluator: Evaluator
+    choice: tune.Choice | None  # that its settings are by; None: they are as configured
+
+
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of an image, once: prepare, train, sample, score, record, report."""
     check(cfg)
@@ -49,13 +59,11 @@ def run_cell(cfg: DictConfig) -> None:
     if out_of_time(cfg):
         raise OutOfTime(f"{title} is not begun")
     cell = prepare(cfg)
-    missing = [
-        (config, evaluator)
-        for config, evaluator in cell.measurements
-        if not is_recorded(cell, config, evaluator)
-    ]
-    there = len(cell.measurements) - len(missing)
-    print(f"{title}: {there} of {len(cell.measurements)} measurements are there", flush=True)
+    choices = tune.known(cell)
+    asked = measurements(cell, choices or {})
+    missing = [one for one in asked if not is_recorded(cell, one)]
+    line = f"{title}: {len(asked) - len(missing)} of {len(asked)} measurements are there"
+    print(line if choices is not None else f"{line}, and settings to choose", flush=True)
 
     # a training that diverged would diverge again
     failure = read_json(cell.failure_file) or {}
@@ -64,8 +72,8 @@ def run_cell(cfg: DictConfig) -> None:
         line = f"{title} diverged before: {failure.get('reason')}"
         session.complain(f"{line}; remove {cell.failure_file} to try again", diverged=True)
     try:
-        if missing and not diverged:
-            train_and_measure(cell, missing)
+        if (missing or choices is None) and not diverged:
+            train_and_measure(cell)
     finally:  # a run whose time is up has a report too, of what is there
         session.reports[cell.results] = None
         summary = cell.results / "summary.md"
@@ -73,8 +81,8 @@ def run_cell(cfg: DictConfig) -> None:
             rebuild_report(cell.results)
 
 
-def train_and_measure(cell: Cell, missing: list[tuple[SamplingConfig, Evaluator]]) -> None:
-    """Train, or load what is trained, then make each missing measurement.
+def train_and_measure(cell: Cell) -> None:
+    """Train, or load what is trained, choose its settings, then make each missing measurement.
 
     One that fails takes no other with it.
     """
@@ -94,6 +102,8 @@ def train_and_measure(cell: Cell, missing: list[tuple[SamplingConfig, Evaluator]
                 compile_file=cell.compile_file,
                 stop_at=cfg.stop_at,
             )
+        with session.stage("tuning"):
+            choices = tune.choose(cell, trained["weights"])
     except (BadInput, OutOfTime):
         raise
     except Exception as error:
@@ -101,7 +111,9 @@ def train_and_measure(cell: Cell, missing: list[tuple[SamplingConfig, Evaluator]
     cell.failure_file.unlink(missing_ok=True)
 
     checkpoints, loaded_fraction = Checkpoints(cell.work, cell.key), 1.0
-    for i, (config, evaluator) in enumerate(missing):
+    asked = measurements(cell, choices)
+    missing = [one for one in asked if not is_recorded(cell, one)]
+    for i, (config, evaluator, choice) in enumerate(missing):
         if out_of_time(cfg):
             name = f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}"
             raise OutOfTime(f"{name} is trained; {len(missing) - i} measurement(s) are left")
@@ -109,16 +121,29 @@ def train_and_measure(cell: Cell, missing: list[tuple[SamplingConfig, Evaluator]
             if config.train_fraction != loaded_fraction:  # weights kept on the way come last
                 trained = checkpoints.load_at_fraction(cell.model, trained, config.train_fraction)
                 loaded_fraction = config.train_fraction
-            measure(cell, config, evaluator, trained)
+            measure(cell, missing[i], trained)
         except Exception as error:
-            record_failure(cell, error, config, evaluator)
+            record_failure(cell, error, config, evaluator, chosen=choice is not None)
 
 
-def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: dict) -> None:
+def measurements(cell: Cell, choices: dict[int, tune.Choice]) -> list[Measurement]:
+    """Everything that is asked of a cell: chosen settings, then settings as configured."""
+    configs: list[tuple[SamplingConfig, tune.Choice | None]] = [*tune.configs(cell, choices)]
+    configs += [(config, None) for config in cell.grid]
+    return [
+        Measurement(config, evaluator, choice)
+        for config, choice in configs
+        for evaluator in cell.evaluators
+    ]
+
+
+def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     """Sample (once for all evaluators), count, score and record one sampling config."""
-    run_id = cell.run_id(config, evaluator)
-    key = digest(trained["weights"], cell.model.sampling_key(), config)[:12]
+    config, evaluator, choice = asked
+    run_id = cell.run_id(config, evaluator, chosen=choice is not None)
+    key = digest(trained["weights"], config)[:12]
     path = cell.work / f"samples-{key}.safetensors"
+    cell.set_sampler(config)
     with session.stage("sampling"):
         samples = load_or_sample(
             path, path.stem, cell.model, cell.latent_space, cell.latents, config, cell.device
@@ -130,7 +155,8 @@ def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: d
     with session.stage("scoring"):
         scores = evaluator.score(samples.images.numpy(), labels)
     save_samples(cell, run_id, samples.images.numpy(), labels.numpy(), evaluator, scores)
-    record_measurement(cell, config, evaluator, trained, samples, cost, scores)
+    tuning = choice and choice.summary()
+    record_measurement(cell, config, evaluator, trained, samples, cost, scores, tuning)
 
     setting = f"{config.steps} steps, guidance {config.guidance:g}"
     if len(many(cell.cfg.sampling_seeds)) > 1:
@@ -139,11 +165,12 @@ def measure(cell: Cell, config: SamplingConfig, evaluator: Evaluator, trained: d
     print(f"  {setting}: {name} {scores.row['fd_generator']:.2f}", flush=True)
 
 
-def is_recorded(cell: Cell, config: SamplingConfig, evaluator: Evaluator) -> bool:
+def is_recorded(cell: Cell, asked: Measurement) -> bool:
     """Whether there is a whole record of today's scoring, and its samples are where `export` wants
     them.
     """
-    run_id = cell.run_id(config, evaluator)
+    config, evaluator, choice = asked
+    run_id = cell.run_id(config, evaluator, chosen=choice is not None)
     record = read_json(cell.results / "records" / f"{run_id}.json")
     if not isinstance(record, dict) or record.get("row", {}).get("status") != "ok":
         return False
@@ -180,11 +207,6 @@ def rebuild_report(folder: Path) -> None:
     """The report of a results folder, from all records there."""
     with session.stage("report"):
         session.reports[folder] = build_report(folder)
-
-
-def out_of_time(cfg: DictConfig) -> bool:
-    """Whether the time that the run was given is up."""
-    return cfg.stop_at is not None and time.time() > cfg.stop_at
 
 
 def with_preset(argv: Sequence[str]) -> list[str]:

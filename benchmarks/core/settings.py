@@ -2,6 +2,7 @@
 computed.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def shorten_paths(config: dict[str, Any]) -> None:
             config[key] = Path(value).name
 
 
+def out_of_time(cfg: DictConfig) -> bool:
+    """Whether the time that the run was given is up."""
+    return cfg.stop_at is not None and time.time() > cfg.stop_at
+
+
 def is_whole(value: Any, least: int) -> bool:
     """Whether it is a whole number (true and false are none) from `least` up."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -121,9 +127,21 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     (
         "guidance",
-        all_of(is_number),
+        lambda v: all(map(is_number, many(v))),
         "a list of numbers, such as guidance=[1,2]; 1 is none",
     ),
+    (
+        "tune.guidance",
+        lambda v: not v or (all(map(is_number, v)) and v[0] == 1 and list(v) == sorted(set(v))),
+        "numbers that ascend from 1, such as tune.guidance=[1,2,4]; [] tunes nothing",
+    ),
+    (
+        "tune.steps",
+        lambda v: v is None or all(is_whole(one, 1) for one in many(v)),
+        "a list of whole numbers from 1 up, or null",
+    ),
+    ("tune.num_samples", lambda v: is_whole(v, 2), "a whole number from 2 up"),
+    ("tune.recall", lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
 ]
 
 
@@ -136,3 +154,5 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not passes(value):
             raise BadInput(f"{key}={value}: {wanted}")
+    if not many(cfg.guidance) and not cfg.tune.guidance:
+        raise BadInput("guidance=[]: nothing is measured; give guidance=[1], or tune=default")

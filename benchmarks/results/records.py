@@ -20,6 +20,7 @@ NOT_OF_THE_TRAINING = ("checkpoint_seconds", "snapshots", "minutes", "images", "
 # settings that have columns of their own, or say nothing about the network
 NOT_OF_THE_VARIANT = {
     "model.objective",
+    "model.tune",
     "train.budget",
     "train.precision",
     *(f"train.{name}" for name in NOT_OF_THE_TRAINING),
@@ -117,7 +118,7 @@ def _recipe(record: Record) -> dict[str, Any]:
     columns = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
     return {
         "train": train,
-        "network": config.get("model"),
+        "network": {k: v for k, v in (config.get("model") or {}).items() if k != "tune"},
         "on": [fingerprints.get("data"), fingerprints.get("latents"), machine],
         **{name: row.get(name) for name in columns},
     }

@@ -26,6 +26,7 @@ from benchmarks.stages.model import (
     model_arguments,
     on_meta,
     place_on,
+    sampler_settings,
 )
 from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.sample_batch import best_batch
@@ -44,7 +45,9 @@ class Cell:
     latents: LatentSet  # of the training images
     model: GenerativeModel  # freshly initialised
     meta_model: GenerativeModel  # the same without data: calls on it cost nothing and are counted
-    measurements: list[tuple[SamplingConfig, Evaluator]]
+    evaluators: list[Evaluator]  # one for each feature extractor
+    unguided: list[SamplingConfig]  # as configured but for guidance: each step count, each seed
+    grid: list[SamplingConfig]  # what is measured as configured
     key: str  # names the training
     machine_key: str  # names the untrained network on this machine: for what is timed of both
 
@@ -69,10 +72,16 @@ class Cell:
         """The record of a training that ended badly."""
         return self.results / "records" / f"{self.key[:12]}.json"
 
-    def run_id(self, config: SamplingConfig, evaluator: Evaluator) -> str:
-        """Twelve hex digits that name a measurement."""
-        sampling, extractor = self.model.sampling_key(), evaluator.extractor.key
-        return digest(self.key, sampling, extractor, self.dataset.key, config)[:12]
+    def run_id(self, config: SamplingConfig, evaluator: Evaluator, *, chosen: bool = False) -> str:
+        """Twelve hex digits that name a measurement: of settings as configured, or chosen."""
+        how = ["chosen"] if chosen else []
+        extractor = evaluator.extractor.key
+        return digest(self.key, extractor, self.dataset.key, config, *how)[:12]
+
+    def set_sampler(self, config: SamplingConfig) -> None:
+        """Set both models to sample as a sampling config says."""
+        for model in (self.model, self.meta_model):
+            model.set_sampler(config.sampler, **dict(config.options))
 
 
 def prepare(cfg: DictConfig) -> Cell:
@@ -95,7 +104,7 @@ def prepare(cfg: DictConfig) -> Cell:
     if cfg.sample_batch == "auto":
         batch = _measured_batch(cfg, model, space, latents, device, machine_key)
         cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
-    grid = sampling_grid(cfg, model)
+    unguided, grid = sampling_grid(cfg, model)
     return Cell(
         cfg=cfg,
         device=device,
@@ -104,7 +113,9 @@ def prepare(cfg: DictConfig) -> Cell:
         latents=latents,
         model=model,
         meta_model=on_meta(model),
-        measurements=[(config, evaluator) for config in grid for evaluator in evaluators],
+        evaluators=evaluators,
+        unguided=unguided,
+        grid=grid,
         key=_training_key(cfg, latents, device),
         machine_key=machine_key,
     )
@@ -187,12 +198,43 @@ def _machine_key(cfg: DictConfig, shape: tuple[int, int, int], device: torch.dev
     return digest("network", model, shape, precision, device_name(device), torch_version)
 
 
-def sampling_grid(cfg: DictConfig, model: GenerativeModel) -> list[SamplingConfig]:
-    """The sampling configs of the sweep that this model supports; those it does not are named.
+def sampling_grid(
+    cfg: DictConfig, model: GenerativeModel
+) -> tuple[list[SamplingConfig], list[SamplingConfig]]:
+    """Every supported step count with every seed, unguided; and what is measured as configured:
+    these at each guidance, and weights kept on the way.
 
-    Raises BadInput where none is left.
+    Raises BadInput where no step count is supported; those that are not are named.
     """
-    requested, seeds = many(cfg.steps), many(cfg.sampling_seeds)
+    unguided = [
+        SamplingConfig(
+            steps=steps,
+            guidance=1.0,
+            count=cfg.num_samples,
+            batch=cfg.sample_batch,
+            seed=seed,
+            precision=cfg.train.precision,
+            training_seed=cfg.seed,
+            **sampler_settings(model),
+        )
+        for steps in _supported_steps(cfg, model)
+        for seed in many(cfg.sampling_seeds)
+    ]
+    scales = [float(scale) for scale in many(cfg.guidance)]
+    grid = [config._replace(guidance=scale) for config in unguided for scale in scales]
+    fractions = [float(fraction) for fraction in cfg.train.snapshots]
+    if not fractions or model.sampler != model.samplers[0]:
+        return unguided, grid
+    # weights kept on the way, and those they lead to, are measured alike whatever is swept
+    most = max(config.steps for config in unguided)
+    last = next(config for config in unguided if config.steps == most)
+    if last not in grid:
+        grid.append(last)
+    return unguided, grid + [last._replace(train_fraction=fraction) for fraction in fractions]
+
+
+def _supported_steps(cfg: DictConfig, model: GenerativeModel) -> list[int]:
+    requested = many(cfg.steps)
     supported = model.supported_steps(requested)
     left_out = [steps for steps in requested if steps not in supported]
     if not supported:
@@ -202,24 +244,4 @@ def sampling_grid(cfg: DictConfig, model: GenerativeModel) -> list[SamplingConfi
             raise BadInput(f"model={cfg.model.name}: {error}") from None
     if left_out:
         print(f"{cfg.model.name}: measured at {supported} steps; it does not support {left_out}")
-
-    shared = {
-        "count": cfg.num_samples,
-        "batch": cfg.sample_batch,
-        "precision": cfg.train.precision,
-        "training_seed": cfg.seed,
-    }
-    grid = [
-        SamplingConfig(steps=steps, guidance=float(scale), seed=seed, **shared)
-        for steps in supported
-        for scale in many(cfg.guidance)
-        for seed in seeds
-    ]
-    fractions = [float(fraction) for fraction in cfg.train.snapshots]
-    if not fractions or model.sampler != model.samplers[0]:
-        return grid
-    # weights kept on the way, and those they lead to, are measured alike whatever is swept
-    most = SamplingConfig(steps=max(supported), guidance=1.0, seed=seeds[0], **shared)
-    if most not in grid:
-        grid.append(most)
-    return grid + [most._replace(train_fraction=fraction) for fraction in fractions]
+    return supported

@@ -17,7 +17,7 @@ from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
 
 # of conf/model/*.yaml; the rest goes to the class it names
-NOT_ARGUMENTS = ("name", "family", "lr")
+NOT_ARGUMENTS = ("name", "family", "lr", "tune")
 
 
 def model_arguments(model_cfg: Any) -> dict[str, Any]:
@@ -81,6 +81,11 @@ def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
         model.set_sampler(None if name == "default" else name, **options)
     except (ValueError, TypeError) as error:
         raise BadInput(f"model={cfg.model.name}: {error}") from None
+
+
+def sampler_settings(model: GenerativeModel) -> dict[str, Any]:
+    """The sampler and all its options, as fields of a SamplingConfig."""
+    return {"sampler": model.sampler, "options": tuple(sorted(model.sampler_options.items()))}
 
 
 def place_on(model: GenerativeModel, device: torch.device) -> GenerativeModel:

@@ -29,11 +29,15 @@ def record_measurement(
     samples: Samples,
     cost: dict[str, float],
     scores: Scores,
+    tuning: dict[str, Any] | None = None,
 ) -> None:
-    """One row, and beside it what else a careful reader may ask."""
-    row = identity(cell) | sampling_columns(config, evaluator)
+    """One row, and beside it what else a careful reader may ask.
+
+    `tuning` says what the settings were chosen from; None where they are as configured.
+    """
+    row = identity(cell) | sampling_columns(cell, config, evaluator)
     row |= {
-        "run_id": cell.run_id(config, evaluator),
+        "run_id": cell.run_id(config, evaluator, chosen=tuning is not None),
         "status": "ok",
         "nfe": cell.model.nfe(config.steps, config.guidance),
         "seconds_per_image": samples.seconds_per_image,
@@ -50,6 +54,7 @@ def record_measurement(
         cell.results,
         row,
         selection=scores.selection,
+        tuning=tuning,
         diagnostics=diagnostics,
         train_log=trained["log"],
         trained_by=trained["trained_by"],
@@ -64,6 +69,8 @@ def record_failure(
     error: Exception,
     config: SamplingConfig | None = None,
     evaluator: Evaluator | None = None,
+    *,
+    chosen: bool = False,
 ) -> None:
     """A cell, or one measurement of it, that diverged or broke is a row too, never an absence."""
     status = "diverged" if isinstance(error, Diverged) else "failed"
@@ -71,7 +78,8 @@ def record_failure(
     row = identity(cell) | provenance(cell.device)
     row |= {"run_id": cell.failure_file.stem, "status": status, "started_at": now()}
     if config and evaluator:
-        row |= sampling_columns(config, evaluator) | {"run_id": cell.run_id(config, evaluator)}
+        row |= sampling_columns(cell, config, evaluator)
+        row["run_id"] = cell.run_id(config, evaluator, chosen=chosen)
     text, metadata = traceback.format_exc(), record_metadata(cell, evaluator)
     records.write(cell.results, row, reason=reason, traceback=text, **metadata)
     name = f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed}"
@@ -102,9 +110,11 @@ def identity(cell: Cell) -> dict[str, Any]:
     }
 
 
-def sampling_columns(config: SamplingConfig, evaluator: Evaluator) -> dict[str, Any]:
+def sampling_columns(cell: Cell, config: SamplingConfig, evaluator: Evaluator) -> dict[str, Any]:
     """The columns that say which measurement of its cell a row is."""
+    cell.set_sampler(config)
     return {
+        "sampler": cell.model.sampler_label(),
         "steps": config.steps,
         "guidance": config.guidance,
         "features": evaluator.extractor.name,

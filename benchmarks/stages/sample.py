@@ -42,7 +42,7 @@ class Samples(NamedTuple):
 
 
 class SamplingConfig(NamedTuple):
-    """Everything about sampling that is not the trained model nor its sampler."""
+    """Everything about sampling that is not the trained model."""
 
     steps: int
     guidance: float
@@ -52,6 +52,8 @@ class SamplingConfig(NamedTuple):
     precision: str
     training_seed: int = 0  # trainings are sampled from noise of their own: see `noise`
     train_fraction: float = 1.0  # of the training budget behind the weights
+    sampler: str | None = None  # one of the model's; None is its own
+    options: tuple[tuple[str, Any], ...] = ()  # of the sampler, with their values, sorted by name
 
 
 def noise(config: SamplingConfig) -> torch.Generator:

@@ -1,0 +1,241 @@
+"""Choose how a trained model is sampled: guidance first, then its other settings.
+
+Every model has the same search. Each scale of `tune.guidance` is tried; where the highest is the
+best, higher ones follow. Then each change that `conf/model` lists under `tune` is tried on top of
+the best so far, and stays where it is better. The best is what is closest to training images passed
+through the autoencoder (`fd_generator_train` of the first feature extractor), among what keeps
+enough of the unguided samples' recall, so that diversity is not given up for it.
+
+Trials are sampled from a seed of their own. What is reported of the chosen settings is measured on
+other samples, against other images, so a lucky trial gains nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from benchmarks.core.errors import BadInput, Diverged, OutOfTime
+from benchmarks.core.settings import out_of_time
+from benchmarks.core.store import digest, read_json, write_json
+from benchmarks.stages.cell import Cell
+from benchmarks.stages.model import sampler_settings
+from benchmarks.stages.sample import SamplingConfig, sample_images
+
+SEED = -1  # of the trials' samples; seeds that are reported are from 0 up
+HIGHER = 1.5  # what the highest scale is multiplied by where it is the best
+MOST_HIGHER = 4  # so often at most
+
+
+class Trial(NamedTuple):
+    """A sampling config and what it is chosen by."""
+
+    config: SamplingConfig
+    distance: float  # fd_generator_train; infinite where the samples were not finite
+    recall: float | None  # recall_train; None of too few samples
+
+
+class Choice(NamedTuple):
+    """The settings chosen for one step count."""
+
+    best: Trial
+    trials: list[Trial]
+
+    def summary(self) -> dict[str, Any]:
+        """As a record keeps it."""
+        return {
+            "steps": self.best.config.steps,
+            "num_samples": self.best.config.count,
+            "sampling_seed": self.best.config.seed,
+            "trials": [_described(trial) for trial in self.trials],
+            "chosen": self.trials.index(self.best),
+        }
+
+
+class NotTried(Exception):
+    """A trial whose result is not there yet."""
+
+
+Score = Callable[[SamplingConfig], Trial]
+
+
+def wanted(cell: Cell) -> bool:
+    """Whether settings are to be chosen at all."""
+    return bool(cell.cfg.tune.guidance)
+
+
+def known(cell: Cell) -> dict[int, Choice] | None:
+    """The choices by step count where all trials are there already, else None."""
+    trials = read_json(_file(cell)) or {}
+
+    def score(config: SamplingConfig) -> Trial:
+        result = trials.get(_key(cell, config))
+        if result is None:
+            raise NotTried
+        return _trial(config, result)
+
+    try:
+        return _choices(cell, score)
+    except NotTried:
+        return None
+
+
+def choose(cell: Cell, weights: str) -> dict[int, Choice]:
+    """The choices by step count; a trial that is there already is not made again.
+
+    `weights` names the trained weights, which the cell's model holds. Raises OutOfTime.
+    """
+    trials = read_json(_file(cell)) or {}
+    if trials.get("weights") != weights:  # trained again: what was tried says nothing of these
+        trials = {"weights": weights}
+
+    def score(config: SamplingConfig) -> Trial:
+        key = _key(cell, config)
+        if key not in trials:
+            if out_of_time(cell.cfg):
+                name = f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed}"
+                raise OutOfTime(f"{name} is trained; its settings are still to be chosen")
+            trials[key] = _tried(cell, config)
+            write_json(_file(cell), trials)
+        return _trial(config, trials[key])
+
+    choices = _choices(cell, score)
+    for steps, choice in choices.items():
+        print(f"  chosen at {steps} steps: {_label(cell, choice.best.config)}", flush=True)
+    return choices
+
+
+def configs(cell: Cell, choices: dict[int, Choice]) -> list[tuple[SamplingConfig, Choice]]:
+    """What is reported of the choices: every step count, with each seed, at the settings of the
+    nearest count that was tuned; and the choice it is by. Empty without choices.
+    """
+    measured = []
+    for config in cell.unguided if choices else []:
+        choice = choices[nearest(config.steps, list(choices))]
+        best = choice.best.config
+        settings = {"guidance": best.guidance, "sampler": best.sampler, "options": best.options}
+        measured.append((config._replace(**settings), choice))
+    return measured
+
+
+def nearest(steps: int, counts: Sequence[int]) -> int:
+    """The count closest to `steps` by their ratio; of two, the larger."""
+    return min(sorted(counts, reverse=True), key=lambda count: abs(math.log(count / steps)))
+
+
+def search(
+    score: Score,
+    start: SamplingConfig,
+    guidance: Sequence[float],
+    changes: Sequence[Callable[[SamplingConfig], SamplingConfig]],
+    least_recall: float,
+) -> Choice:
+    """The best of all trials from `start` on; `guidance` ascends from 1."""
+    trials = [score(start._replace(guidance=scale)) for scale in guidance]
+    unguided = trials[0].recall
+
+    def allowed(trial: Trial) -> bool:
+        """Diversity must not be what the distance was bought with."""
+        if unguided is None or trial.recall is None:
+            return True
+        return trial.recall >= least_recall * unguided
+
+    def best() -> Trial:
+        return min(filter(allowed, trials), key=lambda trial: trial.distance)
+
+    for _ in range(MOST_HIGHER):
+        highest = trials[-1].config.guidance
+        if len(guidance) == 1 or best().config.guidance < highest:
+            break
+        trials.append(score(start._replace(guidance=highest * HIGHER)))
+    for change in changes:
+        trials.append(score(change(best().config)))
+    return Choice(best(), trials)
+
+
+def _choices(cell: Cell, score: Score) -> dict[int, Choice]:
+    """The search of every step count that is tuned; empty where nothing is."""
+    if not wanted(cell):
+        return {}
+    tune = cell.cfg.tune
+    changes = [_change(cell, settings) for settings in _listed(cell)]
+    choices = {}
+    for steps in _tuned_steps(cell):
+        start = next(config for config in cell.unguided if config.steps == steps)
+        start = start._replace(seed=SEED, count=tune.num_samples)
+        choices[steps] = search(score, start, list(tune.guidance), changes, tune.recall)
+    return choices
+
+
+def _tuned_steps(cell: Cell) -> list[int]:
+    """The measured step counts that `tune.steps` names; where it names none of them, the most."""
+    measured = sorted({config.steps for config in cell.unguided})
+    asked = measured if cell.cfg.tune.steps is None else list(cell.cfg.tune.steps)
+    return [steps for steps in measured if steps in asked] or measured[-1:]
+
+
+def _listed(cell: Cell) -> list[dict[str, Any]]:
+    """The changes that the model's configuration lists, each a sampler or options of it."""
+    listed = OmegaConf.select(cell.cfg, "model.tune") or []
+    return OmegaConf.to_container(listed, resolve=True) if listed else []
+
+
+def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], SamplingConfig]:
+    """A function that makes a change to a sampling config, keeping its other settings."""
+    options = {name: value for name, value in settings.items() if name != "sampler"}
+
+    def changed(config: SamplingConfig) -> SamplingConfig:
+        sampler = settings.get("sampler", config.sampler)
+        try:
+            cell.model.set_sampler(sampler, **dict(config.options) | options)
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"model={cell.cfg.model.name}, tune {settings}: {error}") from None
+        return config._replace(**sampler_settings(cell.model))
+
+    return changed
+
+
+def _tried(cell: Cell, config: SamplingConfig) -> dict[str, Any]:
+    """Sample and score one trial, as it is kept in the file."""
+    cell.set_sampler(config)
+    try:
+        samples = sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
+    except Diverged:
+        return {"distance": None, "recall": 0.0}
+    evaluator = cell.evaluators[0]
+    scores = evaluator.selection(evaluator.features(samples.images.numpy()))
+    return {"distance": scores["fd_generator_train"], "recall": scores.get("recall_train")}
+
+
+def _trial(config: SamplingConfig, result: dict[str, Any]) -> Trial:
+    distance = result["distance"]
+    return Trial(config, math.inf if distance is None else distance, result["recall"])
+
+
+def _file(cell: Cell) -> Path:
+    """What was tried of this training."""
+    return cell.work / "trials.json"
+
+
+def _key(cell: Cell, config: SamplingConfig) -> str:
+    """Names a trial of this training."""
+    return digest(cell.evaluators[0].key, config)
+
+
+def _label(cell: Cell, config: SamplingConfig) -> str:
+    """For people: the settings, such as `guidance 2.5, dpmpp, shift 2.0`."""
+    cell.model.set_sampler(config.sampler, **dict(config.options))
+    return f"guidance {config.guidance:g}, {cell.model.sampler_label()}"
+
+
+def _described(trial: Trial) -> dict[str, Any]:
+    """As a record keeps it."""
+    return {
+        "guidance": trial.config.guidance,
+        "sampler": trial.config.sampler,
+        "options": dict(trial.config.options),
+        "fd_generator_train": trial.distance,
+        "recall_train": trial.recall,
+    }
