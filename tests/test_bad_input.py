@@ -8,7 +8,7 @@ BAD = [
     (["data=imagefolder"], "data.path"),
     (["data.image_size=30"], "data.image_size=30"),
     (["data.image_size=48"], "data.image_size=48"),
-    (["model=ar", "steps=[3]"], "steps=3"),
+    (["model=masked", "steps=[300]"], "steps=300"),
     (["model=dit", "steps=[0]"], "steps=0"),
     (["num_samples=1"], "num_samples=1"),
     (["device=quantum"], "device=quantum"),

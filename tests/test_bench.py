@@ -36,6 +36,7 @@ STAGES = {
     "latents",
     "evaluators and floors",
     "training",
+    "tuning",
     "sampling",
     "counting",
     "scoring",
@@ -170,6 +171,14 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
     )
 
 
+def test_a_model_of_one_step_count_is_measured_at_it_whatever_is_asked_for(tiny_folder):
+    asked = ["experiment=smoke", "name=only", "model=ar", "steps=[2,4]", *TINY, "train.budget=2"]
+    ended = run(tiny_folder, *asked)
+    assert ended.code == 0, ended.err
+    assert "measured at 16 steps, as it supports no other count" in ended.out
+    assert list(table(tiny_folder, "only")["steps"]) == [16]
+
+
 def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tiny_folder):
     sweep = ["-m", "experiment=smoke", "name=sweep", "model=dit,ar", "seed=0,1", "steps=[2,16]"]
     ended = run(tiny_folder, *sweep, *TINY, "train.budget=2")
@@ -192,6 +201,9 @@ def test_a_trade_off_trains_once_and_answers_in_words(tmp_path):
         tmp_path,
         "-m",
         "experiment=tradeoff",
+        "data=procedural",
+        "tune=none",
+        "seed=0",
         "model=dit,ar_any",
         "sampler=default,dpmpp",
         "steps=[1,8]",

@@ -234,14 +234,20 @@ def sampling_grid(
 
 
 def _supported_steps(cfg: DictConfig, model: GenerativeModel) -> list[int]:
-    requested = many(cfg.steps)
+    """Those of the requested counts that the model supports, or the only one that there is."""
+    requested, name = many(cfg.steps), cfg.model.name
     supported = model.supported_steps(requested)
-    left_out = [steps for steps in requested if steps not in supported]
     if not supported:
-        try:
-            model.nfe(requested[0], 1.0)  # says which steps there are
-        except ValueError as error:
-            raise BadInput(f"model={cfg.model.name}: {error}") from None
+        height, width = model.latent_shape[1:]
+        supported = model.supported_steps(range(1, height * width + 1))
+        if len(supported) != 1:
+            try:
+                model.nfe(requested[0], 1.0)  # says which steps there are
+            except ValueError as error:
+                raise BadInput(f"model={name}: {error}") from None
+        print(f"{name}: measured at {supported[0]} steps, as it supports no other count")
+        return supported
+    left_out = [steps for steps in requested if steps not in supported]
     if left_out:
-        print(f"{cfg.model.name}: measured at {supported} steps; it does not support {left_out}")
+        print(f"{name}: measured at {supported} steps; it does not support {left_out}")
     return supported

@@ -183,7 +183,10 @@ def _listed(cell: Cell) -> list[dict[str, Any]]:
 
 
 def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], SamplingConfig]:
-    """A function that makes a change to a sampling config, keeping its other settings."""
+    """A function that makes a change to a sampling config, keeping its other settings.
+
+    Raises BadInput for one that the model does not have.
+    """
     options = {name: value for name, value in settings.items() if name != "sampler"}
 
     def changed(config: SamplingConfig) -> SamplingConfig:
@@ -194,6 +197,7 @@ def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], 
             raise BadInput(f"model={cell.cfg.model.name}, tune {settings}: {error}") from None
         return config._replace(**sampler_settings(cell.model))
 
+    changed(cell.unguided[0])  # refused now, not after hours of training
     return changed
 
 
