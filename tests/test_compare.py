@@ -24,7 +24,17 @@ ROW = {
 }
 
 
-def _record(folder, distance, budget=None, train=None, sampling=0, dim=None, recipe="", **columns):
+def _record(
+    folder,
+    distance,
+    budget=None,
+    train=None,
+    sampling=0,
+    dim=None,
+    recipe="",
+    tuning=None,
+    **columns,
+):
     """Write one measurement, of this generator-only distance.
 
     Networks of other settings, or of another `recipe`, were trained apart.
@@ -41,7 +51,9 @@ def _record(folder, distance, budget=None, train=None, sampling=0, dim=None, rec
         "training": f"{row['model']}{row['seed']}{settings}{recipe}",
     }
     config = {"train": settings}
-    records.write(folder, row, fingerprints=prints, sampling_seed=sampling, config=config)
+    records.write(
+        folder, row, fingerprints=prints, sampling_seed=sampling, config=config, tuning=tuning
+    )
 
 
 def _trainings(folder, *distances, name="", **columns):
@@ -51,7 +63,17 @@ def _trainings(folder, *distances, name="", **columns):
 
 
 NONE = dict.fromkeys(
-    ("ties", "better", "worse", "inconclusive", "unknown", "not_judged", "not_comparable"), 0
+    (
+        "ties",
+        "better",
+        "worse",
+        "inconclusive",
+        "unknown",
+        "not_judged",
+        "not_comparable",
+        "refused",
+    ),
+    0,
 )
 
 
@@ -106,6 +128,37 @@ def test_a_distance_that_one_side_lacks_is_not_comparable(tmp_path, capsys):
     records.write(tmp_path / "b", b | {"run_id": "b"}, fingerprints=prints, sampling_seed=0)
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["not_comparable"]) == (1, 1) and "not comparable" in lines[2]
+
+
+def test_what_the_decoder_hides_gets_no_verdict(tmp_path, capsys):
+    """The recall of real images through the autoencoder decides, on either side."""
+    for folder, recall in (("a", 0.69), ("b", 0.71)):
+        _trainings(tmp_path / folder, *((5.0, 5.1, 4.9) if folder == "a" else (9.0, 9.1, 8.9)))
+        for path in (tmp_path / folder / "records").glob("*.json"):
+            stored = json.loads(path.read_text())
+            stored["row"]["recall_autoencoder"] = recall
+            stored["fingerprints"]["training"] += folder
+            path.write_text(json.dumps(stored))
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert counts["refused"] == counts["rows"] == 1 and counts["worse"] == 0
+    assert "| refused |" in lines[2] and lines[3].startswith("Refused: ")
+    for path in (tmp_path / "a" / "records").glob("*.json"):
+        path.write_text(path.read_text().replace("0.69", "0.71"))
+    assert compared(capsys, tmp_path / "a", tmp_path / "b")[1]["worse"] == 1
+
+
+def test_chosen_settings_are_matched_with_chosen_ones_whatever_was_chosen(tmp_path, capsys):
+    chosen = {"chosen": 0, "trials": []}
+    for folder, scale, apart in (("a", 1.5, 0.0), ("b", 4.0, 3.0)):
+        distances = [5.0 + apart, 5.1 + apart, 4.9 + apart]
+        columns = {"guidance": scale, "recipe": folder, "tuning": chosen}
+        _trainings(tmp_path / folder, *distances, name="t", **columns)
+        # and beside them the same as configured, at the settings that A chose
+        _trainings(tmp_path / folder, 7.0, 7.1, 6.9, name="c", guidance=1.5, recipe=folder)
+    lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert (counts["rows"], counts["worse"], counts["matched"]) == (2, 1, 6)
+    assert [line for line in lines if "8 steps, tuned" in line and "worse" in line]
+    assert [line for line in lines if "8 steps, guidance 1.5" in line and "worse" not in line]
 
 
 def test_the_more_rows_the_surer_each_verdict_must_be(tmp_path, capsys):

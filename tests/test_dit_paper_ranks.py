@@ -31,8 +31,10 @@ def measured(distances: dict[tuple[str, int], float]) -> tuple[pd.DataFrame, dic
                 "size": size,
                 "guidance": 1.0,
                 "steps": 25,
-                "fd": fd,
-                "fd_std": 1e-6,
+                "fd_generator": fd,
+                "distance": fd,
+                "distance_std": 1e-6,
+                "chosen": False,
             }
         )
         rows[-1] |= {
@@ -69,12 +71,12 @@ def test_the_right_order_correlates_fully_and_noise_widens_the_interval():
     )
     rng = np.random.default_rng
     assert dit_paper_ranks.agreement(table, rng(0)) == pytest.approx((1.0, 1.0, 1.0))
-    same, low, high = dit_paper_ranks.agreement(table.assign(fd_std=5.0), rng(0))
+    same, low, high = dit_paper_ranks.agreement(table.assign(distance_std=5.0), rng(0))
     assert same == pytest.approx(1) and low < 0.95
-    shuffled = table.assign(fd=rng(1).permutation(table["fd"]))
+    shuffled = table.assign(distance=rng(1).permutation(table["distance"]))
     ours, low, high = dit_paper_ranks.agreement(shuffled, rng(0))
     assert (
-        ours == pytest.approx(spearmanr(shuffled["fd"], shuffled["published"]).statistic)
+        ours == pytest.approx(spearmanr(shuffled["distance"], shuffled["published"]).statistic)
         and low < ours < high < 0.9
     )
 
@@ -89,7 +91,7 @@ def test_the_report_says_what_was_left_out_and_nothing_of_too_few():
         "DiT-XL, 16 tokens",
     ]
     assert (
-        header[4] == "FD[local]"
+        header[4] == "generator-only FD[local]"
         and "over 4 of the paper's 12 models: 1.000" in lines[0]
         and "8 models were not trained" in lines[-1]
     )

@@ -1,5 +1,5 @@
-"""Does a brief run rank the DiT paper's twelve models as 400,000 steps did? Our distances beside
-its FID-50K (arXiv 2212.09748, table 4).
+"""Does a brief run rank the DiT paper's twelve models as 400,000 steps did? Our leading distances
+beside its FID-50K (arXiv 2212.09748, table 4).
 
 At patch 4, 2 and 1, 4x16x16 latents make the token counts and GMACs of the paper's patch 8, 4 and 2
 on 4x32x32.
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from benchmarks.analysis.curves import distance_name
+from benchmarks.analysis.curves import distance_title
 
 TOKENS = (16, 64, 256)
 FID = {  # FID-50K at 400K steps without guidance, at these tokens
@@ -34,11 +34,12 @@ def models_of_the_paper(rows: pd.DataFrame, by_id: dict[str, dict[str, Any]]) ->
     """One row for each of the paper's models among these: without guidance, at its most steps,
     seeds and samplings averaged.
 
-    Columns size, tokens, gmacs (of a forward pass), published, fd, fd_std, lr. Empty where a model
-    was trained in more than one way, or the models on different numbers of images: ranks would then
-    be of something else.
+    Columns size, tokens, gmacs (of a forward pass), published, distance, distance_std, lr. Empty
+    where a model was trained in more than one way, or the models on different numbers of images:
+    ranks would then be of something else.
     """
     wanted = (rows["model"] == "dit") & rows["size"].isin(SIZES) & (rows["guidance"] == 1)
+    wanted &= ~rows["chosen"].astype(bool)
     table = pd.DataFrame(
         [
             _of_row(row, by_id[row["run_id"]]["config"]["model"])
@@ -53,7 +54,7 @@ def models_of_the_paper(rows: pd.DataFrame, by_id: dict[str, dict[str, Any]]) ->
     several_ways = (table.groupby(["size", "tokens"])["way"].nunique() > 1).any()
     if several_ways or table["train_images"].nunique() > 1:
         return table.iloc[:0]
-    measures = ["gmacs", "fd", "fd_std", "lr"]
+    measures = ["gmacs", "distance", "distance_std", "lr"]
     table = table.groupby(["size", "tokens"], as_index=False)[measures].mean()
     table["published"] = [PUBLISHED[pair] for pair in _pairs(table)]
     return table.sort_values("published", ascending=False, ignore_index=True)
@@ -63,7 +64,7 @@ def _of_row(row: pd.Series, model: dict[str, Any]) -> dict[str, Any]:
     _, height, width = map(int, row["latent_shape"].split("x"))
     lr = model.get("lr")
     return {
-        **row[["size", "steps", "fd", "fd_std", "train_images"]],
+        **row[["size", "steps", "distance", "distance_std", "train_images"]],
         "tokens": height * width // model["denoiser"]["patch"] ** 2,
         "gmacs": row["train_flops"] / row["train_images"] / 6e9,  # 3 passes, 2 FLOPs a MAC
         "way": (row.get("objective"), row.get("sampler"), row["train_images"], lr),
@@ -82,19 +83,20 @@ def predictors(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def agreement(table: pd.DataFrame, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Spearman correlation of `fd` with `published`, and its 95% interval: models resampled,
+    """Spearman correlation of `distance` with `published`, and its 95% interval: models resampled,
     distances moved by their errors.
     """
-    fd, published, count = table["fd"].to_numpy(), table["published"].to_numpy(), len(table)
+    ours, published, count = table["distance"].to_numpy(), table["published"].to_numpy(), len(table)
+    errors = table["distance_std"].to_numpy()
     correlations: list[float] = []
     while len(correlations) < RESAMPLED:
         resample = rng.integers(count, size=count)
         if len(set(resample)) < 2:
             continue  # one model alone has no rank
-        moved = fd + table["fd_std"].to_numpy() * rng.standard_normal(count)
+        moved = ours + errors * rng.standard_normal(count)
         correlations.append(spearmanr(moved[resample], published[resample]).statistic)
     low, high = np.quantile(correlations, [0.025, 0.975])
-    return float(spearmanr(fd, published).statistic), float(low), float(high)
+    return float(spearmanr(ours, published).statistic), float(low), float(high)
 
 
 def section(
@@ -117,7 +119,8 @@ def section(
     if missing := len(PUBLISHED) - len(table):
         lines.append(f"{missing} models were not trained: nothing is known of their place.")
     names = [f"DiT-{size.upper()}, {tokens} tokens" for size, tokens in _pairs(table)]
-    values = table[["gmacs", "lr", "published", "fd", "fd_std"]].to_numpy().tolist()
+    values = table[["gmacs", "lr", "published", "distance", "distance_std"]].to_numpy().tolist()
     header = ["model", "GMACs", "learning rate", "published FID-50K at 400K steps"]
-    header += [distance_name(rows["features"].iloc[0]), "± SD"]
+    generator = bool(rows["fd_generator"].notna().any())
+    header += [distance_title(rows["features"].iloc[0], generator), "± SD"]
     return header, [[name, *row] for name, row in zip(names, values, strict=True)], lines

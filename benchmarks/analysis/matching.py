@@ -37,8 +37,17 @@ SAME = (
     "reference_images",
     "features",
 )
+# what was chosen by tuning need not be equal: the way it was chosen is
+CHOSEN = frozenset({"sampler", "guidance"})
 # what another model may not have: not asked to be equal where nothing else matches
 BY_MODEL = frozenset({"objective", "sampler"})
+
+
+def identity(record: Record, free: frozenset[str] = frozenset()) -> tuple:
+    """What must be equal for two records to match, the columns in `free` aside."""
+    chosen = record.get("tuning") is not None
+    left_out = free | CHOSEN if chosen else free
+    return (chosen, *(record["row"].get(name) for name in SAME if name not in left_out))
 
 
 def matched(first: dict[tuple, Record], second: dict[tuple, Record]) -> tuple[list[Pair], int, int]:
@@ -66,9 +75,8 @@ def by_identity(
         row = record["row"]
         if row["status"] != "ok":
             continue
-        columns = tuple(row.get(name) for name in SAME if name not in free)
         sampling_seed = record.get("sampling_seed", row.get("seed"))
-        key = (*columns, sampling_seed, variant, budgets[i] if budgets else False)
+        key = (*identity(record, free), sampling_seed, variant, budgets[i] if budgets else False)
         if key in by_key and free:
             other = by_key[key]["row"]
             name = next((n for n in sorted(free) if other.get(n) != row.get(n)), "run_id")
@@ -92,8 +100,7 @@ def pooled(pairs: list[Pair], setting: Callable[[Record], str]) -> list[list[Pai
     for pair in pairs:
         key = [same_evaluator(*pair)]
         for record in pair:
-            columns = tuple(record["row"].get(name) for name in SAME if name != "seed")
-            key.append((columns, setting(record)))
+            key.append((identity(record, frozenset({"seed"})), setting(record)))
         groups.setdefault(tuple(key), []).append(pair)
     rows: list[list[Pair]] = []
     for group in groups.values():

@@ -9,8 +9,8 @@ values need not be equal. Networks that were trained apart are compared over sev
 or not judged at all; settings of one network by what its samples share.
 
 The last line on stdout is JSON: `matched` measurements, `rows` of the table, and of those `ties`,
-`better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_judged`, `not_comparable`;
-`only_a`, `only_b`.
+`better`, `worse` (of B against A), `inconclusive`, `unknown`, `not_judged`, `not_comparable`,
+`refused`; `only_a`, `only_b`.
 """
 
 import json
@@ -47,6 +47,7 @@ from benchmarks.core.settings import flatten
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES, leading
 from benchmarks.results.tables import markdown
+from benchmarks.studies.findings import LEAST_RECALL
 
 HEADER = [
     "network",
@@ -61,7 +62,17 @@ HEADER = [
     "GFLOPs B/A",
     "seconds B/A",
 ]
-VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, "not comparable")
+REFUSED = "refused"
+VERDICTS = (
+    "tie",
+    "better",
+    "worse",
+    "inconclusive",
+    "unknown",
+    NOT_JUDGED,
+    "not comparable",
+    REFUSED,
+)
 
 
 def where(everything: list[Record], wanted: dict[str, str]) -> list[Record]:
@@ -118,18 +129,13 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
     groups = sorted(_groups(pairs), key=_order)
     differences = differences_of(groups, "distance", MARGIN)
     accuracies = differences_of(groups, "label_accuracy", ACCURACY_MARGIN)
-    comparable = [
-        difference is not None and same_evaluator(*group[0])
-        for group, difference in zip(groups, differences, strict=True)
-    ]
-    # what is not comparable is no comparison that could be false
-    chances = [
-        one.p if alike else math.nan for one, alike in zip(differences, comparable, strict=True)
-    ]
+    whys = [_why_none(*pair) for pair in zip(groups, differences, strict=True)]
+    # what has no verdict is no comparison that could be false
+    chances = [math.nan if why else one.p for one, why in zip(differences, whys, strict=True)]
     adjusted = holm(chances)
     rows, verdicts = [], Counter()
-    for group, difference, accuracy, alike, p in zip(
-        groups, differences, accuracies, comparable, adjusted, strict=True
+    for group, difference, accuracy, why, p in zip(
+        groups, differences, accuracies, whys, adjusted, strict=True
     ):
         names = [
             _both(_network(record["row"], group) for record in group[0]),
@@ -137,7 +143,7 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         ]
         first, second = (_means([pair[side] for pair in group]) for side in (0, 1))
         name = leading(first)
-        verdict = difference.verdict(p) if alike else "not comparable"
+        verdict = why or difference.verdict(p)
         verdicts[verdict] += 1
         distances = [side.get(name) for side in (first, second)]
         values = [*distances, *_relative(difference), verdict, _accuracy(accuracy)]
@@ -145,6 +151,15 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         title = distance_title(first["features"], name == "fd_generator")
         rows.append([*names, title, *values, *costs])
     return markdown(HEADER, rows), verdicts
+
+
+def _why_none(group: list[Pair], difference: Difference | None) -> str:
+    """Why there is no verdict on a group, as a table says it; empty where there may be one."""
+    if difference is None or not same_evaluator(*group[0]):
+        return "not comparable"
+    recalls = [record["row"].get("recall_autoencoder") for pair in group for record in pair]
+    hidden = any(recall is not None and recall < LEAST_RECALL for recall in recalls)
+    return REFUSED if hidden else ""
 
 
 def _relative(difference: Difference | None) -> list[str]:
@@ -209,6 +224,8 @@ def _network(row: dict[str, Any], group: list[Pair]) -> str:
 def _setting(record: Record, variant: str, budgets: bool, samplings: int) -> str:
     row = record["row"]
     words = [f"{row['steps']} steps, guidance {row['guidance']:g}", row["sampler"]]
+    if record.get("tuning") is not None:
+        words = [f"{row['steps']} steps, tuned"]  # trainings may have chosen differently
     if row.get("train_fraction") not in (None, 1):
         words.append(f"at {row['train_fraction']:g} of the training")
     words.append(variant)
@@ -240,10 +257,15 @@ def _wanted(words: list[str]) -> dict[str, str]:
     return wanted
 
 
-def _remarks(pairs: list[Pair], not_comparable: bool) -> list[str]:
+def _remarks(pairs: list[Pair], verdicts: Counter) -> list[str]:
     """What the numbers leave out."""
     remarks = []
-    if not_comparable:
+    if verdicts[REFUSED]:
+        remarks.append(
+            "Refused: real images through the autoencoder have a recall below "
+            f"{LEAST_RECALL} against images as they are. The decoder hides too much for a verdict."
+        )
+    if verdicts["not comparable"]:
         remarks.append(
             "Not comparable: the reference images or the features are not the same, or not "
             "recorded."
@@ -299,7 +321,7 @@ def compare(a: Path, b: Path, where_a: dict[str, str], where_b: dict[str, str]) 
             f"{a} and {b} have no measurement in common ({only_a} and {only_b} of their own)"
         )
     lines, verdicts = table(pairs)
-    print("\n".join([*lines, *_remarks(pairs, verdicts["not comparable"] > 0)]))
+    print("\n".join([*lines, *_remarks(pairs, verdicts)]))
     names = {verdict: verdict.split(":")[0].replace(" ", "_") for verdict in VERDICTS}
     counts = {names[verdict]: verdicts[verdict] for verdict in VERDICTS}
     counts = {"ties": counts.pop("tie"), **counts}
