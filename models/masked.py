@@ -17,7 +17,7 @@ from torch import LongTensor, Tensor, nn
 from models.codebook import Codebook
 from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.tokens import TokenModel, schedule, with_null_labels
+from models.tokens import SCHEDULES, TokenModel, schedule, with_null_labels
 
 
 class Masked(TokenModel):
@@ -48,9 +48,13 @@ class Masked(TokenModel):
         depth: int,
         heads: int,
         mlp: int,
+        mask_schedule: str = "cosine",
         label_dropout: float = 0.1,
     ):
         super().__init__(latent_shape, num_classes, codebook=codebook, label_dropout=label_dropout)
+        if mask_schedule not in SCHEDULES:
+            raise ValueError(f"mask_schedule={mask_schedule}: {' or '.join(SCHEDULES)}")
+        self.mask_schedule = mask_schedule
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         angles = grid_angles(*latent_shape[1:], width // heads)
@@ -95,10 +99,11 @@ class Masked(TokenModel):
     def _random_mask(self, count: int, rng: torch.Generator) -> Tensor:
         """Which tokens (count, H * W) of a training batch are masked: at least one of each image.
 
-        A fraction arccos(u) * 2 / pi of the tokens, u uniform: the fractions that sampling with
-        the arccos schedule meets. The cosine schedule has the same mean, 2 / pi, and spreads wider.
+        The fractions are those that sampling with `mask_schedule` meets, at a uniform progress
+        (arXiv 2202.04200, section 3.1).
         """
-        fraction = torch.arccos(torch.rand(count, 1, generator=rng)) * 2 / math.pi
+        progress = torch.rand(count, generator=rng).tolist()
+        fraction = torch.tensor([[SCHEDULES[self.mask_schedule](p)] for p in progress])
         # At least one, or an image would have no loss.
         masked_count = (fraction * self.tokens).round().clamp(min=1)
         # argsort of an argsort is the rank of each number, a random permutation.

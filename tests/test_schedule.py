@@ -64,3 +64,12 @@ def test_in_random_order_cosine_loses_less_than_arccos(reach, steps):
         return sum(losses) / len(losses)
 
     assert mean_loss("cosine") < mean_loss("arccos")
+
+
+@pytest.mark.parametrize("kind, quarter", [("cosine", 0.3827), ("arccos", 0.4602)])
+def test_masked_learns_the_fractions_that_sampling_meets(kind, quarter):
+    """The fraction still masked three quarters of the way is exceeded in three of four images."""
+    model = tiny("masked", mask_schedule=kind)
+    fractions = model._random_mask(4000, rng(0)).float().mean(dim=1)
+    least = torch.quantile(fractions, 0.25).item()
+    assert least == round(quarter * model.tokens) / model.tokens
