@@ -72,4 +72,4 @@ def test_masked_learns_the_fractions_that_sampling_meets(kind, quarter):
     model = tiny("masked", mask_schedule=kind)
     fractions = model._random_mask(4000, rng(0)).float().mean(dim=1)
     least = torch.quantile(fractions, 0.25).item()
-    assert least == round(quarter * model.tokens) / model.tokens
+    assert least == pytest.approx(quarter, abs=2 / model.tokens)  # the two are 5 tokens apart
