@@ -263,7 +263,8 @@ def test_the_probe_command_prints_one_json_line_per_network(tmp_path, dinov2_fol
     assert [line["features"] for line in lines] == ["local", "dinov2"]
     assert lines[1]["dim"] == 24
     for line in lines:
-        names = {"features", "dim", "images_per_second", "probe_images", "probe_accuracy"}
+        names = {"features", "dim", "shown_at", "images_per_second", "probe_images"}
+        names |= {"probe_accuracy"}
         assert set(line) == names
         assert 0 <= line["probe_accuracy"] <= 1 and line["images_per_second"] > 0
 

@@ -2,10 +2,12 @@
 
     python -m benchmarks probe
     python -m benchmarks probe data=imagefolder data.path=/images features=[local,inception]
+    python -m benchmarks probe features=efficientnet_lite0 +sides=[96,128,160,192,224]
 
 `images_per_second` is inference in float32 at the data's image size. `probe_accuracy` is a linear
 probe's on the reference split, fitted on `probe_images` images: the same for all extractors of a
-call, and none that one of them may have trained on.
+call, and none that one of them may have trained on. `+sides` shows the images to efficientnet_lite0
+at other sizes than its own, in pixels.
 """
 
 import json
@@ -35,14 +37,18 @@ def examine(cfg: DictConfig) -> None:
     classes, size = len(dataset.classes), dataset.image_size
     for extractor in extractors:
         net = extractor.net.to(device)
-        line = {
-            "features": extractor.name,
-            "dim": net.dim,
-            "images_per_second": images_per_second(net, size, device.type),
-            "probe_images": len(fitted_on),
-            "probe_accuracy": probe_accuracy(net, fitted_on, tested_on, classes, device.type),
-        }
-        print(json.dumps(line), flush=True)
+        for side in cfg.get("sides") or [getattr(net, "side", size)]:
+            if hasattr(net, "side"):
+                net.side = side
+            line = {
+                "features": extractor.name,
+                "dim": net.dim,
+                "shown_at": side,
+                "images_per_second": images_per_second(net, size, device.type),
+                "probe_images": len(fitted_on),
+                "probe_accuracy": probe_accuracy(net, fitted_on, tested_on, classes, device.type),
+            }
+            print(json.dumps(line), flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
