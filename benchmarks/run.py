@@ -155,7 +155,7 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     with session.stage("scoring"):
         scores = evaluator.score(samples.images.numpy(), labels)
     save_samples(cell, run_id, samples.images.numpy(), labels.numpy(), evaluator, scores)
-    tuning = choice and choice.summary()
+    tuning = choice and choice.summary(cell.evaluators[0].extractor.name)
     record_measurement(cell, config, evaluator, trained, samples, cost, scores, tuning)
 
     setting = f"{config.steps} steps, guidance {config.guidance:g}"

@@ -78,7 +78,7 @@ def test_changes_are_tried_on_top_of_the_best_and_stay_where_they_are_better():
     best = START._replace(guidance=2.0, sampler="better", precision="best")
     assert choice.best.config == best
     assert scored[-2].options == (("worse", 1),) and scored[-2].sampler == "better"
-    assert choice.summary()["chosen"] == len(choice.trials) - 1
+    assert choice.summary("local")["chosen"] == len(choice.trials) - 1
 
 
 def test_samples_that_are_not_finite_are_never_chosen():
@@ -135,6 +135,7 @@ def test_a_bench_reports_chosen_settings_on_samples_that_they_were_not_chosen_by
         assert record["sampling_seed"] != SEED
     report = (tmp_path / "results" / "tuned" / "summary.md").read_text()
     assert "dit, tuned" in report
+    assert "## Chosen settings" in report and "FD[local] to training images" in report
 
     # nothing is tried or measured twice; a trial that is lost is made again, the others are not
     assert "4 of 4 measurements are there\n" in run(tmp_path, *asked).out

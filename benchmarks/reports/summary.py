@@ -14,6 +14,7 @@ from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.store import atomic_file
 from benchmarks.reports import grids, plots
+from benchmarks.reports.chosen import chosen
 from benchmarks.reports.notes import notes, refused
 from benchmarks.reports.rows import (
     as_text,
@@ -27,6 +28,12 @@ from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, shrink
 from benchmarks.results import archive, records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
+
+# what stands over the table of chosen settings
+CHOSEN = [
+    "Chosen by the distance to training images through the autoencoder, on samples that are not "
+    "reported. Rows called *tuned* are measured with these settings, on other samples."
+]
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,9 @@ def _summary(report: Report) -> list[str]:
     lines += _judges(report.panels)
     for panel in report.panels:
         lines += _section(panel, report)
+    header, rows = chosen(report.records, list(report.table["variant"]))
+    if rows:
+        lines += ["## Chosen settings", "", *CHOSEN, "", *markdown(header, rows), ""]
     if report.panels:
         lines += ["## Columns", "", *explained(), "", *_images(report.folder)]
     if report.failures:

@@ -43,9 +43,10 @@ class Choice(NamedTuple):
     best: Trial
     trials: list[Trial]
 
-    def summary(self) -> dict[str, Any]:
-        """As a record keeps it."""
+    def summary(self, features: str) -> dict[str, Any]:
+        """As a record keeps it; `features` names the extractor that chose."""
         return {
+            "features": features,
             "steps": self.best.config.steps,
             "num_samples": self.best.config.count,
             "sampling_seed": self.best.config.seed,

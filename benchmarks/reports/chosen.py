@@ -1,0 +1,66 @@
+"""The settings that were chosen for each training, and what they were chosen from."""
+
+from typing import Any
+
+from benchmarks.analysis.curves import distance_name
+from benchmarks.results.tables import show
+
+HEADER = [
+    "model",
+    "size",
+    "seed",
+    "tuned at steps",
+    "guidance",
+    "other settings",
+    "{distance} to training images: unguided",
+    "chosen",
+    "recall: unguided",
+    "chosen",
+    "trials",
+]
+
+
+def chosen(records: list[dict[str, Any]], variants: list[str]) -> tuple[list[str], list[list]]:
+    """Header and rows, one for each training and step count that was tuned; empty where none was.
+
+    `variants` say what else tells networks of one model apart.
+    """
+    rows: dict[tuple, list[object]] = {}
+    features = ""
+    for record, variant in zip(records, variants, strict=True):
+        tuning = record.get("tuning")
+        if tuning is None or record["row"]["status"] != "ok":
+            continue
+        features = tuning["features"]
+        network = record.get("fingerprints", {}).get("training")
+        rows[network, tuning["steps"]] = _row(record["row"], variant, tuning)
+    header = [name.format(distance=distance_name(features)) for name in HEADER]
+    return header, [rows[key] for key in rows]
+
+
+def _row(row: dict[str, Any], variant: str, tuning: dict[str, Any]) -> list[object]:
+    trials = tuning["trials"]
+    first, best = trials[0], trials[tuning["chosen"]]
+    changed = [] if best["sampler"] == first["sampler"] else [best["sampler"]]
+    changed += [
+        f"{name} {_value(value)}"
+        for name, value in best["options"].items()
+        if value != first["options"][name]
+    ]
+    return [
+        ", ".join(word for word in (row["model"], variant) if word),
+        row["size"],
+        row["seed"],
+        tuning["steps"],
+        f"{best['guidance']:g}",
+        ", ".join(changed) or "as configured",
+        show(first["fd_generator_train"]),
+        show(best["fd_generator_train"]),
+        show(first["recall_train"]),
+        show(best["recall_train"]),
+        len(trials),
+    ]
+
+
+def _value(value: Any) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
