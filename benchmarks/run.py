@@ -25,7 +25,7 @@ from benchmarks.core.environment import git_state
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
-from benchmarks.core.store import digest, read_json
+from benchmarks.core.store import as_json, digest, read_json
 from benchmarks.images import import_export
 from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
@@ -102,13 +102,12 @@ def train_and_measure(cell: Cell) -> None:
                 compile_file=cell.compile_file,
                 stop_at=cfg.stop_at,
             )
-        with session.stage("tuning"):
-            choices = tune.choose(cell, trained["weights"])
     except (BadInput, OutOfTime):
         raise
     except Exception as error:
         return record_failure(cell, error)
     cell.failure_file.unlink(missing_ok=True)
+    choices = choose_settings(cell, trained)
 
     checkpoints, loaded_fraction = Checkpoints(cell.work, cell.key), 1.0
     asked = measurements(cell, choices)
@@ -124,6 +123,18 @@ def train_and_measure(cell: Cell) -> None:
             measure(cell, missing[i], trained)
         except Exception as error:
             record_failure(cell, error, config, evaluator, chosen=choice is not None)
+
+
+def choose_settings(cell: Cell, trained: dict) -> dict[int, tune.Choice]:
+    """The chosen settings by step count. Where the search fails, what is configured still runs."""
+    try:
+        with session.stage("tuning"):
+            return tune.choose(cell, trained["weights"])
+    except (BadInput, OutOfTime):
+        raise
+    except Exception as error:
+        record_failure(cell, error)
+        return {}
 
 
 def measurements(cell: Cell, choices: dict[int, tune.Choice]) -> list[Measurement]:
@@ -155,7 +166,7 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     with session.stage("scoring"):
         scores = evaluator.score(samples.images.numpy(), labels)
     save_samples(cell, run_id, samples.images.numpy(), labels.numpy(), evaluator, scores)
-    tuning = choice and choice.summary(cell.evaluators[0].extractor.name)
+    tuning = choice.summary() if choice else None
     record_measurement(cell, config, evaluator, trained, samples, cost, scores, tuning)
 
     setting = f"{config.steps} steps, guidance {config.guidance:g}"
@@ -175,6 +186,8 @@ def is_recorded(cell: Cell, asked: Measurement) -> bool:
     if not isinstance(record, dict) or record.get("row", {}).get("status") != "ok":
         return False
     if record.get("evaluator") != evaluator.key:
+        return False
+    if choice and record.get("tuning") != as_json(choice.summary()):  # chosen anew since
         return False
     folder = cell.results / "export" / run_id
     return all(import_export.place(folder, kind).exists() for kind in many(cell.cfg.export))

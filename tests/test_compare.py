@@ -32,7 +32,7 @@ def _record(
     sampling=0,
     dim=None,
     recipe="",
-    tuning=None,
+    tune=None,
     **columns,
 ):
     """Write one measurement, of this generator-only distance.
@@ -50,7 +50,8 @@ def _record(
         "features_dim": dim,
         "training": f"{row['model']}{row['seed']}{settings}{recipe}",
     }
-    config = {"train": settings}
+    config = {"train": settings, "tune": tune}
+    tuning = {"features": "local"} if row.get("settings") == "tuned" else None
     records.write(
         folder, row, fingerprints=prints, sampling_seed=sampling, config=config, tuning=tuning
     )
@@ -148,10 +149,10 @@ def test_what_the_decoder_hides_gets_no_verdict(tmp_path, capsys):
 
 
 def test_chosen_settings_are_matched_with_chosen_ones_whatever_was_chosen(tmp_path, capsys):
-    chosen = {"chosen": 0, "trials": []}
     for folder, scale, apart in (("a", 1.5, 0.0), ("b", 4.0, 3.0)):
         distances = [5.0 + apart, 5.1 + apart, 4.9 + apart]
-        columns = {"guidance": scale, "recipe": folder, "tuning": chosen}
+        columns = {"guidance": scale, "recipe": folder, "settings": "tuned"}
+        columns["tune"] = {"guidance": [1, scale]}
         _trainings(tmp_path / folder, *distances, name="t", **columns)
         # and beside them the same as configured, at the settings that A chose
         _trainings(tmp_path / folder, 7.0, 7.1, 6.9, name="c", guidance=1.5, recipe=folder)
@@ -159,6 +160,17 @@ def test_chosen_settings_are_matched_with_chosen_ones_whatever_was_chosen(tmp_pa
     assert (counts["rows"], counts["worse"], counts["matched"]) == (2, 1, 6)
     assert [line for line in lines if "8 steps, tuned" in line and "worse" in line]
     assert [line for line in lines if "8 steps, guidance 1.5" in line and "worse" not in line]
+    assert "WARNING: not all settings were chosen by the same search (tune)." in lines
+
+
+def test_what_tuning_gives_is_a_comparison_of_two_settings_of_one_network(tmp_path, capsys):
+    _trainings(tmp_path, 9.0, 9.2, 9.4, name="c", guidance=1.0, settings="configured")
+    columns = {"guidance": 2.5, "sampler": "dpmpp", "settings": "tuned"}
+    _trainings(tmp_path, 7.0, 7.2, 7.4, name="t", **columns)
+    given = ("--where-a", "settings=configured", "--where-b", "settings=tuned")
+    lines, counts = compared(capsys, tmp_path, tmp_path, *given)
+    assert (counts["rows"], counts["better"], counts["matched"]) == (1, 1, 3)
+    assert "guidance 1" in lines[2] and "8 steps, tuned" in lines[2]
 
 
 def test_the_more_rows_the_surer_each_verdict_must_be(tmp_path, capsys):

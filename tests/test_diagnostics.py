@@ -236,13 +236,13 @@ def test_label_accuracies_are_compared_over_trainings_with_signs_as_a_reader_exp
 def test_settings_chosen_by_tuning_are_compared_and_the_configured_ones_shown_beside():
     made_up = trained("dit", 10.0, 10.3, 10.6) + trained("ar", 9.0, 9.2, 9.4)
     for one in trained("dit", 6.0, 6.1, 6.2):
-        one["row"] |= {"run_id": one["row"]["run_id"] + "t", "guidance": 2.0}
-        made_up.append(one | {"tuning": {"rule": "made up"}})
+        one["row"] |= {"run_id": one["row"]["run_id"] + "t", "guidance": 2.0, "settings": "tuned"}
+        made_up.append(one)
     panel = panel_of(made_up)
     assert panel.names == ["dit", "dit, tuned", "ar"]
     assert set(panel.leading["curve"]) == {"dit, tuned", "ar"}
     ((first, second, _, verdict, _),) = ties(made_up)
-    assert (first, second) == ("dit, tuned, 8 steps, guidance 2", "ar, 8 steps")
+    assert (first, second) == ("dit, tuned, 8 steps", "ar, 8 steps")
     assert verdict == "worse"
 
 

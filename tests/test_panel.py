@@ -2,12 +2,15 @@
 many on one pair of axes.
 """
 
+import math
+
 import pytest
 from test_diagnostics import panel_of, record
 
 from benchmarks.analysis.panel import MOST_CURVES, facets, panels
-from benchmarks.reports import plots
+from benchmarks.reports import plots, rows
 from benchmarks.results import records
+from benchmarks.results.tables import show
 
 
 def swept(models: list[str], samplers: list[str]) -> list[dict]:
@@ -26,8 +29,8 @@ def swept(models: list[str], samplers: list[str]) -> list[dict]:
 
 def tuned(one: dict, **columns) -> dict:
     """The same measurement with settings that tuning chose."""
-    row = one["row"] | {"run_id": one["row"]["run_id"] + "tuned"} | columns
-    return one | {"row": row, "tuning": {"rule": "made up"}}
+    named = {"run_id": one["row"]["run_id"] + "tuned", "settings": "tuned"}
+    return one | {"row": one["row"] | named | columns}
 
 
 def configured_and_tuned(models: list[str], seeds: int = 1) -> list[dict]:
@@ -68,6 +71,22 @@ def test_chosen_settings_are_one_curve_though_they_differ_at_every_step_count():
     assert panel.curve("dit, tuned").sort_values("steps")["guidance"].tolist() == [5.0, 9.0]
     assert set(panel.leading["curve"]) == {"dit, tuned"}
     assert panel.distance == "generator-only FD[local]"
+
+
+def test_a_mean_over_trainings_that_chose_differently_shows_no_one_s_settings():
+    made_up = []
+    for seed, (guidance, sampler) in enumerate([(1.0, "euler"), (2.5, "dpmpp"), (2.5, "dpmpp")]):
+        for steps in (4, 8):
+            chosen = record("dit", 7.0 + seed, seed=seed, steps=steps)
+            columns = {"sampler": sampler} if steps == 8 else {"sampler": "dpmpp"}
+            made_up.append(tuned(chosen, guidance=guidance if steps == 8 else 2.5, **columns))
+    panel = panel_of(made_up)
+    few, most = (row for _, row in panel.shown.sort_values("steps").iterrows())
+    assert (few["guidance"], few["sampler"]) == (2.5, "dpmpp")
+    assert math.isnan(most["guidance"]) and most["sampler"] == "several"
+    header, table = rows.measured(panel)
+    shown = dict(zip(header, table[1], strict=True))
+    assert (shown["sampler"], show(shown["guidance"])) == ("several", "")
 
 
 def test_several_trainings_are_one_curve_of_means():

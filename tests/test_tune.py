@@ -5,11 +5,13 @@ import math
 
 import pytest
 from benches import TINY, run
-from conftest import composed
+from conftest import composed, tiny
+from omegaconf import OmegaConf
 
-from benchmarks.core.errors import BadInput
+from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.settings import check, config_names
-from benchmarks.stages.sample import SamplingConfig
+from benchmarks.stages import tune
+from benchmarks.stages.sample import SamplingConfig, sample_images
 from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, search
 
 START = SamplingConfig(steps=4, guidance=1.0, count=8, batch=8, seed=SEED, precision="fp32")
@@ -30,7 +32,7 @@ def by(distance, recall=lambda config: 0.5):
 def test_the_best_guidance_inside_the_sweep_is_taken_and_nothing_beyond_it_is_tried():
     score, scored = by(lambda config: abs(config.guidance - 2))
     choice = search(score, START, SCALES, [], 0.9)
-    assert choice.best.config.guidance == 2.0
+    assert choice.best.config.guidance == 2.0 and not choice.at_edge
     assert [config.guidance for config in scored] == SCALES
 
 
@@ -43,8 +45,9 @@ def test_where_the_highest_guidance_is_best_higher_ones_follow_until_one_is_wors
 
 def test_higher_guidance_is_not_tried_without_end():
     score, scored = by(lambda config: -config.guidance)
-    search(score, START, SCALES, [], 0.9)
+    choice = search(score, START, SCALES, [], 0.9)
     assert len(scored) == len(SCALES) + MOST_HIGHER
+    assert choice.at_edge, "and the record says so"
 
 
 def test_without_scales_to_choose_from_guidance_stays():
@@ -78,7 +81,7 @@ def test_changes_are_tried_on_top_of_the_best_and_stay_where_they_are_better():
     best = START._replace(guidance=2.0, sampler="better", precision="best")
     assert choice.best.config == best
     assert scored[-2].options == (("worse", 1),) and scored[-2].sampler == "better"
-    assert choice.summary("local")["chosen"] == len(choice.trials) - 1
+    assert choice.summary()["chosen"] == len(choice.trials) - 1
 
 
 def test_samples_that_are_not_finite_are_never_chosen():
@@ -91,9 +94,16 @@ def test_counts_that_were_not_tuned_take_the_settings_of_the_nearest_by_ratio(st
     assert nearest(steps, [4, 16]) == taken
 
 
-def test_every_model_is_given_as_many_changes():
-    listed = {name: composed(f"model={name}").model.tune for name in config_names("model")}
-    assert {len(changes) for changes in listed.values()} == {4}
+@pytest.mark.parametrize("name", config_names("model"))
+def test_every_model_is_given_four_changes_and_each_changes_something(name):
+    model = tiny({"ar_any": "any", "ar_block": "ar"}.get(name, name))
+    own = model.sampling_key()
+    listed = OmegaConf.to_container(composed(f"model={name}").model, resolve=True)["tune"]
+    keys = []
+    for settings in listed:
+        model.set_sampler(settings.pop("sampler", None), **settings)
+        keys.append(str(model.sampling_key()))
+    assert len(set(keys)) == 4 and str(own) not in keys
 
 
 @pytest.mark.parametrize(
@@ -112,16 +122,44 @@ def test_settings_that_cannot_be_tuned_are_refused(overrides, reason):
         check(composed(*overrides))
 
 
+@pytest.mark.parametrize("asked", ["tune.guidance=2", "tune.steps=2.5", "tune.guidance=[1,x]"])
+def test_what_is_no_list_of_numbers_is_refused_too(asked):
+    with pytest.raises(BadInput, match=asked.split("=")[0]):
+        check(composed("tune=default", asked))
+
+
+# --- whole benches
+
+TUNED = ["tune=default", "tune.guidance=[1,2]", "tune.num_samples=16", "train.budget=2"]
+
+
+def bench(folder, name, *asked):
+    """A bench of the smallest size whose settings are chosen."""
+    return run(folder, *TINY, f"name={name}", *TUNED, *asked)
+
+
 def rows(folder, name):
-    """The records of a bench, by whether their settings were chosen."""
+    """The records of a bench, those of tuned settings first, and those as configured."""
     read = [json.loads(path.read_text()) for path in folder.glob(f"results/{name}/records/*.json")]
+    assert all((r["row"]["settings"] == "tuned") == bool(r["tuning"]) for r in read)
     return [r for r in read if r["tuning"]], [r for r in read if not r["tuning"]]
 
 
-def test_a_bench_reports_chosen_settings_on_samples_that_they_were_not_chosen_by(tmp_path):
-    asked = [*TINY, "name=tuned", "model=dit", "train.budget=2", "steps=[1,2]"]
-    asked += ["tune=default", "tune.guidance=[1,2]", "tune.num_samples=16", "tune.steps=[2]"]
-    ended = run(tmp_path, *asked)
+@pytest.fixture
+def counted(monkeypatch):
+    """The sampling configs that trials were sampled with."""
+    sampled = []
+
+    def counting(*args):
+        sampled.append(args[3])
+        return sample_images(*args)
+
+    monkeypatch.setattr(tune, "sample_images", counting)
+    return sampled
+
+
+def test_a_bench_reports_chosen_settings_on_samples_that_they_were_not_chosen_by(tmp_path, counted):
+    ended = bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
     assert ended.code == 0, ended.err
     chosen, configured = rows(tmp_path, "tuned")
     assert sorted(r["row"]["steps"] for r in chosen) == [1, 2]
@@ -133,24 +171,101 @@ def test_a_bench_reports_chosen_settings_on_samples_that_they_were_not_chosen_by
         assert record["row"]["guidance"] == best["guidance"]
         assert record["row"]["sampler"].startswith(best["sampler"])
         assert record["sampling_seed"] != SEED
+    assert {config.seed for config in counted} == {SEED}
     report = (tmp_path / "results" / "tuned" / "summary.md").read_text()
     assert "dit, tuned" in report
     assert "## Chosen settings" in report and "FD[local] to training images" in report
 
-    # nothing is tried or measured twice; a trial that is lost is made again, the others are not
-    assert "4 of 4 measurements are there\n" in run(tmp_path, *asked).out
+    # nothing is tried or measured twice; of the trials only one that is lost is made again
+    made = len(counted)
+    again = bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
+    assert "4 of 4 measurements are there\n" in again.out and len(counted) == made
     [file] = tmp_path.glob("cache/cells/*/trials.json")
     trials = json.loads(file.read_text())
     lost = list(trials)[-1]
     file.write_text(json.dumps({key: value for key, value in trials.items() if key != lost}))
-    again = run(tmp_path, *asked, "guidance=[]")
+    again = bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
     assert "and settings to choose" in again.out
-    assert json.loads(file.read_text()) == trials
+    assert len(counted) == made + 1 and json.loads(file.read_text()) == trials
+
+    # trials of other weights say nothing of these
+    file.write_text(json.dumps(trials | {"weights": "other", lost: None}))
+    bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
+    assert len(counted) == 2 * made + 1
 
 
-def test_a_change_that_the_model_does_not_have_is_one_line(tmp_path):
-    asked = [*TINY, "name=bad", "model=dit", "train.budget=2", "steps=[2]"]
-    tuned = ["tune=default", "tune.num_samples=16", "+model.tune.0.colour=red"]
-    ended = run(tmp_path, *asked, *tuned)
+def test_another_choice_takes_the_place_of_the_one_before(tmp_path):
+    for scales in ("[1,2]", "[1,3]", "[1]"):
+        ended = bench(tmp_path, "again", "model=dit", "steps=[2]", f"tune.guidance={scales}")
+        assert ended.code == 0, ended.err
+        chosen, configured = rows(tmp_path, "again")
+        assert len(chosen) == len(configured) == 1
+        tried = {trial["guidance"] for trial in chosen[0]["tuning"]["trials"]}
+        assert float(scales[-2]) in tried
+
+
+def test_a_sweep_of_samplers_has_one_choice_which_starts_from_the_model_s_own(tmp_path):
+    asked = ["model=dit", "steps=[2]", "sampler=euler,heun"]
+    ended = bench(tmp_path, "swept", "-m", *asked)
+    assert ended.code == 0, ended.err
+    chosen, configured = rows(tmp_path, "swept")
+    assert len(chosen) == 1 and len(configured) == 2
+    assert chosen[0]["tuning"]["trials"][0]["sampler"] == "euler"
+
+
+def test_the_most_steps_are_always_tuned(tmp_path):
+    bench(tmp_path, "most", "model=dit", "steps=[1,2,4]", "tune.steps=[1]", "guidance=[]")
+    chosen, configured = rows(tmp_path, "most")
+    by = {r["row"]["steps"]: r["tuning"]["steps"] for r in chosen}
+    assert by == {1: 1, 2: 4, 4: 4} and not configured
+
+
+@pytest.mark.parametrize("objective", ["v", "eps", "x0"])
+def test_every_objective_can_be_tuned_and_says_what_it_lacks(objective, tmp_path):
+    asked = ["model=dit", "steps=[2]", f"model.objective={objective}", "guidance=[]"]
+    ended = bench(tmp_path, objective, *asked)
+    assert ended.code == 0, ended.err
+    assert f"dit with objective {objective} has no shift: left out of tuning" in ended.out
+
+
+def test_a_value_out_of_range_is_one_line_before_anything_is_trained(tmp_path):
+    asked = ["model=dit", "steps=[2]", "+model.tune.0.guidance_interval=[2,3]"]
+    ended = bench(tmp_path, "bad", *asked)
     assert ended.code == 1
-    assert "colour" in ended.err and len(ended.err.strip().splitlines()) == 1
+    assert "guidance_interval" in ended.err and len(ended.err.strip().splitlines()) == 1
+
+
+def test_a_search_that_fails_takes_no_configured_measurement_with_it(tmp_path, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("no memory for two halves")
+
+    monkeypatch.setattr(tune, "sample_images", failing)
+    ended = bench(tmp_path, "fails", "model=dit", "steps=[2]")
+    assert ended.code == 1 and "no memory for two halves" in ended.err
+    folder = tmp_path / "results" / "fails" / "records"
+    read = [json.loads(path.read_text())["row"] for path in folder.glob("*.json")]
+    statuses = sorted((row["status"], row["sampler"]) for row in read)
+    assert statuses == [("failed", "euler"), ("ok", "euler")]
+
+
+def test_samples_that_diverge_in_a_trial_are_not_chosen(tmp_path, monkeypatch):
+    def diverging(*args):
+        if args[3].guidance > 1:
+            raise Diverged("not finite")
+        return sample_images(*args)
+
+    monkeypatch.setattr(tune, "sample_images", diverging)
+    ended = bench(tmp_path, "wild", "model=dit", "steps=[2]", "guidance=[]")
+    assert ended.code == 0, ended.err
+    [chosen], _ = rows(tmp_path, "wild")
+    assert chosen["row"]["guidance"] == 1
+    assert chosen["tuning"]["trials"][1]["fd_generator_train"] is None
+
+
+def test_time_that_is_up_between_trials_keeps_those_made(tmp_path, monkeypatch, counted):
+    monkeypatch.setattr(tune, "out_of_time", lambda cfg: len(counted) == 2)
+    ended = bench(tmp_path, "late", "model=dit", "steps=[2]", "guidance=[]")
+    assert ended.code == 75 and "its settings are still to be chosen" in ended.out
+    monkeypatch.setattr(tune, "out_of_time", lambda cfg: False)
+    ended = bench(tmp_path, "late", "model=dit", "steps=[2]", "guidance=[]")
+    assert ended.code == 0 and len(set(counted)) == len(counted)

@@ -11,6 +11,7 @@ from benchmarks.results.columns import ERRORS
 # what is trained; another seed is the same again
 RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]
 CHOSEN = "tuned"  # the `pick` of rows whose settings were chosen
+SEVERAL = "several"  # samplers, behind a mean
 MEASURES = (
     "distance",
     *ERRORS,
@@ -73,6 +74,11 @@ def over_trainings(rows: pd.DataFrame) -> pd.DataFrame:
         count = same["training"].nunique()
         measures = [name for name in MEASURES if name in same]
         row = {**same.iloc[0], **same[measures].mean(), "trainings": count}
+        # trainings may have chosen differently: no one's settings stand for all
+        if "guidance" in same and same["guidance"].nunique() > 1:
+            row["guidance"] = math.nan
+        if "sampler" in same and same["sampler"].nunique() > 1:
+            row["sampler"] = SEVERAL
         for name, error in WITH_ERRORS.items():
             if count > 1 and name in same and error in same:
                 variance = max((same[error] ** 2).mean(), same[name].var())

@@ -160,19 +160,23 @@ def accuracy_pairs(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], str
 
 def _setting(row: pd.Series) -> str:
     steps = f"{row['steps']:.0f} steps"
-    return steps if row["guidance"] == 1 else f"{steps}, guidance {row['guidance']:g}"
+    if row["guidance"] == 1 or row["chosen"]:  # trainings may have chosen differently
+        return steps
+    return f"{steps}, guidance {row['guidance']:g}"
 
 
 def disagreement(panels: list[Panel]) -> list[str]:
     """How far the judges of one setting (panels that differ in features alone) agree on the order
-    of the curves at their most steps: Spearman's rank correlation, and the pairs they turn round.
+    of the leading curves at their most steps: Spearman's rank correlation, and the pairs they turn
+    round.
     """
     lines = []
     for first, second in combinations(panels, 2):
         if first.features == second.features:  # one judge of other images
             continue
         marks = [
-            at_most_steps(panel.shown).set_index("curve")["distance"] for panel in (first, second)
+            at_most_steps(panel.leading).groupby("curve", sort=False)["distance"].mean()
+            for panel in (first, second)
         ]
         both = pd.concat(marks, axis=1, keys=["first", "second"]).dropna()
         if len(both) < 2:

@@ -29,6 +29,7 @@ SAME = (
     "num_classes",
     "image_size",
     "objective",
+    "settings",
     "sampler",
     "steps",
     "guidance",
@@ -37,17 +38,17 @@ SAME = (
     "reference_images",
     "features",
 )
-# what was chosen by tuning need not be equal: the way it was chosen is
-CHOSEN = frozenset({"sampler", "guidance"})
+CHOSEN = frozenset({"sampler", "guidance"})  # of tuned settings these need not be equal
 # what another model may not have: not asked to be equal where nothing else matches
 BY_MODEL = frozenset({"objective", "sampler"})
 
 
 def identity(record: Record, free: frozenset[str] = frozenset()) -> tuple:
     """What must be equal for two records to match, the columns in `free` aside."""
-    chosen = record.get("tuning") is not None
-    left_out = free | CHOSEN if chosen else free
-    return (chosen, *(record["row"].get(name) for name in SAME if name not in left_out))
+    row = record["row"]
+    tuned = row.get("settings") == "tuned" or "settings" in free
+    left_out = free | CHOSEN if tuned else free
+    return tuple(row.get(name) for name in SAME if name not in left_out)
 
 
 def matched(first: dict[tuple, Record], second: dict[tuple, Record]) -> tuple[list[Pair], int, int]:
@@ -79,7 +80,8 @@ def by_identity(
         key = (*identity(record, free), sampling_seed, variant, budgets[i] if budgets else False)
         if key in by_key and free:
             other = by_key[key]["row"]
-            name = next((n for n in sorted(free) if other.get(n) != row.get(n)), "run_id")
+            may_differ = sorted(free | CHOSEN)
+            name = next((n for n in may_differ if other.get(n) != row.get(n)), "run_id")
             # as a shell takes it: samplers' names hold spaces
             choice = shlex.quote(f"{name}={row.get(name)}")
             raise BadInput(

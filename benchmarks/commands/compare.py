@@ -1,7 +1,8 @@
 """Compare two results folders, or two settings of one: rows that measured the same are matched.
 
     python -m benchmarks compare results/a results/b
-    python -m benchmarks compare results/tradeoff --where-a guidance=1 --where-b guidance=4
+    python -m benchmarks compare results/cpu --where-a settings=configured --where-b settings=tuned
+    python -m benchmarks compare results/mine --where-a guidance=1 --where-b guidance=4
 
 With two folders whatever is equal is matched. --where-a and --where-b keep records by any column of
 results.csv or setting of a model or training, such as model.lr=0.001; what they name with two
@@ -44,6 +45,7 @@ from benchmarks.analysis.matching import (
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten
+from benchmarks.core.store import digest
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES, leading
 from benchmarks.results.tables import markdown
@@ -224,7 +226,7 @@ def _network(row: dict[str, Any], group: list[Pair]) -> str:
 def _setting(record: Record, variant: str, budgets: bool, samplings: int) -> str:
     row = record["row"]
     words = [f"{row['steps']} steps, guidance {row['guidance']:g}", row["sampler"]]
-    if record.get("tuning") is not None:
+    if row.get("settings") == records.TUNED:
         words = [f"{row['steps']} steps, tuned"]  # trainings may have chosen differently
     if row.get("train_fraction") not in (None, 1):
         words.append(f"at {row['train_fraction']:g} of the training")
@@ -270,6 +272,9 @@ def _remarks(pairs: list[Pair], verdicts: Counter) -> list[str]:
             "Not comparable: the reference images or the features are not the same, or not "
             "recorded."
         )
+    searches = {digest(_search(record)) for pair in pairs for record in pair} - {digest(None)}
+    if len(searches) > 1:
+        remarks.append("WARNING: not all settings were chosen by the same search (tune).")
     few = {record["row"]["run_id"] for pair in pairs for record in pair if _few(record)}
     if few:
         remarks.append(
@@ -277,6 +282,14 @@ def _remarks(pairs: list[Pair], verdicts: Counter) -> list[str]:
             "d features)."
         )
     return remarks
+
+
+def _search(record: Record) -> list[Any] | None:
+    """How the settings of a tuned record were looked for; None where they are as configured."""
+    if record["row"].get("settings") != records.TUNED:
+        return None
+    config = record.get("config", {})
+    return [config.get("tune"), record["tuning"].get("features")]
 
 
 def _few(record: Record) -> bool:

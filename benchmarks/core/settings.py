@@ -88,6 +88,10 @@ def all_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return passes
 
 
+def _ascends_from_1(values: list[float]) -> bool:
+    return values[0] == 1 and values == sorted(set(values))
+
+
 # key, the test of its value, what the value must be
 RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("seed", lambda v: is_whole(v, 0), "a whole number from 0 up"),
@@ -132,7 +136,7 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     (
         "tune.guidance",
-        lambda v: not v or (all(map(is_number, v)) and v[0] == 1 and list(v) == sorted(set(v))),
+        lambda v: not v or (all(map(is_number, many(v))) and _ascends_from_1(many(v))),
         "numbers that ascend from 1, such as tune.guidance=[1,2,4]; [] tunes nothing",
     ),
     (

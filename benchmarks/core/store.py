@@ -85,6 +85,11 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def as_json(value: Any) -> Any:
+    """The value as it would be read back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
 def read_json(path: str | Path) -> Any | None:
     """The parsed file, or None where it is missing or cut short."""
     try:

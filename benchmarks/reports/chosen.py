@@ -31,7 +31,7 @@ def chosen(records: list[dict[str, Any]], variants: list[str]) -> tuple[list[str
         tuning = record.get("tuning")
         if tuning is None or record["row"]["status"] != "ok":
             continue
-        features = tuning["features"]
+        features = tuning.get("features", "")
         network = record.get("fingerprints", {}).get("training")
         rows[network, tuning["steps"]] = _row(record["row"], variant, tuning)
     header = [name.format(distance=distance_name(features)) for name in HEADER]
@@ -52,7 +52,7 @@ def _row(row: dict[str, Any], variant: str, tuning: dict[str, Any]) -> list[obje
         row["size"],
         row["seed"],
         tuning["steps"],
-        f"{best['guidance']:g}",
+        f"{best['guidance']:g}" + (", the highest tried" if tuning.get("at_edge") else ""),
         ", ".join(changed) or "as configured",
         show(first["fd_generator_train"]),
         show(best["fd_generator_train"]),

@@ -68,7 +68,7 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
     quality with its error.
     """
     columns = [name for name in wanted if panel.shown[name].notna().any()]
-    if (panel.shown.groupby("model")["sampler"].nunique() > 1).any():
+    if (panel.by_training.groupby("model")["sampler"].nunique() > 1).any():
         columns.insert(columns.index("guidance"), "sampler")
     header = ["model", *(heading(name, panel.features) for name in columns)]
     if too_few(panel.first):

@@ -20,7 +20,7 @@ COLUMNS = [
     Column("status", 0, "", "ok, diverged or failed"),
     Column("family", 0, "", "kind of model: unet, dit or ar"),
     Column("model", 0, "", "file of conf/model"),
-    Column("size", 0, "", "how wide and deep the network is: xs, s, b, l or xl"),
+    Column("size", 0, "", "how wide and deep the network is: xs, xs16, s, b, l or xl"),
     Column("params_m", 0, "M", "trainable parameters of the generator"),
     Column(
         "seed",
@@ -45,6 +45,12 @@ COLUMNS = [
         1,
         "",
         "training FLOP/s over those of a bf16 matrix product in the same run",
+    ),
+    Column(
+        "settings",
+        0,
+        "",
+        "of sampling: configured, or tuned, which is chosen on samples that are not reported",
     ),
     Column(
         "sampler",

@@ -14,6 +14,7 @@ from benchmarks.results import archive
 from benchmarks.results.columns import ERRORS, NAMES, leading
 
 Record = dict[str, Any]
+TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
 NOT_OF_THE_TRAINING = ("checkpoint_seconds", "snapshots", "minutes", "images", "compile")
@@ -148,7 +149,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         distance_std=[
             record["row"].get(ERRORS[name]) for record, name in zip(records, leads, strict=True)
         ],
-        chosen=[record.get("tuning") is not None for record in records],
+        chosen=[record["row"].get("settings") == TUNED for record in records],
         diagnostics=[record.get("diagnostics", {}) for record in records],
         sampling_seed=[record.get("sampling_seed") for record in records],
         training=[p.get("training") for p in prints],

@@ -73,10 +73,15 @@ class Cell:
         return self.results / "records" / f"{self.key[:12]}.json"
 
     def run_id(self, config: SamplingConfig, evaluator: Evaluator, *, chosen: bool = False) -> str:
-        """Twelve hex digits that name a measurement: of settings as configured, or chosen."""
-        how = ["chosen"] if chosen else []
+        """Twelve hex digits that name a measurement.
+
+        A chosen setting goes by what it was chosen for: another choice takes its place.
+        """
+        named: tuple = config
+        if chosen:
+            named = ("chosen", *config._replace(guidance=1.0, sampler=None, options=()))
         extractor = evaluator.extractor.key
-        return digest(self.key, extractor, self.dataset.key, config, *how)[:12]
+        return digest(self.key, extractor, self.dataset.key, named)[:12]
 
     def set_sampler(self, config: SamplingConfig) -> None:
         """Set both models to sample as a sampling config says."""

@@ -38,6 +38,7 @@ def record_measurement(
     row = identity(cell) | sampling_columns(cell, config, evaluator)
     row |= {
         "run_id": cell.run_id(config, evaluator, chosen=tuning is not None),
+        "settings": records.TUNED if tuning else "configured",
         "status": "ok",
         "nfe": cell.model.nfe(config.steps, config.guidance),
         "seconds_per_image": samples.seconds_per_image,
@@ -79,6 +80,7 @@ def record_failure(
     row |= {"run_id": cell.failure_file.stem, "status": status, "started_at": now()}
     if config and evaluator:
         row |= sampling_columns(cell, config, evaluator)
+        row["settings"] = records.TUNED if chosen else "configured"
         row["run_id"] = cell.run_id(config, evaluator, chosen=chosen)
     text, metadata = traceback.format_exc(), record_metadata(cell, evaluator)
     records.write(cell.results, row, reason=reason, traceback=text, **metadata)
@@ -90,6 +92,7 @@ def record_failure(
 def identity(cell: Cell) -> dict[str, Any]:
     """The columns that say which cell a row belongs to."""
     cfg, model = cell.cfg, cell.model
+    cell.set_sampler(cell.unguided[0])
     return {
         "family": cfg.model.family,
         "model": cfg.model.name,

@@ -1,10 +1,13 @@
 """Choose how a trained model is sampled: guidance first, then its other settings.
 
-Every model has the same search. Each scale of `tune.guidance` is tried; where the highest is the
-best, higher ones follow. Then each change that `conf/model` lists under `tune` is tried on top of
-the best so far, and stays where it is better. The best is what is closest to training images passed
-through the autoencoder (`fd_generator_train` of the first feature extractor), among what keeps
-enough of the unguided samples' recall, so that diversity is not given up for it.
+Every model has the same search, which starts from the model's own defaults. Each scale of
+`tune.guidance` is tried; where the highest is the best, higher ones follow. Then each change that
+`conf/model` lists under `tune` is tried on top of the best so far, and stays where it is better.
+Only guidance is looked for beyond what is listed.
+
+The best is what is closest to training images passed through the autoencoder (`fd_generator_train`
+of the first feature extractor), among what keeps enough of the unguided samples' recall, so that
+diversity is not given up for it.
 
 Trials are sampled from a seed of their own. What is reported of the chosen settings is measured on
 other samples, against other images, so a lucky trial gains nothing.
@@ -18,7 +21,8 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput, Diverged, OutOfTime
-from benchmarks.core.settings import out_of_time
+from benchmarks.core.session import session
+from benchmarks.core.settings import many, out_of_time
 from benchmarks.core.store import digest, read_json, write_json
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.model import sampler_settings
@@ -42,16 +46,24 @@ class Choice(NamedTuple):
 
     best: Trial
     trials: list[Trial]
+    features: str = ""  # whose distance chose
 
-    def summary(self, features: str) -> dict[str, Any]:
-        """As a record keeps it; `features` names the extractor that chose."""
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best guidance is the highest that was tried, so that more may be better."""
+        scales = [trial.config.guidance for trial in self.trials]
+        return len(set(scales)) > 1 and self.best.config.guidance == max(scales)
+
+    def summary(self) -> dict[str, Any]:
+        """As a record keeps it."""
         return {
-            "features": features,
+            "features": self.features,
             "steps": self.best.config.steps,
             "num_samples": self.best.config.count,
             "sampling_seed": self.best.config.seed,
             "trials": [_described(trial) for trial in self.trials],
             "chosen": self.trials.index(self.best),
+            "at_edge": self.at_edge,
         }
 
 
@@ -104,7 +116,8 @@ def choose(cell: Cell, weights: str) -> dict[int, Choice]:
 
     choices = _choices(cell, score)
     for steps, choice in choices.items():
-        print(f"  chosen at {steps} steps: {_label(cell, choice.best.config)}", flush=True)
+        edge = " (the highest tried)" if choice.at_edge else ""
+        print(f"  chosen at {steps} steps: {_label(cell, choice.best.config)}{edge}", flush=True)
     return choices
 
 
@@ -163,30 +176,56 @@ def _choices(cell: Cell, score: Score) -> dict[int, Choice]:
     tune = cell.cfg.tune
     changes = [_change(cell, settings) for settings in _listed(cell)]
     choices = {}
+    scales = [float(scale) for scale in many(tune.guidance)]
     for steps in _tuned_steps(cell):
         start = next(config for config in cell.unguided if config.steps == steps)
-        start = start._replace(seed=SEED, count=tune.num_samples)
-        choices[steps] = search(score, start, list(tune.guidance), changes, tune.recall)
+        start = start._replace(seed=SEED, count=tune.num_samples, **_defaults(cell))
+        choice = search(score, start, scales, changes, tune.recall)
+        choices[steps] = choice._replace(features=cell.evaluators[0].extractor.name)
     return choices
 
 
+def _defaults(cell: Cell) -> dict[str, Any]:
+    """The model's own sampler and options, whatever is configured."""
+    cell.model.set_sampler()
+    return sampler_settings(cell.model)
+
+
 def _tuned_steps(cell: Cell) -> list[int]:
-    """The measured step counts that `tune.steps` names; where it names none of them, the most."""
+    """The measured step counts that `tune.steps` names, and always the most, where models are
+    compared.
+    """
     measured = sorted({config.steps for config in cell.unguided})
-    asked = measured if cell.cfg.tune.steps is None else list(cell.cfg.tune.steps)
-    return [steps for steps in measured if steps in asked] or measured[-1:]
+    asked = measured if cell.cfg.tune.steps is None else many(cell.cfg.tune.steps)
+    return [steps for steps in measured if steps in (*asked, measured[-1])]
 
 
 def _listed(cell: Cell) -> list[dict[str, Any]]:
-    """The changes that the model's configuration lists, each a sampler or options of it."""
-    listed = OmegaConf.select(cell.cfg, "model.tune") or []
-    return OmegaConf.to_container(listed, resolve=True) if listed else []
+    """The changes that the model's configuration lists, each a sampler or options of it.
+
+    What this model does not have with its objective is named and left out.
+    """
+    listed: Any = OmegaConf.to_container(cell.cfg.model, resolve=True).get("tune") or []
+    if not listed:
+        session.print_once(f"{cell.cfg.model.name}: no changes to tune, guidance only")
+    own = cell.model.sampler_defaults
+    changes = []
+    for settings in listed:
+        foreign = [name for name in settings if name != "sampler" and name not in own]
+        if settings.get("sampler", cell.model.sampler) not in cell.model.samplers:
+            foreign.append(f"sampler={settings['sampler']}")
+        if foreign:
+            name = f"{cell.cfg.model.name} with objective {cell.model.objective}"
+            session.print_once(f"{name} has no {', '.join(foreign)}: left out of tuning")
+        else:
+            changes.append(settings)
+    return changes
 
 
 def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], SamplingConfig]:
     """A function that makes a change to a sampling config, keeping its other settings.
 
-    Raises BadInput for one that the model does not have.
+    Raises BadInput for a value out of range.
     """
     options = {name: value for name, value in settings.items() if name != "sampler"}
 
@@ -211,7 +250,9 @@ def _tried(cell: Cell, config: SamplingConfig) -> dict[str, Any]:
         return {"distance": None, "recall": 0.0}
     evaluator = cell.evaluators[0]
     scores = evaluator.selection(evaluator.features(samples.images.numpy()))
-    return {"distance": scores["fd_generator_train"], "recall": scores.get("recall_train")}
+    distance = scores["fd_generator_train"]
+    finite = distance if math.isfinite(distance) else None
+    return {"distance": finite, "recall": scores.get("recall_train")}
 
 
 def _trial(config: SamplingConfig, result: dict[str, Any]) -> Trial:
