@@ -11,6 +11,7 @@ import torch
 from benchmarks.stages.floors import PROBE_IMAGES, measure_floors
 from benchmarks.stages.score import Evaluator, Scores
 from metrics.frechet import frechet_distance
+from metrics.prdc import prdc
 from metrics.probe import fit_probe
 
 REFERENCE, TRAIN, DIM, CLASSES = 5000, 10_000, 256, 9
@@ -122,3 +123,19 @@ def test_all_scores_of_five_thousand_samples_take_less_than_half_a_minute():
     assert {"fd_generator_train", "recall_train"} == scored.selection.keys()
     assert len(scored.diagnostics["fd_per_class"]) == CLASSES
     assert seconds < 30
+
+
+def test_settings_are_chosen_against_training_images_through_the_autoencoder():
+    """And against no image that anything is reported of."""
+    sets = {name: one[:200, :8] for name, one in features_of_a_data_set().items()}
+    samples = gaussian(200, DIM, 9, 0.1)[:, :8]
+    evaluator = Evaluator(
+        extractor=SimpleNamespace(name="made-up", key="made-up", net=torch.nn.Identity()),
+        device=torch.device("cpu"),
+        **{name: sets[name] for name in ("reference", "reference_through", "train_through")},
+    )
+    chosen_by = evaluator.selection(samples)
+    distance = frechet_distance(sets["train_through"], samples)
+    assert chosen_by["fd_generator_train"] == pytest.approx(distance)
+    assert chosen_by["recall_train"] == prdc(sets["train_through"], samples).recall
+    assert distance != pytest.approx(frechet_distance(sets["reference_through"], samples))
