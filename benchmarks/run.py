@@ -82,10 +82,7 @@ def run_cell(cfg: DictConfig) -> None:
 
 
 def train_and_measure(cell: Cell) -> None:
-    """Train, or load what is trained, choose its settings, then make each missing measurement.
-
-    One that fails takes no other with it.
-    """
+    """Train, or load what is trained, choose its settings, then make each missing measurement."""
     cfg = cell.cfg
     try:
         with session.stage("training"):
@@ -107,8 +104,15 @@ def train_and_measure(cell: Cell) -> None:
     except Exception as error:
         return record_failure(cell, error)
     cell.failure_file.unlink(missing_ok=True)
-    choices = choose_settings(cell, trained)
+    measure_missing(cell, trained, choose_settings(cell, trained))
 
+
+def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) -> None:
+    """Each measurement of a trained cell that is not there. One that fails takes no other with it.
+
+    Raises OutOfTime.
+    """
+    cfg = cell.cfg
     checkpoints, loaded_fraction = Checkpoints(cell.work, cell.key), 1.0
     asked = measurements(cell, choices)
     missing = [one for one in asked if not is_recorded(cell, one)]

@@ -129,26 +129,9 @@ def load_latent_space(
         autoencoder, key = _train(cfg.images, cfg.get("seed"), dataset, cache, device)
     else:
         autoencoder, key = load_autoencoder(cfg)
-    file, size = cfg.get("codebook"), cfg.get("codebook_size")
+    codebook, codebook_key, source = _codebook(cfg, autoencoder, key, dataset, cache, device)
     # one name for each autoencoder: reports group by it
     name = f"{cfg.name}-{key[:6]}" if cfg.get("weights") else str(cfg.name)
-    if file:
-        # the other kinds have a default size, which nobody has asked for
-        if size is not None and cfg.kind == "shipped":
-            raise BadInput(
-                "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: "
-                "set one of them"
-            )
-        path = Path(file).expanduser()
-        codebook, codebook_key = _load_matching(path, autoencoder, key)
-        source = codebook_key[:6]
-    elif size is None and cfg.kind == "shipped" and not cfg.get("weights"):
-        path, source = SHIPPED_FOLDER / "codebook.safetensors", "shipped"
-        codebook, codebook_key = _load_matching(path, autoencoder, key)
-    else:
-        size = DEFAULT_SIZE if size is None else _checked("codebook_size", size, SMALLEST, LARGEST)
-        codebook, codebook_key = _fit(autoencoder.to(device), key, size, dataset, cache, device)
-        source = "fitted"
     return LatentSpace(
         autoencoder,
         codebook,
@@ -157,6 +140,36 @@ def load_latent_space(
         key=digest(key, codebook_key),
         autoencoder_key=digest(key),
     )
+
+
+def _codebook(
+    cfg: Any,
+    autoencoder: nn.Module,
+    key: str,
+    dataset: Dataset,
+    cache: Path,
+    device: torch.device,
+) -> tuple[Codebook, str, str]:
+    """The codebook for the latents of an autoencoder whose sha256 is `key`; the codebook's sha256,
+    and where it comes from.
+    """
+    file, size = cfg.get("codebook"), cfg.get("codebook_size")
+    if file:
+        # the other kinds have a default size, which nobody has asked for
+        if size is not None and cfg.kind == "shipped":
+            raise BadInput(
+                "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: "
+                "set one of them"
+            )
+        codebook, codebook_key = _load_matching(Path(file).expanduser(), autoencoder, key)
+        return codebook, codebook_key, codebook_key[:6]
+    if size is None and cfg.kind == "shipped" and not cfg.get("weights"):
+        path = SHIPPED_FOLDER / "codebook.safetensors"
+        codebook, codebook_key = _load_matching(path, autoencoder, key)
+        return codebook, codebook_key, "shipped"
+    size = DEFAULT_SIZE if size is None else _checked("codebook_size", size, SMALLEST, LARGEST)
+    codebook, codebook_key = _fit(autoencoder.to(device), key, size, dataset, cache, device)
+    return codebook, codebook_key, "fitted"
 
 
 def _load_matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebook, str]:

@@ -78,6 +78,16 @@ def cropped(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
+def training_target(images: Tensor, step: int, rng: torch.Generator) -> Tensor:
+    """What a batch of uint8 images (B, 3, H, W) is to be rebuilt as at a step: a random window, in
+    every sixth step at half its size; floats, channels last.
+    """
+    x = cropped(images, CROP, rng)
+    if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
+        x = shrunk(x, x.shape[-1] // 2)  # a data set may be of 32 px
+    return to_float(x).contiguous(memory_format=torch.channels_last)
+
+
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     """Mean over images of log MSE, which is minus PSNR up to a factor.
 
@@ -156,10 +166,7 @@ def train_autoencoder(
     steps, started = max(1, count // BATCH), time.perf_counter()
     no_labels = np.zeros(len(images), np.int64)
     for step, x, _ in batches(images, no_labels, steps, BATCH, rng, device):
-        x = cropped(x, CROP, rng)
-        if step % HALVED == HALVED - 1 and x.shape[-1] >= CROP:
-            x = shrunk(x, x.shape[-1] // 2)  # a data set may be of 32 px
-        target = to_float(x).contiguous(memory_format=torch.channels_last)
+        target = training_target(x, step, rng)
         with torch.autocast(device, torch.bfloat16):
             z = model.encoder(target)
             out = model.decoder(noised(z, rng))

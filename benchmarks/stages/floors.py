@@ -63,10 +63,7 @@ def prepare_evaluator(
     """
     file_key = digest("evaluator", versions.SCORING, extractor.key, dataset.key, key, split)
     path = Path(cache) / "evaluators" / f"{file_key}.safetensors"
-    tensors, _ = read_tensors(path, file_key) or ({}, {})
-    if not tensors:
-        tensors = _measure(extractor, dataset, through, device, split)
-        write_tensors(path, file_key, tensors)
+    tensors = _load_or_measure(path, file_key, extractor, dataset, through, device, split)
     constants = {name: value.item() for name, value in tensors.items() if value.ndim == 0}
     diagnostics = {name: constants.pop(name) for name in DIAGNOSTIC if name in constants}
     return Evaluator(
@@ -129,6 +126,23 @@ def mean_colours(split: Split) -> np.ndarray:
     colours = split[:].mean(axis=(2, 3), keepdims=True).round().astype(np.uint8)
     height, width = split.pixels.shape[2:]
     return torch.from_numpy(colours).expand(-1, -1, height, width).numpy()
+
+
+def _load_or_measure(
+    path: Path,
+    key: str,
+    extractor: FeatureExtractor,
+    dataset: Dataset,
+    through: Through | None,
+    device: torch.device,
+    probe_split: str,
+) -> dict[str, Tensor]:
+    """What `_measure` gives, from the file where it is there under this key, else kept there."""
+    tensors, _ = read_tensors(path, key) or ({}, {})
+    if not tensors:
+        tensors = _measure(extractor, dataset, through, device, probe_split)
+        write_tensors(path, key, tensors)
+    return tensors
 
 
 def _measure(

@@ -48,21 +48,26 @@ def record_measurement(
     }
     row |= {f"train_{name}": trained[name] for name in TRAINED}
     row |= evaluator.row_constants | scores.row | cost | samples.made
-    classes, diagnostics = cell.dataset.classes, dict(scores.diagnostics)
-    for name in ("kid_per_class", "fd_per_class"):
-        diagnostics[name] = {classes[k]: value for k, value in diagnostics[name].items()}
     records.write(
         cell.results,
         row,
         selection=scores.selection,
         tuning=tuning,
-        diagnostics=diagnostics,
+        diagnostics=named_diagnostics(scores, cell.dataset.classes),
         train_log=trained["log"],
         trained_by=trained["trained_by"],
         compile=trained.get("compile"),
         sampling_seed=config.seed,
         **record_metadata(cell, evaluator),
     )
+
+
+def named_diagnostics(scores: Scores, classes: list[str]) -> dict[str, Any]:
+    """The diagnostics of a measurement, each class by its name."""
+    diagnostics = dict(scores.diagnostics)
+    for name in ("kid_per_class", "fd_per_class"):
+        diagnostics[name] = {classes[k]: value for k, value in diagnostics[name].items()}
+    return diagnostics
 
 
 def record_failure(
