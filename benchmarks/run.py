@@ -68,11 +68,12 @@ def run_cell(cfg: DictConfig) -> None:
     # a training that diverged would diverge again
     failure = read_json(cell.failure_file) or {}
     diverged = failure.get("row", {}).get("status") == "diverged"
-    if missing and diverged:
+    unfinished = bool(missing) or choices is None
+    if unfinished and diverged:
         line = f"{title} diverged before: {failure.get('reason')}"
         session.complain(f"{line}; remove {cell.failure_file} to try again", diverged=True)
     try:
-        if (missing or choices is None) and not diverged:
+        if unfinished and not diverged:
             train_and_measure(cell)
     finally:  # a run whose time is up has a report too, of what is there
         session.reports[cell.results] = None
@@ -116,7 +117,8 @@ def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) 
     checkpoints, loaded_fraction = Checkpoints(cell.work, cell.key), 1.0
     asked = measurements(cell, choices)
     missing = [one for one in asked if not is_recorded(cell, one)]
-    for i, (config, evaluator, choice) in enumerate(missing):
+    for i, one in enumerate(missing):
+        config, evaluator, choice = one
         if out_of_time(cfg):
             name = f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}"
             raise OutOfTime(f"{name} is trained; {len(missing) - i} measurement(s) are left")
@@ -124,7 +126,7 @@ def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) 
             if config.train_fraction != loaded_fraction:  # weights kept on the way come last
                 trained = checkpoints.load_at_fraction(cell.model, trained, config.train_fraction)
                 loaded_fraction = config.train_fraction
-            measure(cell, missing[i], trained)
+            measure(cell, one, trained)
         except Exception as error:
             record_failure(cell, error, config, evaluator, chosen=choice is not None)
 
