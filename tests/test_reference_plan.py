@@ -25,6 +25,7 @@ SETTABLE = {
     "data.path",
     "data.reference_images",
     "experiment",
+    "features",
     "guidance",
     "model",
     "model.denoiser.patch",
@@ -40,6 +41,7 @@ SETTABLE = {
     "train.budget",
     "train.checkpoint_seconds",
     "train.snapshots",
+    "tune",
 }
 
 

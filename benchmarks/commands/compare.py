@@ -1,7 +1,8 @@
 """Compare two results folders, or two settings of one: rows that measured the same are matched.
 
     python -m benchmarks compare results/a results/b
-    python -m benchmarks compare results/cpu --where-a settings=configured --where-b settings=tuned
+    python -m benchmarks compare results/cpu --where-a settings=configured guidance=1 \\
+        --where-b settings=tuned
     python -m benchmarks compare results/mine --where-a guidance=1 --where-b guidance=4
 
 With two folders whatever is equal is matched. --where-a and --where-b keep records by any column of

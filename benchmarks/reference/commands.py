@@ -64,7 +64,7 @@ def command(entry: Entry, line: str, places: Places, stop_at: float | None) -> l
     since the epoch.
     """
     kind, *words = line.split()
-    words = [word.replace("{data}", quoted(places.images)) for word in words]
+    words = [_with_images(word, places.images) for word in words]
     call = [sys.executable, "-m", *MODULES.get(kind, ["benchmarks", kind]), *words]
     out = places.out(entry)
     if kind in CONFIGURED:
@@ -120,12 +120,16 @@ def _preset_sweeps(preset: str | None) -> dict[str, list[str]]:
     return {key: str(values).split(",") for key, values in params.items()}
 
 
-def quoted(path: Path | None) -> str:
+def _with_images(word: str, images: Path | None) -> str:
+    """A word with `{data}`, or a folder in it such as `{data}/train`, as the path that it is."""
+    return re.sub(r"\{data\}((?:/\w+)*)", lambda found: quoted(f"{images}{found[1]}"), word)
+
+
+def quoted(path: str) -> str:
     """A path as a value of a Hydra override, whatever characters it has."""
-    text = str(path)
-    if re.fullmatch(r"[\w./@%+-]+", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    if re.fullmatch(r"[\w./@%+-]+", path):
+        return path
+    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
