@@ -30,7 +30,7 @@ from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.store import file_digest, load_weights, write_json
 from benchmarks.frozen import train_autoencoder, train_extractor
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
-from benchmarks.frozen.model_cards import LICENCE, card_of, scores_of, write_card
+from benchmarks.frozen.model_cards import card_of, licence, scores_of, write_card
 from benchmarks.frozen.perceptual import PerceptualLoss
 from benchmarks.frozen.training_material import Material, load_material
 from benchmarks.images import procedural
@@ -134,7 +134,7 @@ def run_stage(
         if stage == "codebook":  # it is scored, and only fits, with its own autoencoder
             shutil.copy(out / "autoencoder.safetensors", folder)
         scores = scores_of(stage, material, path.parent, device)
-        card |= {"scores": scores, "licence": LICENCE}
+        card |= {"scores": scores, "licence": licence(stage)}
         if stage == "codebook":
             card["autoencoder_sha256"] = file_digest(path.with_name("autoencoder.safetensors"))
         write_card(path, card)

@@ -41,11 +41,22 @@ RECIPES = {
     ),
 }
 KID = "kid_efficientnet_lite0"  # of half of the images, reconstructed, against the other half
-LICENCE = (
-    "Made from scratch; no other network's weights were used. Where the images are ImageNet's "
-    "(Tiny-ImageNet's are), their terms allow non-commercial research and education only: treat "
-    "the file accordingly. The code that made it is Apache-2.0."
-)
+# the networks of others that a file was made with; its own weights were made from scratch
+HELPERS = {
+    "autoencoder": "EfficientNet-Lite1 (Apache-2.0, trained on ImageNet) is in its training loss",
+    "codebook": "it is fitted on latents of the autoencoder, whose loss has EfficientNet-Lite1",
+    "projection": "it projects features of EfficientNet-Lite0 (Apache-2.0, trained on ImageNet)",
+    "judge": "no other network's weights were used",
+}
+
+
+def licence(stage: str) -> str:
+    """What a file of this stage may be used for, and what it was made with."""
+    return (
+        f"Made from scratch; {HELPERS[stage]}. Where the images are ImageNet's (Tiny-ImageNet's "
+        "are), their terms allow non-commercial research and education only: treat the file "
+        "accordingly. The code that made it is Apache-2.0."
+    )
 
 
 def latent_scores(material: Material, folder: Path, device: str, *, coded: bool) -> dict[str, Any]:
