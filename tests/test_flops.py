@@ -146,13 +146,15 @@ def test_the_paper_s_dit_table_is_reproduced_and_is_the_hand_formula():
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16)])
+@pytest.mark.parametrize("size, side", [("xs", 8), ("xs16", 16), ("s", 16)])
 def test_a_forward_pass_is_the_hand_formula(name, size, side):
     cfg, model = configured(name, size, (4, side, side))
     assert forward_macs(model) == hand_count(cfg, side)
 
 
-@pytest.mark.parametrize("size, side", [("xs", 8), ("s", 16), ("b", 16), ("l", 16), ("xl", 16)])
+@pytest.mark.parametrize(
+    "size, side", [("xs", 8), ("xs16", 16), ("s", 16), ("b", 16), ("l", 16), ("xl", 16)]
+)
 def test_one_size_costs_the_same_in_every_family(size, side):
     counts = [forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
     assert max(counts) / min(counts) < 1.05, counts

@@ -38,7 +38,7 @@ GROWTH = ["model", "size", "side", "steps", "gflops_per_image", "forward_passes"
 NUM_CLASSES = 1000
 SIDES = (8, 16, 32, 64)
 STEPS = 16
-ORDER = ["xs", "s", "b", "l", "xl"]
+ORDER = ["xs", "xs16", "s", "b", "l", "xl"]
 
 
 def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> GenerativeModel:
