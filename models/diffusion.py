@@ -38,6 +38,7 @@ class Diffusion(GenerativeModel):
     Raises ValueError for an unknown objective.
     """
 
+    uses_tokens = False
     sampler_defaults = {"guidance_interval": (0.0, 1.0)}
 
     def __init__(

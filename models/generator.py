@@ -13,7 +13,7 @@ What a family writes:
 5. `sample(labels, steps=..., guidance=..., rng=...)`: whitened latents of these labels.
 6. Where it applies: `evaluation`, by which FLOPs are counted faster; `samplers`,
    `sampler_defaults` and `check_options`, for what else about sampling can be chosen; `objective`,
-   the name of the loss in the reports; `bf16_safe`.
+   the name of the loss in the reports; `uses_tokens`; `bf16_safe`.
 
 The smallest family there is, each class's mean with a little noise around it:
 
@@ -143,6 +143,9 @@ class GenerativeModel(nn.Module):
     these are cast once before sampling.
     """
 
+    # Whether it looks at tokens or the codebook. A model that does not is not trained again for
+    # another codebook.
+    uses_tokens = True
     objective: str | None = None  # what the network is trained to predict, as the reports say
     samplers: tuple[str, ...] = ("default",)  # names of its ways of sampling; the first is its own
     # Options of sampling and their defaults: a number, a string or a tuple of floats each. A user

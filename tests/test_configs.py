@@ -129,6 +129,24 @@ def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
     assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7", "train.compile=true")
 
 
+def test_another_codebook_is_another_training_of_models_of_tokens_only(tmp_path):
+    tiny = [
+        "data.train_images=20",
+        "data.reference_images=10",
+        "num_samples=10",
+        "data.image_size=32",
+        "features=local",
+        f"cache_dir={tmp_path}",
+    ]
+
+    def key(*settings: str) -> str:
+        return prepare(composed(*tiny, *settings)).key
+
+    small = "autoencoder.codebook_size=16"
+    assert key("model=dit") == key("model=dit", small) != key("model=dit", "seed=1")
+    assert key("model=ar", "steps=[64]") != key("model=ar", "steps=[64]", small)
+
+
 def test_overrides_beat_presets_and_presets_beat_defaults():
     assert composed("experiment=cpu").steps == [2, 4, 8, 16]
     assert composed("experiment=smoke").steps != composed().steps

@@ -26,7 +26,8 @@ class LatentSet:
     labels: Tensor  # (N,) int64
     mean: Tensor  # (C,) of the raw latents
     std: Tensor  # (C,)
-    key: str
+    key: str  # of all of it
+    images_key: str = ""  # of all but the tokens
 
     def to(self, device: torch.device) -> "LatentSet":
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
@@ -75,12 +76,14 @@ def prepare_latents(
     """The training latents and tokens of a data set, encoded on first use and cached."""
     key = digest("latents", versions.LATENTS, dataset.train_key, space.key)
     path = Path(cache) / "latents" / f"{key}.safetensors"
+    images_key = digest("latents", versions.LATENTS, dataset.train_key, space.autoencoder_key)
+    keys = {"key": key, "images_key": images_key}
     cached = read_tensors(path, key)
     if cached:
-        return LatentSet(**cached[0], key=key)
+        return LatentSet(**cached[0], **keys)
     tensors = _encode(dataset, space, device)
     write_tensors(path, key, tensors)
-    return LatentSet(**tensors, key=key)
+    return LatentSet(**tensors, **keys)
 
 
 @torch.inference_mode()

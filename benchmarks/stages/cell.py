@@ -121,7 +121,7 @@ def prepare(cfg: DictConfig) -> Cell:
         evaluators=evaluators,
         unguided=unguided,
         grid=grid,
-        key=_training_key(cfg, latents, device),
+        key=_training_key(cfg, latents.key if model.uses_tokens else latents.images_key, device),
         machine_key=machine_key,
     )
 
@@ -184,16 +184,14 @@ def _measured_batch(
     return best_batch(model, space, latents, device, precision=cfg.train.precision, file=file)
 
 
-def _training_key(cfg: DictConfig, latents: LatentSet, device: torch.device) -> str:
-    """Names everything that determines the trained weights."""
+def _training_key(cfg: DictConfig, data: str, device: torch.device) -> str:
+    """Names everything that determines the trained weights; `data` names what is learned."""
     train: Any = OmegaConf.to_container(cfg.train, resolve=True)
     recipe = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
     installed = library_versions()
     libraries = {name: installed.get(name) for name in ("torch", "diffusers", "transformers")}
     model, lr, seed = model_arguments(cfg.model), float(cfg.model.lr), int(cfg.seed)
-    return digest(
-        "cell", versions.TRAINING, libraries, model, lr, recipe, seed, latents.key, device.type
-    )
+    return digest("cell", versions.TRAINING, libraries, model, lr, recipe, seed, data, device.type)
 
 
 def _machine_key(cfg: DictConfig, shape: tuple[int, int, int], device: torch.device) -> str:

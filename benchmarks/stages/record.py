@@ -108,7 +108,7 @@ def identity(cell: Cell) -> dict[str, Any]:
         "num_classes": len(cell.dataset.classes),
         "image_size": cell.dataset.image_size,
         "autoencoder": cell.latent_space.name,
-        "codebook": cell.latent_space.codebook_name if cfg.model.family == "ar" else None,
+        "codebook": cell.latent_space.codebook_name if model.uses_tokens else None,
         "latent_shape": "x".join(map(str, model.latent_shape)),
         "objective": getattr(model, "objective", None),
         "sampler": model.sampler_label(),
