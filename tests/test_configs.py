@@ -93,7 +93,8 @@ def test_equal_parameters_are_equal(size):
     for model in MODELS:
         cfg = composed(f"model={model}", f"size={size}", "match=params")
         with torch.device("meta"):
-            counts.append(flops.params(build_model(cfg.model, (4, 8, 8), 100, Codebook(2048))))
+            codebook = Codebook(cfg.size.get("codebook_size", 2048))
+            counts.append(flops.params(build_model(cfg.model, (4, 8, 8), 100, codebook)))
     assert max(counts) / min(counts) < 1.05, counts
 
 

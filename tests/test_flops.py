@@ -27,7 +27,7 @@ PAPER_TABLE = {
     "l": (5.01, 19.70, 80.71),
     "xl": (7.39, 29.05, 118.64),
 }
-K = 2048
+K = 2048  # entries of the codebook, where a size has none of its own
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]
 
 
@@ -35,7 +35,7 @@ def configured(name: str, size: str, shape=(4, 16, 16), overrides: Sequence[str]
     """A configuration and its model on the meta device, for 1000 classes."""
     cfg = compose(f"model={name}", f"size={size}", *overrides)
     with torch.device("meta"):
-        model = build_model(cfg.model, shape, 1000, Codebook(K))
+        model = build_model(cfg.model, shape, 1000, Codebook(cfg.size.get("codebook_size", K)))
     return cfg, model.to("meta").eval()
 
 
@@ -131,7 +131,8 @@ def hand_count(cfg, side: int) -> int:
     if name == "dit":
         return dit_macs(size.width, size.depth, tokens, 1, 4)
     count = {"ar_any": any_order_macs, "masked": masked_macs}.get(name, ar_macs)
-    return count(size.width, size.depth, size.mlp, tokens)
+    fewer = K - cfg.size.get("codebook_size", K)  # entries that the head has less
+    return count(size.width, size.depth, size.mlp, tokens) - size.width * fewer * tokens
 
 
 def test_the_paper_s_dit_table_is_reproduced_and_is_the_hand_formula():

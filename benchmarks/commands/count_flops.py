@@ -42,10 +42,14 @@ ORDER = ["xs", "xs16", "s", "b", "l", "xl"]
 
 
 def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> GenerativeModel:
-    """A model of conf/ without data: only its shapes, which are all that is counted."""
+    """A model of conf/ without data: only its shapes, which are all that is counted.
+
+    `codebook_size` is of sizes that have none of their own.
+    """
     cfg = compose(f"model={name}", f"size={size}")
+    codebook = Codebook(cfg.size.get("codebook_size") or codebook_size)
     with torch.device("meta"):
-        model = build_model(cfg.model, shape, NUM_CLASSES, Codebook(codebook_size))
+        model = build_model(cfg.model, shape, NUM_CLASSES, codebook)
     return model.to("meta").eval()
 
 
