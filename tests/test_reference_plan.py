@@ -19,6 +19,7 @@ from benchmarks.reference import commands, plan
 CPU = torch.device("cpu")
 # what the plan's command lines may set: all of it a rehearsal sets again or leaves as it is
 SETTABLE = {
+    "autoencoder.codebook_size",
     "data",
     "data.image_size",
     "data.name",
@@ -36,6 +37,7 @@ SETTABLE = {
     "sampler.guidance_schedule",
     "seed",
     "size",
+    "size.ar.mlp",
     "steps",
     "train.batch",
     "train.budget",
