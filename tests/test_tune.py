@@ -260,6 +260,8 @@ def test_samples_that_diverge_in_a_trial_are_not_chosen(tmp_path, monkeypatch):
     [chosen], _ = rows(tmp_path, "wild")
     assert chosen["row"]["guidance"] == 1
     assert chosen["tuning"]["trials"][1]["fd_generator_train"] is None
+    again = bench(tmp_path, "wild", "model=dit", "steps=[2]", "guidance=[]")
+    assert "1 of 1 measurements are there\n" in again.out, "nothing is measured again for it"
 
 
 def test_time_that_is_up_between_trials_keeps_those_made(tmp_path, monkeypatch, counted):

@@ -65,17 +65,8 @@ HEADER = [
     "GFLOPs B/A",
     "seconds B/A",
 ]
-REFUSED = "refused"
-VERDICTS = (
-    "tie",
-    "better",
-    "worse",
-    "inconclusive",
-    "unknown",
-    NOT_JUDGED,
-    "not comparable",
-    REFUSED,
-)
+UNLIKE, REFUSED = "not comparable", "refused"  # where there is no verdict at all
+VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, UNLIKE, REFUSED)
 
 
 def where(everything: list[Record], wanted: dict[str, str]) -> list[Record]:
@@ -159,7 +150,7 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
 def _why_none(group: list[Pair], difference: Difference | None) -> str:
     """Why there is no verdict on a group, as a table says it; empty where there may be one."""
     if difference is None or not same_evaluator(*group[0]):
-        return "not comparable"
+        return UNLIKE
     recalls = [record["row"].get("recall_autoencoder") for pair in group for record in pair]
     hidden = any(recall is not None and recall < LEAST_RECALL for recall in recalls)
     return REFUSED if hidden else ""
@@ -268,7 +259,7 @@ def _remarks(pairs: list[Pair], verdicts: Counter) -> list[str]:
             "Refused: real images through the autoencoder have a recall below "
             f"{LEAST_RECALL} against images as they are. The decoder hides too much for a verdict."
         )
-    if verdicts["not comparable"]:
+    if verdicts[UNLIKE]:
         remarks.append(
             "Not comparable: the reference images or the features are not the same, or not "
             "recorded."

@@ -53,7 +53,7 @@ def _row(row: dict[str, Any], variant: str, tuning: dict[str, Any]) -> list[obje
         row["seed"],
         tuning["steps"],
         f"{best['guidance']:g}" + (", the highest tried" if tuning.get("at_edge") else ""),
-        ", ".join(changed) or "as configured",
+        ", ".join(changed) or "the model's own",
         show(first["fd_generator_train"]),
         show(best["fd_generator_train"]),
         show(first["recall_train"]),

@@ -251,8 +251,9 @@ def _tried(cell: Cell, config: SamplingConfig) -> dict[str, Any]:
     evaluator = cell.evaluators[0]
     scores = evaluator.selection(evaluator.features(samples.images.numpy()))
     distance = scores["fd_generator_train"]
-    finite = distance if math.isfinite(distance) else None
-    return {"distance": finite, "recall": scores.get("recall_train")}
+    if not math.isfinite(distance):
+        return {"distance": None, "recall": 0.0}
+    return {"distance": distance, "recall": scores.get("recall_train")}
 
 
 def _trial(config: SamplingConfig, result: dict[str, Any]) -> Trial:
@@ -277,11 +278,11 @@ def _label(cell: Cell, config: SamplingConfig) -> str:
 
 
 def _described(trial: Trial) -> dict[str, Any]:
-    """As a record keeps it."""
+    """As a record keeps it: JSON has no word for an infinite distance."""
     return {
         "guidance": trial.config.guidance,
         "sampler": trial.config.sampler,
         "options": dict(trial.config.options),
-        "fd_generator_train": trial.distance,
+        "fd_generator_train": trial.distance if math.isfinite(trial.distance) else None,
         "recall_train": trial.recall,
     }
