@@ -128,7 +128,10 @@ class AnyOrder(TokenModel):
         `causal`: target i reads the first i + 1 keys, which are the class and i tokens.
         """
         # All targets start alike, but for what tells their places and their class.
-        x = self.mask + self.positions[places] + self.classes(labels)[:, None]
+        # An embedding, not an index: the gradient of an index is summed by several threads of a CPU
+        # in whatever order they come, so that no two trainings of a seed would be alike.
+        positions = F.embedding(places, self.positions)
+        x = self.mask + positions + self.classes(labels)[:, None]
         rotation = rotation_of(self.angles[1 + places])  # angle 0 is the class token's
         for block in self.predict:
             x = block(x, rotation, keys, values, causal=causal, seen=seen)

@@ -280,3 +280,23 @@ def test_weights_of_classes_that_do_not_ask_for_it_are_not_cast():
     with bf16_weights(model, "bf16"):
         assert model[0].weight.dtype == torch.float32
         assert model[1].denoiser.out.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gradient_is_the_same_whenever_it_is_computed_again(name):
+    """Bit for bit, on two threads: sums whose order depends on the threads would make every
+    training of a seed another one.
+    """
+    model, batch, threads = tiny(name), random_batch(32), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = None
+        for _ in range(10):
+            model.zero_grad()
+            model(batch, rng=rng()).backward()
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            first = first or gradients
+            pairs = zip(first, gradients, strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+    finally:
+        torch.set_num_threads(threads)

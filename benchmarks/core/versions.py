@@ -6,5 +6,5 @@ DATA = 4  # how images become splits of pixels
 LATENTS = 1  # how pixels become whitened latents and tokens
 AUTOENCODER = 3  # how an autoencoder is trained on a data set's own images
 CODEBOOK = 2  # how a codebook is fitted on latents
-TRAINING = 7  # the models, their training and their sampling
+TRAINING = 8  # the models, their training and their sampling
 SCORING = 8  # the feature extractors, distances and whatever else a record says of samples
