@@ -26,7 +26,8 @@ from benchmarks.frozen.autoencoder import (
 from benchmarks.frozen.latents import prepare_latents
 from benchmarks.frozen.train_autoencoder import psnr
 from benchmarks.images import hub, procedural
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from benchmarks.stages import model
 from benchmarks.studies.reconstruct import reconstruct
 from models.autoencoder import Autoencoder, to_uint8

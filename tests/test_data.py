@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.images import dataset as dataset_module
-from benchmarks.images import splits
-from benchmarks.images.dataset import Dataset, Split, load_dataset
+from benchmarks.images import hub, splits
+from benchmarks.images.dataset import load_dataset
 from benchmarks.images.decode import to_pixels
+from benchmarks.images.stored import Dataset, Split
 
 
 class Config(SimpleNamespace):
@@ -116,15 +118,12 @@ def test_one_folder_without_a_validation_split_works_too(root, tmp_path):
     assert len(set(all_contents(dataset))) == 30
 
 
-def test_the_split_is_deterministic_and_cached(root, tmp_path):
+def test_the_split_is_deterministic_and_cached(root, tmp_path, monkeypatch):
     first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a")
     second = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "b")
     assert first.key == second.key and contents(first.holdout) == contents(second.holdout)
-    # still listed as they were, but no longer readable: only the cache can serve
-    for path in root.rglob("*.png"):
-        before = path.stat()
-        path.write_bytes(b"x" * before.st_size)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    # only the cache can serve now
+    monkeypatch.setattr(dataset_module, "_write_decoded", lambda *_, **__: pytest.fail("decoded"))
     assert load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "a").key == first.key
 
 
@@ -155,8 +154,9 @@ def test_an_image_replaced_by_one_of_the_same_size_is_noticed_and_the_split_stay
     other = root / "val" / "ant" / "other.bmp"
     Image.new("RGB", (40, 40), "red").save(other)
     first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    before = other.stat()
     Image.new("RGB", (40, 40), "blue").save(other)
-    os.utime(other, ns=(1, 1))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps dates
     second = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert first.key != second.key and first.train_key == second.train_key
 
@@ -223,6 +223,18 @@ def test_one_unreadable_image_in_many_is_skipped_and_reported(tmp_path, capsys):
     assert "1 unreadable image(s) skipped" in capsys.readouterr().out
 
 
+def test_an_image_that_is_in_two_splits_is_found_by_content_and_said(root, tmp_path, capsys):
+    for path in (root / "train" / "cow").iterdir():  # wherever these go, the reference has one
+        path.write_bytes((root / "val" / "cow" / "0.png").read_bytes())
+        (root / "val" / "cow" / path.name).write_bytes(path.read_bytes())
+    dataset = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+    first, second, third = dataset.repeated
+    assert first.startswith("2 of 6 reference images are in train too, e.g. val/cow/")
+    assert second.startswith("2 of 6 holdout images are in train too")
+    assert third.startswith("2 of 6 holdout images are in reference too")
+    assert f"WARNING: {first}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["pixels.npy", "train.npy", "labels.npy", "meta.json"])
 def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
     first = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
@@ -262,6 +274,28 @@ def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
     assert dataset.classes == ["ant", "bee"] and dataset.name == "mine"
     assert sizes(dataset) == (16, 8, 4)
     assert set(contents(dataset.reference)) == validation_contents()
+
+
+def test_rewritten_parquet_files_of_the_same_size_are_noticed(parquet, tmp_path):
+    cfg = hub_config(parquet, held_out="validation", reference_images=8)
+    list_hub = partial(hub.list_hub, config=None, held_out="validation")
+    first = list_hub(cfg.path)[1]
+    path = next(parquet.rglob("validation-*.parquet"))
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {entry.stamp for entry in first}.isdisjoint(e.stamp for e in list_hub(cfg.path)[1])
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, None], [0.5, 1.0]])
+def test_labels_that_name_no_class_are_refused(tmp_path, labels):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "hub").mkdir()
+    rows = {"image": [random_image(i) for i in range(2)], "label": labels}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+    with pytest.raises(BadInput, match=r"label .* names no class"):
+        hub.list_hub(str(tmp_path / "hub"), config=None, held_out=None)
 
 
 def test_a_held_out_split_of_another_name_is_taken_and_named(parquet, tmp_path, capsys):

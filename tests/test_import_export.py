@@ -78,6 +78,8 @@ BAD_ARRAYS = {
     "no arr_0": {"images": IMAGES},
     "not a whole npz": {"arr_0": np.array([{"a": 1}], dtype=object)},  # would be unpickled
     "arr_1": {"arr_0": PIXELS, "arr_1": LABELS[:3]},
+    "labels -1 to": {"arr_0": PIXELS, "arr_1": LABELS - LABELS.min() - 1},
+    "labels .* to 1000000000000": {"arr_0": PIXELS, "arr_1": LABELS * 0 + 10**12},
 }
 
 

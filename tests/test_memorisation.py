@@ -7,7 +7,8 @@ from conftest import composed
 
 from benchmarks.frozen.autoencoder import load_latent_space
 from benchmarks.frozen.extractors import load_extractors
-from benchmarks.images.dataset import Split, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Split
 from metrics.features import extract
 from metrics.memorisation import RATE, memorisation
 

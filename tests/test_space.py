@@ -14,8 +14,9 @@ from benchmarks.frozen.autoencoder import SHIPPED_FOLDER as FOLDER
 from benchmarks.frozen.autoencoder import LatentSpace, load_autoencoder, load_codebook
 from benchmarks.frozen.latents import TENSORS, batch_indices, prepare_latents
 from benchmarks.frozen.train_autoencoder import psnr
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
 from benchmarks.images.procedural import generate
+from benchmarks.images.stored import Dataset
 from models import codebook
 from models.autoencoder import to_float, to_uint8
 from models.codebook import Codebook

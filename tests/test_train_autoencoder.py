@@ -15,7 +15,8 @@ from benchmarks.core.store import SHIPPED_FOLDERS, file_digest, load_weights, wr
 from benchmarks.frozen import train_autoencoder
 from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space
 from benchmarks.frozen.train_autoencoder import psnr
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from models.autoencoder import Autoencoder
 
 # of a model card

@@ -32,7 +32,8 @@ from benchmarks.core.settings import check, compose, config_names
 from benchmarks.core.store import digest, write_json
 from benchmarks.frozen.extractors import load_extractors, probe_split
 from benchmarks.images import import_export
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown

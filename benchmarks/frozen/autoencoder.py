@@ -24,7 +24,7 @@ from benchmarks.core.store import (
 )
 from benchmarks.frozen import train_autoencoder
 from benchmarks.images import hub
-from benchmarks.images.dataset import Dataset
+from benchmarks.images.stored import Dataset
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.pretrained import CLASSES, load_pretrained

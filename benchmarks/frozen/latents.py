@@ -11,7 +11,7 @@ from tqdm import tqdm
 from benchmarks.core import versions
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
-from benchmarks.images.dataset import Dataset, Split
+from benchmarks.images.stored import Dataset, Split
 from models.generator import Batch, to_device
 
 TENSORS = ("latents", "tokens", "labels", "mean", "std")

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput
 from benchmarks.images import procedural
-from benchmarks.images.dataset import Dataset, Split, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset, Split
 
 SIZE = 64  # px: the side of every image
 Scored = tuple[np.ndarray, np.ndarray, Split | None]  # images, labels, training images of a probe

@@ -4,61 +4,28 @@
 All three are decoded once and cached as one memory-mapped array plus three index arrays.
 """
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_folder, digest, read_json, write_json
+from benchmarks.core.session import session
+from benchmarks.core.store import atomic_folder, digest, write_json
+from benchmarks.core.text import printable
 from benchmarks.images import procedural
-from benchmarks.images.decode import MAX_BAD_FRACTION, to_pixels
+from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.folder import list_folder
 from benchmarks.images.splits import SPLITS, Listing, choose_entries, deal, with_classes
+from benchmarks.images.stored import Dataset, fingerprints, load, repeated
 
 LEAST_SIDE = 8  # pixels
-HASHED_AT_ONCE = 1024  # images read together for a fingerprint
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some of a data set's images: `split[a:b]` reads them as uint8 (n, 3, H, W)."""
-
-    pixels: np.ndarray  # uint8 (all images of the data set, 3, H, W), memory-mapped
-    index: np.ndarray  # (N,) of this split's images in `pixels`
-    labels: np.ndarray  # (N,) int64
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, at: Any) -> np.ndarray:
-        return np.asarray(self.pixels[self.index[at]])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Three splits of one data set, its class names, and fingerprints of the pixels of all splits
-    and of `train` alone.
-    """
-
-    name: str
-    key: str
-    train_key: str
-    classes: list[str]
-    image_size: int  # pixels a side
-    skipped: list[str]  # unreadable images, each with its error
-    aside: list[str]  # held-out splits with images that the source had for training
-    train: Split
-    reference: Split
-    holdout: Split
 
 
 # writes pixels, labels and indices into a new folder, and returns the description beside them
@@ -77,25 +44,38 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     _check_sizes(size, held_out)
     if cfg.source == "procedural":
         counts = {"train": int(cfg.train_images)} | held_out
+        left_out = None
         contents: Any = [int(cfg.seed), counts["train"], procedural.CLASSES]
         write: Writer = partial(
             _write_procedural, name=cfg.name, size=size, counts=counts, seed=int(cfg.seed)
         )
     else:
         listing = choose_entries(_list_images(cfg), held_out)
+        left_out = listing.left_out
         # a file's stamp changes with it, so that a replaced image makes another data set
         stamps = [(entry.label, entry.stamp, entry.held_out) for entry in listing.entries]
         contents = [listing.classes, cfg.get("images_per_class"), stamps]
         # results of a folder of one's own are named after the folder
-        name = Path(str(cfg.path)).name if cfg.name == "imagefolder" else cfg.name
+        name = printable(Path(str(cfg.path)).name) if cfg.name == "imagefolder" else cfg.name
         write = partial(_write_decoded, name=name, listing=listing, size=size, held_out=held_out)
     # of all that determines the pixels; the contents have another hash, Dataset.key
     key = digest("data", versions.DATA, cfg.source, str(cfg.get("path")), size, held_out, contents)
     dataset = _load_or_write(Path(cache) / "data" / key, key, size, write)
+    dataset = replace(dataset, left_out=left_out)
+    for line in remarks(dataset):
+        session.print_once(line)
+    return dataset
+
+
+def remarks(dataset: Dataset) -> list[str]:
+    """What a user must know of the images before trusting a number: in lines."""
+    lines = []
+    if dataset.left_out:
+        lines.append(f"data: left out {dataset.left_out}")
     if dataset.skipped:
         count, example = len(dataset.skipped), dataset.skipped[0]
-        print(f"data: {count} unreadable image(s) skipped, e.g. {example}")
-    return dataset
+        lines.append(f"data: {count} unreadable image(s) skipped, e.g. {example}")
+    return lines + [f"WARNING: {line}" for line in dataset.repeated]
 
 
 def _check_sizes(size: int, held_out: dict[str, int]) -> None:
@@ -112,11 +92,12 @@ def _check_sizes(size: int, held_out: dict[str, int]) -> None:
 def _list_images(cfg: Any) -> Listing:
     """Class names and every image of the chosen classes, in a deterministic order."""
     if cfg.source == "imagefolder":
-        classes, entries = list_folder(cfg.path)
+        classes, entries, left_out = list_folder(cfg.path)
     elif cfg.source == "hub":
         # the only way to `datasets`, which a machine with image folders may lack
         from benchmarks.images.hub import list_hub
 
+        left_out = None
         classes, entries = list_hub(
             str(cfg.path), config=cfg.get("config"), held_out=cfg.get("held_out")
         )
@@ -129,6 +110,7 @@ def _list_images(cfg: Any) -> Listing:
         path=cfg.path,
         classes=classes,
         entries=entries,
+        left_out=left_out,
         images_per_class=None if limit is None else int(limit),
     )
     return with_classes(listing, cfg.get("classes"))
@@ -138,74 +120,25 @@ def _load_or_write(folder: Path, key: str, size: int, write: Writer) -> Dataset:
     """The cached data set, written first where it is missing or damaged. Raises BadInput where what
     was written does not read back.
     """
-    dataset = _load(folder, key, size)
+    dataset = load(folder, key, size)
     if dataset is not None:
         return dataset
     folder.parent.mkdir(parents=True, exist_ok=True)
     # of two runs begun together one makes it, and the other waits
     with FileLock(folder.with_suffix(".lock")):
-        dataset = _load(folder, key, size)
+        dataset = load(folder, key, size)
         if dataset is None:
             # whole or absent: a run that is killed leaves no half a data set behind
             with atomic_folder(folder) as temporary:
-                description = write(temporary) | _fingerprints(temporary)
+                description = write(temporary) | fingerprints(temporary)
                 write_json(temporary / "meta.json", {"key": key} | description)
-            dataset = _load(folder, key, size)
+            dataset = load(folder, key, size)
     if dataset is None:
         raise BadInput(
             f"cache_dir={folder.parents[1]}: the data just written to {folder} does not read back; "
             "is the disk full?"
         )
     return dataset
-
-
-def _load(folder: Path, key: str, size: int) -> Dataset | None:
-    """The cached data set, or None where it is missing, cut short or another's."""
-    meta = read_json(folder / "meta.json")
-    if not isinstance(meta, dict) or meta.get("key") != key:
-        return None
-    try:
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        labels = np.load(folder / "labels.npy")
-        index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
-    except (OSError, ValueError, EOFError):
-        print(f"data: the cache in {folder} is damaged; rebuilding it")
-        return None
-    # a file of another run, or of a crash, may be whole and yet not belong to the others
-    sizes = {name: len(at) for name, at in index.items()}
-    if pixels.shape != (len(labels), 3, size, size) or sizes != meta["sizes"]:
-        print(f"data: the cache in {folder} does not fit its own description; rebuilding it")
-        return None
-    key_of_all, key_of_train = meta["fingerprints"]
-    return Dataset(
-        name=meta["name"],
-        key=key_of_all,
-        train_key=key_of_train,
-        classes=meta["classes"],
-        image_size=size,
-        skipped=meta["skipped"],
-        aside=meta["aside"],
-        **{name: Split(pixels, at, labels[at]) for name, at in index.items()},
-    )
-
-
-def _fingerprints(folder: Path) -> dict[str, Any]:
-    """Sizes of the splits in a folder just written, and the hashes of what they hold.
-
-    `train` has a hash of its own: what is learnt from it does not depend on the other two.
-    """
-    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    labels = np.load(folder / "labels.npy")
-    sizes, hashes = {}, []
-    for name in SPLITS:
-        index = np.load(folder / f"{name}.npy")
-        total = hashlib.sha256()
-        for start in range(0, len(index), HASHED_AT_ONCE):
-            at = index[start : start + HASHED_AT_ONCE]
-            total.update(pixels[at].tobytes() + labels[at].tobytes())
-        sizes[name] = len(index)
-        hashes.append(total.hexdigest()[:16])
-    return {"sizes": sizes, "fingerprints": [digest(*hashes), hashes[0]]}
 
 
 def _new_pixels(folder: Path, count: int, size: int) -> np.memmap:
@@ -243,7 +176,13 @@ def _write_procedural(
         start += count
     pixels.flush()
     _write_arrays(folder, np.concatenate(labels), index)
-    return {"name": name, "classes": procedural.CLASS_NAMES, "skipped": [], "aside": []}
+    return {
+        "name": name,
+        "classes": procedural.CLASS_NAMES,
+        "skipped": [],
+        "repeated": [],
+        "aside": [],
+    }
 
 
 def _write_decoded(
@@ -253,17 +192,16 @@ def _write_decoded(
     entries = listing.entries
     pixels = _new_pixels(folder, len(entries), size)
 
-    def decode(i: int) -> str | None:
+    def decode_into(i: int) -> str | None:
         """What kept the image from being decoded, if anything did."""
         try:
-            with entries[i].open() as image:
-                pixels[i] = to_pixels(image, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{entries[i].name} ({type(error).__name__})"
+            pixels[i] = decode(entries[i].file(), size)
+        except Unreadable as error:
+            return f"{entries[i].name} ({error})"
         return None
 
     with ThreadPoolExecutor() as pool:
-        failures = list(pool.map(decode, range(len(entries)), chunksize=64))
+        failures = list(pool.map(decode_into, range(len(entries)), chunksize=64))
     pixels.flush()
     skipped = [failure for failure in failures if failure]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):
@@ -274,4 +212,10 @@ def _write_decoded(
     readable = np.array([failure is None for failure in failures])
     index, aside = deal(listing, readable, held_out)
     _write_arrays(folder, np.array([entry.label for entry in entries], np.int64), index)
-    return {"name": name, "classes": listing.classes, "skipped": skipped, "aside": aside}
+    return {
+        "name": name,
+        "classes": listing.classes,
+        "skipped": skipped,
+        "repeated": repeated(pixels, index, [entry.name for entry in entries]),
+        "aside": aside,
+    }

@@ -1,23 +1,90 @@
-"""One image to pixels, whatever mode and size it comes in."""
+"""One image to pixels, whatever format, mode, depth, orientation and size it comes in: the one
+decoder of every command.
+"""
+
+from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 MAX_BAD_FRACTION = 0.01  # of the images of a set may be unreadable
+# of image formats only: Pillow would start another program for PostScript
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+LAST_OF_16_BITS = 65535
+
+
+class Unreadable(Exception):
+    """Why an image cannot be decoded, in part of a line."""
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """An image file of a known format, not yet decoded. Raises what Pillow raises."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # as this Pillow was built
+    # a Targa file has no mark to be known by: any bytes might be taken for one
+    if isinstance(file, Path) and file.suffix.lower() == ".tga":
+        formats = ["TGA"]
+    return Image.open(file, formats=formats)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of a known image format."""
+    try:
+        with open_image(path):
+            return True
+    except Exception:  # whatever a decoder makes of bytes that are none of its own
+        return False
+
+
+def decode(file: Path | IO[bytes], size: int | None = None) -> np.ndarray:
+    """The pixels of a file as uint8 (3, H, W), as a viewer shows them.
+
+    With `size` a square of that side, as `to_pixels`. Raises Unreadable.
+    """
+    try:
+        with open_image(file) as image:
+            if size is not None:
+                return to_pixels(image, size)
+            return np.asarray(to_rgb(image)).transpose(2, 0, 1)
+    # Pillow's decoders raise whatever a broken file leads them to
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        name = type(error).__name__
+        raise Unreadable(name if not reason else f"{name}: {reason[:80]}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB; transparency is laid over white."""
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        # Pillow would clip a grey of mode I at 255, but those of a 16-bit PNG go to 65535
-        grey = np.asarray(image).astype(np.float64)
-        if image.mode != "F":
-            grey = grey / 257  # 0..65535 -> 0..255
-        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+    """Any Pillow mode to 8-bit RGB, upright; transparency is laid over white.
+
+    Raises ValueError for values whose range cannot be known.
+    """
+    image = _upright(image)
+    if image.mode == "F":
+        raise ValueError("floating-point values have no fixed range; save it with 8 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 0 to 65535, where Pillow itself would clip at 255."""
+    grey = np.asarray(image).astype(np.float64)
+    if grey.min() < 0 or grey.max() > LAST_OF_16_BITS:
+        raise ValueError("values beyond 16 bits; save it with 8 bits")
+    return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, where it has one."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF is ignored, as viewers do
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import huggingface_hub
-from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
+from benchmarks.core.store import digest
 from benchmarks.images.folder import Entry
 
 HELD_OUT_NAMES = ("validation", "valid", "val")
@@ -83,17 +83,18 @@ def list_hub(
     values: set[Any] = set()
     for name in splits:
         values.update(loaded[name].unique(label_column))
+    _check_labels(values, path, label_column)
     label_of = {value: label for label, value in enumerate(sorted(values))}
-    size = _parquet_bytes(path)
+    written = _parquet_stamp(path)
     entries = []
     for name in splits:
         split = _undecoded(loaded[name], image_column)
         # of a local folder the fingerprint would tell where it lies, not what is in it
-        stamp = f"{name}:{size or split._fingerprint}"
+        stamp = f"{name}:{written or split._fingerprint}"
         for i, value in enumerate(split[label_column]):
-            open_image = partial(_open_row, split, i, image_column)
+            file = partial(_row_file, split, i, image_column)
             label, is_held_out = label_of[value], name in splits[1:]
-            entries.append(Entry(label, f"{name}:{i}", f"{stamp}:{i}", is_held_out, open_image))
+            entries.append(Entry(label, f"{name}:{i}", f"{stamp}:{i}", is_held_out, file))
     return _class_names(loaded["train"].features[label_column], list(label_of)), entries
 
 
@@ -164,12 +165,26 @@ def _class_names(feature: Any, values: list[Any]) -> list[str]:
     return [str(value) for value in values]
 
 
-def _parquet_bytes(path: str) -> int:
-    """Size of the parquet files of a local folder; 0 for a name on the hub."""
+def _check_labels(values: set[Any], path: str, column: str) -> None:
+    """Raises BadInput for labels that name no class: none at all, negative or fractional ones."""
+    for value in values:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not (whole or (isinstance(value, str) and value)):
+            raise BadInput(
+                f"data.path={path}: label {value!r} in column {column} names no class; "
+                "labels are names or whole numbers from 0 up"
+            )
+
+
+def _parquet_stamp(path: str) -> str:
+    """Changes with whatever is written to the parquet files of a local folder; empty for a name on
+    the hub.
+    """
     local = Path(path).expanduser()
     if not local.is_dir():
-        return 0
-    return sum(file.stat().st_size for file in local.rglob("*.parquet"))
+        return ""
+    stats = [file.stat() for file in sorted(local.rglob("*.parquet"))]
+    return digest([(one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats])
 
 
 def _undecoded(split: Any, column: str) -> Any:
@@ -179,7 +194,7 @@ def _undecoded(split: Any, column: str) -> Any:
     return split.cast_column(column, datasets.Image(decode=False))
 
 
-def _open_row(split: Any, row: int, column: str) -> Image.Image:
+def _row_file(split: Any, row: int, column: str) -> Path | IO[bytes]:
     """An image as `datasets` stores it undecoded: bytes in the table, or a path beside it."""
     cell = split[row][column]
-    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+    return io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"])

@@ -12,10 +12,12 @@ from PIL import Image
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import atomic_file, atomic_folder
-from benchmarks.images.decode import MAX_BAD_FRACTION, to_rgb
-from benchmarks.images.folder import SUFFIXES
+from benchmarks.core.text import printable
+from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
+from benchmarks.images.files import Walk, list_images
 
 IMAGE_COLUMNS = ("image", "img")
+MOST_CLASSES = 100_000  # arrays of this length are made for each measure by class
 
 
 def place(path: Path, kind: str) -> Path:
@@ -61,29 +63,30 @@ def read(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
     )
 
 
-def _decode_all(files: Sequence[tuple[str, Any]], where: str, what: str) -> np.ndarray:
-    """Decode (name, file) pairs to uint8 (N, 3, H, W).
+def _decode_all(
+    files: Sequence[tuple[str, Any]], where: str, what: str
+) -> tuple[np.ndarray, list[int]]:
+    """Decode (name, file) pairs to uint8 (N, 3, H, W); returns also which of them these are.
 
     Up to 1% may be unreadable and are named; all others must have one size, since resizing some of
     them would be measured as a difference. Raises BadInput, which begins with `where`.
     """
     if not files:
         raise BadInput(f"{where}: no images in it")
-    decoded: dict[str, np.ndarray] = {}
+    decoded: dict[int, np.ndarray] = {}
     unreadable: list[str] = []
-    for name, file in files:
+    for i, (name, file) in enumerate(files):
         try:
-            with Image.open(file) as image:
-                decoded[name] = np.asarray(to_rgb(image)).transpose(2, 0, 1)
-        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
-            unreadable.append(name)
+            decoded[i] = decode(file)
+        except Unreadable as error:
+            unreadable.append(f"{name} ({error})")
     if len(unreadable) > MAX_BAD_FRACTION * len(files):
         raise BadInput(
             f"{where}: {len(unreadable)} of {len(files)} images are unreadable (over 1%), "
             f"e.g. {unreadable[0]}; mend or remove them"
         )
     # of each size one image, as an example
-    names = {pixels.shape[1:]: name for name, pixels in decoded.items()}
+    names = {pixels.shape[1:]: files[i][0] for i, pixels in decoded.items()}
     if len(names) > 1:
         examples = [f"{name} {width}x{height}" for (height, width), name in names.items()]
         raise BadInput(
@@ -92,16 +95,16 @@ def _decode_all(files: Sequence[tuple[str, Any]], where: str, what: str) -> np.n
         )
     if unreadable:
         print(f"{what}: {len(unreadable)} unreadable image(s) skipped, e.g. {unreadable[0]}")
-    return np.stack(list(decoded.values()))
+    return np.stack(list(decoded.values())), list(decoded)
 
 
 def _read_folder(path: Path, what: str) -> np.ndarray:
-    files = []
-    for file in sorted(path.rglob("*")):
-        # hidden files are what file managers leave behind
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
-            files.append((str(file.relative_to(path)), file))
-    return _decode_all(files, f"{what}={path}", what)
+    walk = Walk(f"{what}={path}")
+    images = list_images(path, walk)
+    if left_out := walk.summary():
+        print(f"{walk.setting}: left out {left_out}")
+    files = [(printable(str(file.relative_to(path))), file) for file in images]
+    return _decode_all(files, f"{what}={path}", what)[0]
 
 
 def _read_npz(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -126,6 +129,7 @@ def _read_npz(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
                 f"{where}: arr_1 is {labels.dtype} {labels.shape}; "
                 f"labels are {len(pixels)} whole numbers"
             )
+        _check_labels(labels, where)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
 
 
@@ -150,9 +154,21 @@ def _read_parquet(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]
         # what is no image becomes an empty file, which counts as unreadable
         file = io.BytesIO(content if isinstance(content, bytes) else b"")
         files.append((f"row {row}", file))
-    pixels = _decode_all(files, where, what)
-    # where an image was skipped, labels would no longer stand beside their images
-    if "label" not in table.column_names or len(pixels) != len(files):
+    pixels, kept = _decode_all(files, where, what)
+    if "label" not in table.column_names:
         return pixels, None
-    labels = np.array(table["label"].to_pylist())
-    return pixels, labels if np.issubdtype(labels.dtype, np.integer) else None
+    labels = np.array(table["label"].to_pylist())[kept]
+    if not np.issubdtype(labels.dtype, np.integer):
+        print(f"{what}: the labels are no whole numbers, and are not used")
+        return pixels, None
+    _check_labels(labels, where)
+    return pixels, labels
+
+
+def _check_labels(labels: np.ndarray, where: str) -> None:
+    """Raises BadInput for labels that cannot be those of classes counted from 0."""
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise BadInput(
+            f"{where}: labels {labels.min()} to {labels.max()}; classes are counted from 0, "
+            f"up to {MOST_CLASSES:,} of them"
+        )

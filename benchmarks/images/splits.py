@@ -25,6 +25,7 @@ class Listing:
     path: Any  # data.path as the user gave it, for errors
     classes: list[str]
     entries: list[Entry]  # `label` counts in `classes`
+    left_out: str | None  # what lies there beside, in part of a line
     images_per_class: int | None  # for training; None: all
 
 

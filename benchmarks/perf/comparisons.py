@@ -16,7 +16,7 @@ from benchmarks.core.settings import compose
 from benchmarks.core.store import seeded
 from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space, shipped_codebook_size
 from benchmarks.images import procedural
-from benchmarks.images.decode import to_pixels
+from benchmarks.images.decode import decode
 from benchmarks.perf import baselines, bounds
 from benchmarks.perf.bench import (
     CLASSES,
@@ -110,8 +110,8 @@ def _decoded_batches(side: int, batch: int, device: torch.device) -> Iterator[Ba
         files.append(file.getvalue())
     space = shipped_latent_space(device)
 
-    def decode(file: bytes) -> np.ndarray:
-        return to_pixels(Image.open(io.BytesIO(file)), pixels)
+    def decode_one(file: bytes) -> np.ndarray:
+        return decode(io.BytesIO(file), pixels)
 
     @torch.inference_mode()
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,7 +119,7 @@ def _decoded_batches(side: int, batch: int, device: torch.device) -> Iterator[Ba
         # clones are ordinary tensors where these are inference ones, which autograd refuses
         return latents.clone(), space.codebook.tokenize(latents).clone()
 
-    return baselines.decoding_batches(files, decode, encode, batch, device)
+    return baselines.decoding_batches(files, decode_one, encode, batch, device)
 
 
 def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:

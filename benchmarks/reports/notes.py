@@ -40,6 +40,9 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"{len(record['skipped'])} unreadable image(s) of the data were left out, "
             f"e.g. {record['skipped'][0]}."
         )
+    if record.get("left_out"):
+        lines.append(f"Left out of the data's folder: {record['left_out']}.")
+    lines += [f"WARNING: {line}." for line in record.get("repeated", [])]
     return [f"- {line}" for line in lines]
 
 

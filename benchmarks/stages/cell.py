@@ -17,7 +17,8 @@ from benchmarks.core.store import digest
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
 from benchmarks.frozen.latents import LatentSet, prepare_latents
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from benchmarks.results.records import NOT_OF_THE_TRAINING
 from benchmarks.stages.floors import images_through, prepare_evaluator
 from benchmarks.stages.model import (

@@ -15,7 +15,7 @@ from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.extractors import FeatureExtractor
 from benchmarks.frozen.latents import LatentSet, reconstruct
-from benchmarks.images.dataset import Dataset, Split
+from benchmarks.images.stored import Dataset, Split
 from benchmarks.stages.score import Evaluator, analytic_floor
 from metrics.features import extract, frechet_features
 from metrics.frechet import frechet_distance

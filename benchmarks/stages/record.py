@@ -148,7 +148,9 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
     return {
         "config": config,
         "fingerprints": fingerprints,
+        "left_out": cell.dataset.left_out,
         "skipped": cell.dataset.skipped,
+        "repeated": cell.dataset.repeated,
         "aside": cell.dataset.aside,
         "overlap": overlap(cell.cfg.data.source, cell.dataset.classes),
         "shipped": shipped_parts(cell.cfg.autoencoder, extractor),

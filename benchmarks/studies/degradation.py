@@ -28,7 +28,8 @@ from benchmarks.core.settings import check
 from benchmarks.core.store import atomic_file
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
-from benchmarks.images.dataset import Dataset, load_dataset
+from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
 from benchmarks.studies.degradations import (
     DEGRADATIONS,

@@ -10,7 +10,7 @@ import torch
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import seeded
 from benchmarks.frozen.autoencoder import LatentSpace
-from benchmarks.images.dataset import Dataset, Split
+from benchmarks.images.stored import Dataset, Split
 from benchmarks.studies.degradations import (
     CHOICE,
     DEGRADATIONS,

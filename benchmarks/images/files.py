@@ -1,0 +1,111 @@
+"""Which files of a folder are images: the one lister of every command.
+
+What is listed is what a person would list. Whatever else lies there is counted, and said.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.core.errors import BadInput
+from benchmarks.core.text import printable
+from benchmarks.images.decode import is_image
+
+SUFFIXES = {
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".avif", ".jp2", ".tga"),
+}
+REASONS_SHOWN = 6
+
+
+@dataclass
+class Walk:
+    """One listing of one or several folders: what was left out, and where it has been."""
+
+    setting: str  # the setting that names the folder, and its value, for errors
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
+    # device and inode of each folder that was listed, with the path that led there
+    visited: dict[tuple[int, int], Path] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: Path) -> None:
+        self.left_out.setdefault(reason, []).append(printable(path.name))
+
+    def enter(self, folder: Path) -> bool:
+        """Whether a folder is met for the first time. Raises BadInput for a loop of links."""
+        found = folder.stat()
+        place = (found.st_dev, found.st_ino)
+        before = self.visited.get(place)
+        if before is None:
+            self.visited[place] = folder
+            return True
+        if folder.is_relative_to(before):
+            raise BadInput(
+                f"{self.setting}: {printable(str(folder))} is a link to a folder that it lies in; "
+                "remove the link"
+            )
+        self.leave_out("folder that another name leads to", folder)
+        return False
+
+    def summary(self) -> str | None:
+        """What was left out, in part of a line; None where nothing was."""
+        counts = sorted(self.left_out.items(), key=lambda reason: -len(reason[1]))
+        shown = [f"{len(names)} {reason} ({names[0]})" for reason, names in counts[:REASONS_SHOWN]]
+        if len(counts) > REASONS_SHOWN:
+            shown.append(f"{sum(len(names) for _, names in counts[REASONS_SHOWN:])} others")
+        return ", ".join(shown) or None
+
+
+def list_folders(folder: Path, walk: Walk) -> list[Path]:
+    """The folders in a folder by name, linked ones too. Hidden ones are counted as left out."""
+    return [path for path in _children(folder, walk) if path.is_dir()]
+
+
+def list_images(folder: Path, walk: Walk, *, inside: bool = True) -> list[Path]:
+    """The images of a folder, in the order of their names; of the folders in it too where `inside`.
+
+    Links are followed, each folder once. Raises BadInput for links that lead back to a folder that
+    they lie in, and for folders that cannot be read.
+    """
+    if not walk.enter(folder):
+        return []
+    images: list[Path] = []
+    for path in _children(folder, walk):
+        if path.is_dir():
+            images += list_images(path, walk) if inside else []
+        elif _is_wanted(path, walk):
+            images.append(path)
+    return images
+
+
+def _children(folder: Path, walk: Walk) -> Iterator[Path]:
+    """Everything in a folder by name, but what is hidden."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        reason = f"cannot be listed ({error.strerror}); mend its permissions or leave it out"
+        raise BadInput(f"{walk.setting}: {printable(str(folder))} {reason}") from None
+    for name in names:
+        # what editors, notebooks and file managers leave behind
+        if name.startswith("."):
+            walk.leave_out("hidden", folder / name)
+        else:
+            yield folder / name
+
+
+def _is_wanted(path: Path, walk: Walk) -> bool:
+    """Whether a file is an image by its name or, without a suffix, by its first bytes."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        walk.leave_out("broken link", path)
+        return False
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+        walk.leave_out("no regular file", path)
+        return False
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or (not suffix and is_image(path)):
+        return True
+    walk.leave_out(printable(suffix) or "without suffix and no image", path)
+    return False
