@@ -1,7 +1,10 @@
 """python -m benchmarks <command> [arguments]: every command of the suite."""
 
+import signal
 import sys
 from importlib import import_module
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 from benchmarks.core.session import session  # begins to count the seconds of this call
 
@@ -45,9 +48,27 @@ def main() -> None:
     if arguments[0] not in COMMANDS:
         wrong = f"latentbench: no command {arguments[0]}; there are {', '.join(COMMANDS)}"
         sys.exit(wrong)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may lack letters that a class has
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     module, _ = COMMANDS[arguments[0]]
-    import_module(f"benchmarks.{module}").main(arguments[1:])
+    try:
+        import_module(f"benchmarks.{module}").main(arguments[1:])
+    except (KeyboardInterrupt, Terminated) as error:
+        name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
+        print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + number)  # as a shell counts it
     session.finish()
+
+
+class Terminated(BaseException):
+    """The process was asked to end. No Exception: nothing may take it for a failed cell."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    """Unlike the default, lets every `finally` remove what is unfinished."""
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from benchmarks.core.environment import git_state
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
-from benchmarks.core.store import as_json, digest, read_json
+from benchmarks.core.store import as_json, digest
 from benchmarks.images import import_export
 from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
+from benchmarks.results import records
 from benchmarks.stages import tune
 from benchmarks.stages.cell import Cell, prepare
 from benchmarks.stages.checkpoint import Checkpoints
@@ -66,8 +67,8 @@ def run_cell(cfg: DictConfig) -> None:
     print(line if choices is not None else f"{line}, and settings to choose", flush=True)
 
     # a training that diverged would diverge again
-    failure = read_json(cell.failure_file) or {}
-    diverged = failure.get("row", {}).get("status") == "diverged"
+    failure = records.load(cell.failure_file)
+    diverged = failure is not None and failure["row"]["status"] == "diverged"
     unfinished = bool(missing) or choices is None
     if unfinished and diverged:
         line = f"{title} diverged before: {failure.get('reason')}"
@@ -100,7 +101,7 @@ def train_and_measure(cell: Cell) -> None:
                 compile_file=cell.compile_file,
                 stop_at=cfg.stop_at,
             )
-    except (BadInput, OutOfTime):
+    except (BadInput, OutOfTime, OSError):  # of the setting or the machine, not of the training
         raise
     except Exception as error:
         return record_failure(cell, error)
@@ -127,6 +128,8 @@ def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) 
                 trained = checkpoints.load_at_fraction(cell.model, trained, config.train_fraction)
                 loaded_fraction = config.train_fraction
             measure(cell, one, trained)
+        except OSError:
+            raise
         except Exception as error:
             record_failure(cell, error, config, evaluator, chosen=choice is not None)
 
@@ -136,7 +139,7 @@ def choose_settings(cell: Cell, trained: dict) -> dict[int, tune.Choice]:
     try:
         with session.stage("tuning"):
             return tune.choose(cell, trained["weights"])
-    except (BadInput, OutOfTime):
+    except (BadInput, OutOfTime, OSError):
         raise
     except Exception as error:
         record_failure(cell, error)
@@ -188,8 +191,8 @@ def is_recorded(cell: Cell, asked: Measurement) -> bool:
     """
     config, evaluator, choice = asked
     run_id = cell.run_id(config, evaluator, chosen=choice is not None)
-    record = read_json(cell.results / "records" / f"{run_id}.json")
-    if not isinstance(record, dict) or record.get("row", {}).get("status") != "ok":
+    record = records.load(records.path_of(cell.results, run_id))
+    if record is None or record["row"]["status"] != "ok":
         return False
     if record.get("evaluator") != evaluator.key:
         return False

@@ -225,4 +225,4 @@ class EfficientNetFeatures(nn.Module):
 
 def imagenet_classes() -> list[str]:
     """The WordNet ids of ImageNet's 1,000 classes, in the order of the usual labels."""
-    return WNIDS.read_text().split()
+    return WNIDS.read_text(encoding="utf-8").split()

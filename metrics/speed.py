@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import resource
 import statistics
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+LEAST_WATCHED = 0.5  # seconds: the system counts in hundredths
 
 
 def keep_memory() -> None:
@@ -86,6 +89,39 @@ class Laps:
         return [b - a for a, b in pairwise(self.marks)]
 
 
+class OtherPrograms:
+    """What other programs take of the CPU cores that this process may use, while it is timed."""
+
+    def __init__(self):
+        self.began, self.busy, self.own = _cpu_seconds()
+
+    def share(self) -> float | None:
+        """Of the cores' time since it was made, 0 to 1; None where the system does not say."""
+        now, busy, own = _cpu_seconds()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        if busy is None or self.busy is None or now - self.began < LEAST_WATCHED:
+            return None
+        others = (busy - self.busy) - (own - self.own)
+        return min(1.0, max(0.0, others / (cores * (now - self.began))))
+
+
+def _cpu_seconds() -> tuple[float, float | None, float]:
+    """A clock, and the CPU seconds of all programs on this process's cores and of its own."""
+    now, times = time.perf_counter(), os.times()
+    own = times.user + times.system
+    try:
+        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
+        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):  # not Linux
+        return now, None, own
+    ticks = 0
+    for name, *counts in map(str.split, lines):
+        if name in cores:
+            user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, counts[:8])
+            ticks += user + nice + system + interrupts + soft + stolen
+    return now, ticks / os.sysconf("SC_CLK_TCK"), own
+
+
 def median_seconds(
     call: Callable[[], Any], device: torch.device, *, repeats: int = 3, warmup: int = 1
 ) -> float:
@@ -114,7 +150,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         pass
 
@@ -127,7 +163,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 1024  # given in KiB
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -332,7 +332,8 @@ def test_results_json_alone_holds_all_records(smoke):
 
 
 def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
-    records.write(tmp_path, {"run_id": "x", "fd": math.nan, "status": "ok"}, extra=[math.inf])
+    row = {"run_id": "x", "model": "dit", "data": "d", "fd": math.nan, "status": "failed"}
+    records.write(tmp_path, row, extra=[math.inf])
     (record,) = records.read(tmp_path)
     assert record["row"]["fd"] is None and record["extra"] == [None]
     with pytest.raises(ValueError, match="fid_score"):

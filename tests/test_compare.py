@@ -7,12 +7,16 @@ import pytest
 from benchmarks.analysis.matching import differences_of
 from benchmarks.commands import compare
 from benchmarks.core.errors import BadInput
+from benchmarks.core.store import write_sealed
 from benchmarks.results import archive, records
 
 ROW = {
     "status": "ok",
     "model": "dit",
     "size": "xs",
+    "data": "procedural",
+    "image_size": 32,
+    "train_fraction": 1.0,
     "seed": 0,
     "steps": 8,
     "guidance": 1.0,
@@ -139,12 +143,12 @@ def test_what_the_decoder_hides_gets_no_verdict(tmp_path, capsys):
             stored = json.loads(path.read_text())
             stored["row"]["recall_autoencoder"] = recall
             stored["fingerprints"]["training"] += folder
-            path.write_text(json.dumps(stored))
+            write_sealed(path, stored)
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert counts["refused"] == counts["rows"] == 1 and counts["worse"] == 0
     assert "| refused |" in lines[2] and lines[3].startswith("Refused: ")
     for path in (tmp_path / "a" / "records").glob("*.json"):
-        path.write_text(path.read_text().replace("0.69", "0.71"))
+        write_sealed(path, json.loads(path.read_text().replace("0.69", "0.71")))
     assert compared(capsys, tmp_path / "a", tmp_path / "b")[1]["worse"] == 1
 
 
@@ -195,7 +199,7 @@ def test_rows_that_cannot_be_compared_do_not_count_among_them(tmp_path, capsys):
         stored = json.loads(path.read_text())
         if stored["row"]["steps"] > 1:
             stored["fingerprints"]["data"] = "other images"
-            path.write_text(json.dumps(stored))
+            write_sealed(path, stored)
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["worse"], counts["not_comparable"]) == (1, 19)
     assert any(line.startswith("Not comparable: ") for line in lines)
@@ -367,7 +371,7 @@ def test_label_accuracies_have_their_signs_and_errors_or_stay_empty(tmp_path, ca
     (path,) = (tmp_path / "a" / "records").glob("a1.json")
     stored = json.loads(path.read_text())
     del stored["row"]["label_accuracy"]
-    path.write_text(json.dumps(stored))
+    write_sealed(path, stored)
     lines, _ = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert lines[2].split("|")[9].strip() == ""
 
@@ -430,6 +434,6 @@ def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
     path = next((tmp_path / "records").glob("*.json"))
     stored = json.loads(path.read_text())
     stored["row"]["fd_sd"] = stored["row"].pop("fd_generator_std")
-    path.write_text(json.dumps(stored))
+    write_sealed(path, stored)
     with pytest.raises(BadInput, match=r"another version of the suite \(columns fd_sd\); remove"):
         records.read(tmp_path)

@@ -14,6 +14,7 @@ from test_train import cfg_with, compiled_without_code, run, same
 from benchmarks import run as bench
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.settings import check
+from benchmarks.core.store import write_sealed
 from benchmarks.stages import compiling, sample_batch
 from benchmarks.stages.compiling import GUESS, TIMED, WARMUP, Compiler, Payback
 from benchmarks.stages.sample_batch import best_batch, chosen_batch
@@ -83,7 +84,7 @@ def test_a_short_training_stays_as_it_is_until_a_measurement_says_otherwise(tmp_
     # 2000 steps take 12 s, of which the guess saves less than its 60 s
     file, steps = tmp_path / "one.json", 2000
     assert trained_with(Compiler(True, steps, CPU, file), 60, Network()) == []
-    file.write_text(json.dumps({"startup_seconds": 0.1, "gain": 0.5}))
+    write_sealed(file, {"startup_seconds": 0.1, "gain": 0.5})
     assert len(trained_with(Compiler(True, steps, CPU, file), 60, Network())) == 1
     assert Compiler(True, steps, CPU).payback() == GUESS
 

@@ -13,6 +13,7 @@ from test_diagnostics import record
 
 from benchmarks.commands import compare, publish, report
 from benchmarks.core.errors import BadInput
+from benchmarks.core.store import seal
 from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, shrink
 from benchmarks.reports.summary import build_report
 from benchmarks.results import archive, records
@@ -73,13 +74,24 @@ def test_compressed_bytes_say_nothing_but_the_records(tmp_path):
     assert first[4:8] == bytes(4) and b"json" not in first[:30]
 
 
+FAILED = {"status": "failed", "model": "dit", "data": "procedural"}  # a row without numbers
+
+
 def test_single_records_come_first_then_results_json_then_the_compressed_file(tmp_path):
     """Of several forms in one folder the freshest is read."""
     for name, run in ((archive.PACKED, "packed"), (archive.PLAIN, "plain")):
-        archive.write(tmp_path / name, [{"row": {"run_id": run}}])
+        archive.write(tmp_path / name, [seal({"row": FAILED | {"run_id": run}})])
         assert [r["row"]["run_id"] for r in records.read(tmp_path)] == [run]
-    records.write(tmp_path, {"run_id": "single"})
+    records.write(tmp_path, FAILED | {"run_id": "single"})
     assert [r["row"]["run_id"] for r in records.read(tmp_path)] == ["single"]
+
+
+def test_records_that_were_changed_in_an_archive_are_left_out_and_named(tmp_path, capsys):
+    whole, changed = (seal({"row": FAILED | {"run_id": name}}) for name in ("whole", "changed"))
+    changed["row"]["seed"] = 7
+    archive.write(tmp_path / archive.PLAIN, [whole, changed])
+    assert [r["row"]["run_id"] for r in records.read(tmp_path)] == ["whole"]
+    assert f"{tmp_path}: 1 record(s) are left out: it was changed" in capsys.readouterr().out
 
 
 GOOD = gzip.compress(b'{"parts": {}, "records": [{"row": {}, "parts": {"config": "gone"}}]}')

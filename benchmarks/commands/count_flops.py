@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
+from benchmarks.core.files import atomic_file
 from benchmarks.core.settings import compose, config_names
-from benchmarks.core.store import atomic_file
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.reports import plots
 from benchmarks.results.tables import markdown

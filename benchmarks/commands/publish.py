@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_folder
+from benchmarks.core.files import atomic_folder
 from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, GRID_BYTES, shrink
 from benchmarks.results import archive, records
 

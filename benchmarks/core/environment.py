@@ -60,7 +60,7 @@ def _git(*args: str) -> str | None:
 def _carried_commit() -> str:
     """What the file `.commit` says; empty where there is none."""
     try:
-        return (ROOT / ".commit").read_text().strip()
+        return (ROOT / ".commit").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -71,7 +71,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         name = models[0]
     except (OSError, IndexError):  # not Linux, or a processor that does not say

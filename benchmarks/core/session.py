@@ -1,5 +1,6 @@
 """What one call of a command has done so far: all process-wide state but facts of the machine."""
 
+import errno
 import os
 import sys
 import time
@@ -15,6 +16,18 @@ from benchmarks.core.errors import BadInput, OutOfTime
 
 TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sysexits.h
 ONLY_DIVERGED = 4  # exit code of a run of which nothing failed, but some training diverged
+
+
+# what a file system may refuse, and the mend
+ROOM = "make room, or give another cache_dir= or results_dir="
+WRITABLE = "make it writable, or give another cache_dir= or results_dir="
+OF_THE_MACHINE = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EROFS: WRITABLE,
+    errno.EACCES: WRITABLE,
+    errno.EPERM: WRITABLE,
+}
 
 
 @dataclass
@@ -59,6 +72,9 @@ class Session:
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                place, mend = error.filename or "a file", OF_THE_MACHINE[error.errno]
+                return self.complain(f"{place}: {error.strerror}; {mend}")
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.complain(f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)")
 

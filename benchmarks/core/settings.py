@@ -35,7 +35,11 @@ def presets() -> dict[str, str]:
     """The files of conf/experiment, each with its first comment: what it is for."""
     found = {}
     for path in sorted((CONF / "experiment").glob("*.yaml")):
-        comments = [line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"]
+        comments = [
+            line[1:].strip()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line[:1] == "#"
+        ]
         found[path.stem] = next((line for line in comments if not line.startswith("@")), "")
     return found
 

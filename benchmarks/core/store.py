@@ -1,11 +1,10 @@
-"""Keys and atomic files: an artefact is named by what determines it, and is whole or absent."""
+"""Keys and artefacts: each is named by what determines it, and carries a digest of what it holds.
 
-import contextlib
+What does not fit its own digest is as good as absent: it is made again.
+"""
+
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import atomic_file
 
 ROOT = Path(__file__).parents[2]  # of the clone
+SEAL = "digest"  # the entry of a JSON object, or a safetensors file's metadata, that holds it
 # the folders of the files that come with the suite
 SHIPPED_FOLDERS = [ROOT / room / "weights" for room in ("models", "metrics")]
 
@@ -44,45 +45,11 @@ def file_digest(*paths: str | Path) -> str:
     return total.hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes its place, on failure it goes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        # else a power cut might leave the new name with nothing behind it
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """As `atomic_file`, for a folder of several files; an older folder of that name is replaced."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    older = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():  # the older one goes only when the newer one is in its place
-            os.replace(path, older)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
-
-
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, so that any reader can parse it."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def as_json(value: Any) -> Any:
@@ -93,38 +60,86 @@ def as_json(value: Any) -> Any:
 def read_json(path: str | Path) -> Any | None:
     """The parsed file, or None where it is missing or cut short."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def first_line(error: Exception) -> str:
+    """An error of some library in part of a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with its own digest, as it will be read back from JSON."""
+    plain = as_json({name: entry for name, entry in value.items() if name != SEAL})
+    return plain | {SEAL: digest(plain)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a value read from JSON is the one that `seal` gave."""
+    return isinstance(value, dict) and SEAL in value and value == seal(value)
+
+
+def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
+    """`write_json`, with a digest of the value in it."""
+    write_json(path, seal(value))
+
+
+def read_sealed(path: str | Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without its digest; None where the file is missing, and with a
+    printed line where it is cut short or was changed.
+    """
+    value = read_json(path)
+    if is_sealed(value):
+        return {name: entry for name, entry in value.items() if name != SEAL}
+    if Path(path).exists():
+        print(f"{path} cannot be used (it was cut short, changed, or is of an earlier version)")
+    return None
 
 
 def write_tensors(
     path: str | Path, key: str, tensors: dict[str, torch.Tensor], **extra: str
 ) -> None:
-    """A safetensors file that carries its key (and other strings) with it."""
+    """A safetensors file that carries its key, other strings and a digest of all with it."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    texts = extra | {"key": key}
     with atomic_file(path) as temporary:
-        save_file(on_cpu, str(temporary), metadata=extra | {"key": key})
+        sealed = texts | {SEAL: _digest_of_tensors(on_cpu, texts)}
+        save_file(on_cpu, str(temporary), metadata=sealed)
 
 
 def read_tensors(
     path: str | Path, key: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """Tensors and strings of `write_tensors`; None where the file is missing, and with a printed
-    line where it is cut short or another key's.
+    line where it is cut short, changed or another key's.
     """
     if not Path(path).exists():
         return None
     try:
         with safe_open(str(path), "pt") as file:
-            extra = file.metadata() or {}
-            if extra.get("key") != key:
-                raise ValueError("another configuration's")
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, extra
-    except (OSError, ValueError, SafetensorError) as error:
-        print(f"{path} cannot be used ({str(error).splitlines()[0]}); rebuilding it")
+            texts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stated = texts.pop(SEAL, None)
+        if texts.get("key") != key:
+            raise ValueError("another configuration's")
+        if stated != _digest_of_tensors(tensors, texts):
+            raise ValueError("it was changed, or is of an earlier version")
+    except Exception as error:  # whatever a damaged file leads its reader to
+        print(f"{path} cannot be used ({first_line(error)}); rebuilding it")
         return None
+    return tensors, texts
+
+
+def _digest_of_tensors(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> str:
+    """sha256 of names, types, shapes and bytes, in hex."""
+    total = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def load_weights(module: nn.Module, path: str | Path, what: str) -> nn.Module:

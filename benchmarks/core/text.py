@@ -1,6 +1,7 @@
 """Names that users bring, as text that can be shown."""
 
 import os
+import re
 
 
 def printable(name: str) -> str:
@@ -11,3 +12,17 @@ def printable(name: str) -> str:
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def safe_markdown(line: str) -> str:
+    """A line of Markdown in which nothing that a user brought is markup: no HTML, link or formula.
+
+    Links and images are added after it.
+    """
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)  # "N < 2d" is none
+    return line.replace("](", "]\\(").replace("$", "\\$")
+
+
+def in_cell(text: str) -> str:
+    """Text for a cell of a Markdown table: one line, and no bar that would end the cell."""
+    return " ".join(text.split()).replace("|", "\\|")

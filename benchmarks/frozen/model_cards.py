@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.core.environment import device_name, git_state
-from benchmarks.core.store import atomic_file, file_digest, load_weights, write_json
+from benchmarks.core.files import atomic_file
+from benchmarks.core.store import file_digest, load_weights, write_json
 from benchmarks.frozen import train_autoencoder, train_extractor
 from benchmarks.frozen.autoencoder import load_codebook
 from benchmarks.frozen.training_material import SIZE, Material
@@ -169,4 +170,4 @@ def write_card(path: Path, card: dict[str, Any]) -> None:
         else:
             lines.append(f"- **{key}**: {value}")
     with atomic_file(path.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

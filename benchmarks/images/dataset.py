@@ -4,6 +4,8 @@
 All three are decoded once and cached as one memory-mapped array plus three index arrays.
 """
 
+import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,8 +18,9 @@ from filelock import FileLock
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import atomic_folder
 from benchmarks.core.session import session
-from benchmarks.core.store import atomic_folder, digest, write_json
+from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import printable
 from benchmarks.images import procedural
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
@@ -131,7 +134,7 @@ def _load_or_write(folder: Path, key: str, size: int, write: Writer) -> Dataset:
             # whole or absent: a run that is killed leaves no half a data set behind
             with atomic_folder(folder) as temporary:
                 description = write(temporary) | fingerprints(temporary)
-                write_json(temporary / "meta.json", {"key": key} | description)
+                write_sealed(temporary / "meta.json", {"key": key} | description)
             dataset = load(folder, key, size)
     if dataset is None:
         raise BadInput(
@@ -142,10 +145,21 @@ def _load_or_write(folder: Path, key: str, size: int, write: Writer) -> Dataset:
 
 
 def _new_pixels(folder: Path, count: int, size: int) -> np.memmap:
-    """A new array of images on disk, which need not fit into memory."""
-    return np.lib.format.open_memmap(
-        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size)
-    )
+    """A new array of images on disk, which need not fit into memory.
+
+    Raises OSError where the disk has no room for it: writing to a mapped file would end the
+    process then.
+    """
+    path, shape = folder / "pixels.npy", (count, 3, size, size)
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, file.tell() + math.prod(shape))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _write_arrays(folder: Path, labels: np.ndarray, index: dict[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_file, atomic_folder
+from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.text import printable
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.files import Walk, list_images

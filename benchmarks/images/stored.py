@@ -2,12 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.core.store import digest, read_json
+from benchmarks.core.store import digest, first_line, read_sealed
 from benchmarks.images.splits import SPLITS
 
 READ_AT_ONCE = 1024  # images, for a fingerprint
@@ -49,21 +50,24 @@ class Dataset:
 
 
 def load(folder: Path, key: str, size: int) -> Dataset | None:
-    """The cached data set, or None where it is missing, cut short or another's."""
-    meta = read_json(folder / "meta.json")
-    if not isinstance(meta, dict) or meta.get("key") != key:
+    """The cached data set, or None where it is missing, damaged or another's."""
+    if not folder.exists():
+        return None
+    meta = read_sealed(folder / "meta.json")
+    if meta is None or meta.get("key") != key:
         return None
     try:
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
         index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
-    except (OSError, ValueError, EOFError):
-        print(f"data: the cache in {folder} is damaged; rebuilding it")
+        # of what is there, not of what was written: a byte may have changed since
+        there = _fingerprints_once(folder, (folder / "pixels.npy").stat().st_mtime_ns)
+    except Exception as error:  # whatever damaged files lead their readers to
+        print(f"data: the cache in {folder} is damaged ({first_line(error)}); rebuilding it")
         return None
-    # a file of another run, or of a crash, may be whole and yet not belong to the others
-    sizes = {name: len(at) for name, at in index.items()}
-    if pixels.shape != (len(labels), 3, size, size) or sizes != meta["sizes"]:
-        print(f"data: the cache in {folder} does not fit its own description; rebuilding it")
+    stated = {name: meta[name] for name in there}
+    if pixels.shape != (len(labels), 3, size, size) or there != stated:
+        print(f"data: the cache in {folder} is not what was written; rebuilding it")
         return None
     key_of_all, key_of_train = meta["fingerprints"]
     return Dataset(
@@ -78,6 +82,14 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
         aside=meta["aside"],
         **{name: Split(pixels, at, labels[at]) for name, at in index.items()},
     )
+
+
+@lru_cache(maxsize=8)
+def _fingerprints_once(folder: Path, written: int) -> dict[str, Any]:
+    """`fingerprints`, once in a process for files that were `written` then: every cell of a sweep
+    asks, and reading all images may take long.
+    """
+    return fingerprints(folder)
 
 
 def fingerprints(folder: Path) -> dict[str, Any]:

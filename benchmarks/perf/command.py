@@ -35,8 +35,9 @@ import torch
 
 from benchmarks.core import cli
 from benchmarks.core.environment import device_name, library_versions, pick_device, provenance
+from benchmarks.core.files import atomic_file
 from benchmarks.core.session import TO_BE_CONTINUED
-from benchmarks.core.store import atomic_file, read_json, write_json
+from benchmarks.core.store import read_json, write_json
 from benchmarks.perf import bars
 from benchmarks.perf.bench import COLUMNS, Bench, ceiling
 from benchmarks.perf.stage_list import Stage, extent_on, stage_list

@@ -18,8 +18,9 @@ from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from benchmarks.analysis.panel import MARKERS
+from benchmarks.core.files import atomic_file
 from benchmarks.core.settings import compose
-from benchmarks.core.store import atomic_file, seeded
+from benchmarks.core.store import seeded
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.perf.bench import (
     CLASSES,

@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_folder, digest
+from benchmarks.core.files import atomic_folder
+from benchmarks.core.store import digest
 from benchmarks.images import procedural
 from benchmarks.reference.plan import PRESETS, Entry
 
@@ -115,7 +116,7 @@ def _preset_sweeps(preset: str | None) -> dict[str, list[str]]:
     """The values that a preset of conf/experiment sweeps, by key."""
     if preset is None:
         return {}
-    settings = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    settings = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
     params = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
     return {key: str(values).split(",") for key, values in params.items()}
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.commands.publish import publish
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_file, atomic_folder, read_json
+from benchmarks.core.files import atomic_file, atomic_folder
+from benchmarks.core.store import read_json
 from benchmarks.reference.plan import Entry, mark
 from benchmarks.reports.shrink import FIGURE_BYTES, shrink
 from benchmarks.results import archive
@@ -65,7 +66,7 @@ def check_writable(folder: Path, key: str) -> None:
     """Raises BadInput, naming the key, for a folder that cannot be written."""
     try:
         with atomic_file(folder / ".writable") as probe:
-            probe.write_text("")
+            probe.write_text("", encoding="utf-8")
         (folder / ".writable").unlink()
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror})"

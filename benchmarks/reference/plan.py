@@ -15,7 +15,8 @@ from benchmarks.commands.publish import MOST_FIGURES
 from benchmarks.core import versions
 from benchmarks.core.environment import device_name, git_state, now
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import ROOT, atomic_file
+from benchmarks.core.files import atomic_file
+from benchmarks.core.store import ROOT
 
 PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
@@ -96,7 +97,9 @@ def todays_versions() -> dict[str, int]:
 def load(path: Path = PLAN) -> list[Entry]:
     """The plan, most valuable first. Raises BadInput, in one line, for what cannot be one."""
     try:
-        entries = [_entry(given, path) for given in yaml.safe_load(path.read_text())]
+        entries = [
+            _entry(given, path) for given in yaml.safe_load(path.read_text(encoding="utf-8"))
+        ]
     except (OSError, yaml.YAMLError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(
@@ -169,7 +172,7 @@ def mark(name: str, made: dict[str, Any], path: Path = PLAN) -> None:
     """
     # on one line, however long, so that it can be replaced line by line
     value = yaml.safe_dump(made, default_flow_style=True, sort_keys=False, width=1000).strip()
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     inside, marked = False, 0
     for i, line in enumerate(lines):
         if line.startswith("- name:"):
@@ -181,7 +184,7 @@ def mark(name: str, made: dict[str, Any], path: Path = PLAN) -> None:
     if marked != 1:
         raise BadInput(f"{path}: entry {name} needs one line `made:`, in one line; it has {marked}")
     with atomic_file(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) -> list[Entry]:

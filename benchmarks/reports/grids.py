@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.analysis.curves import in_order
 from benchmarks.analysis.panel import Panel
-from benchmarks.core.store import atomic_file
+from benchmarks.core.files import atomic_file
 from benchmarks.reports.plots import save
 
 LEAST_SIDE = 64  # px: smaller samples are enlarged, without smoothing

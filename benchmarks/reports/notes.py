@@ -4,6 +4,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import distance_name, too_few
 from benchmarks.analysis.panel import Panel
+from benchmarks.results.columns import BUSY
 from benchmarks.results.tables import show
 
 LEAST_RECALL = 0.7  # of real images through the autoencoder, for verdicts on quality
@@ -39,6 +40,12 @@ def notes(panel: Panel, record: dict) -> list[str]:
         lines.append(
             f"{len(record['skipped'])} unreadable image(s) of the data were left out, "
             f"e.g. {record['skipped'][0]}."
+        )
+    busy = panel.rows["others_cpu"].max()
+    if busy > BUSY:
+        lines.append(
+            f"WARNING: other programs took up to {busy:.0%} of the CPU while some rows were timed. "
+            "Their seconds, marked busy, are too high."
         )
     if record.get("left_out"):
         lines.append(f"Left out of the data's folder: {record['left_out']}.")

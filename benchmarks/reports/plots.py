@@ -13,11 +13,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.text import Text
 
 from benchmarks.analysis import choices, verdicts
 from benchmarks.analysis.curves import distance_label, in_order, names_without_seeds
 from benchmarks.analysis.panel import Look, Panel, facets, look
-from benchmarks.core.store import atomic_file
+from benchmarks.core.files import atomic_file
 from benchmarks.reports.axes import (
     SMALL,
     Facet,
@@ -51,7 +52,8 @@ AXES = {
 
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name begins no formula
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png")
     plt.close(figure)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
-from benchmarks.results.columns import BY_NAME, ERRORS
+from benchmarks.results.columns import BUSY, BY_NAME, ERRORS, TIMED
 from benchmarks.results.tables import show
 
 MEASURED = [
@@ -81,7 +81,9 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
 
 
 def _cell(row: pd.Series, column: str) -> object:
-    """A value, with its error where it has one."""
+    """A value, with its error where it has one; seconds of a busy machine are marked."""
+    if column in TIMED and row["others_cpu"] > BUSY:
+        return f"{show(row[column])} (busy)"
     if column not in ERRORS or pd.isna(row[column]):
         return row[column]
     return f"{show(row[column])} ± {row[ERRORS[column]]:.2g}"
@@ -132,5 +134,6 @@ def code_versions(rows: pd.DataFrame) -> list[str]:
     versions = rows[["git_sha", "git_dirty", "torch"]].drop_duplicates().astype(str)
     for sha, dirty, torch in versions.values.tolist():
         changed = " with uncommitted changes" if dirty == "True" else ""
-        lines.append(f"Code {sha}{changed}, torch {torch}.")
+        code = "Code of an unknown commit" if sha in ("None", "nan") else f"Code {sha}"
+        lines.append(f"{code}{changed}, torch {torch}.")
     return lines

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_file
+from benchmarks.core.files import atomic_file
 
 FIGURES = ("fd_vs_gflops", "fd_vs_latency")  # shown where nothing else is asked for
 FIGURE_BYTES = 200_000  # a published figure is smaller than this

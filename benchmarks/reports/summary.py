@@ -7,12 +7,14 @@ figures that it keeps are plotted anew.
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
 from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
 from benchmarks.analysis.panel import Panel, panels
-from benchmarks.core.store import atomic_file
+from benchmarks.core.files import atomic_file
+from benchmarks.core.text import safe_markdown
 from benchmarks.reports import grids, plots
 from benchmarks.reports.chosen import chosen
 from benchmarks.reports.notes import notes, refused
@@ -79,7 +81,7 @@ def build_report(folder: Path) -> str:
     paths += _sample_grids(report)
     # last, because it links the plots and grids that are there now
     with atomic_file(folder / "summary.md") as path:
-        path.write_text("\n".join(_summary(report)) + "\n")
+        path.write_text("\n".join(_summary(report)) + "\n", encoding="utf-8")
     lines = [line for panel in report.panels for line in as_text(panel)]
     return "\n".join([*lines, *report.failures, "", *map(str, paths)])
 
@@ -135,10 +137,11 @@ def _summary(report: Report) -> list[str]:
     if rows:
         lines += ["## Chosen settings", "", *CHOSEN, "", *markdown(header, rows), ""]
     if report.panels:
-        lines += ["## Columns", "", *explained(), "", *_images(report.folder)]
+        lines += ["## Columns", "", *explained(), ""]
     if report.failures:
-        lines += ["", "## Failed or diverged", "", *(f"- {line}" for line in report.failures)]
-    return lines
+        lines += ["## Failed or diverged", "", *(f"- {line}" for line in report.failures), ""]
+    lines = [safe_markdown(line) for line in lines]
+    return lines + _images(report.folder) if report.panels else lines
 
 
 def _section(panel: Panel, report: Report) -> list[str]:
@@ -187,4 +190,4 @@ def _images(folder: Path) -> list[str]:
     there = [name for name in names if (folder / "plots" / f"{name}.png").exists()]
     lines = ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in there), ""]
     grids_there = sorted((folder / "samples").glob("*.png"))
-    return lines + [f"![samples](samples/{path.name})" for path in grids_there]
+    return lines + [f"![samples](samples/{quote(path.name)})" for path in grids_there]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.store import atomic_file, digest, write_json
+from benchmarks.core.files import atomic_file
+from benchmarks.core.store import digest, write_json
 
 PLAIN = "results.json"
 PACKED = "records.json.gz"

@@ -41,6 +41,12 @@ COLUMNS = [
     Column("train_seconds", -1, "s", "wall time of the training loop"),
     Column("train_images_per_second", 1, "images/s", "training throughput"),
     Column(
+        "train_others_cpu",
+        -1,
+        "",
+        "share of the CPU cores' time that other programs took while it trained",
+    ),
+    Column(
         "train_utilisation",
         1,
         "",
@@ -216,6 +222,12 @@ COLUMNS = [
         "MiB",
         "peak while sampling: of the GPU, or of the whole process on a CPU",
     ),
+    Column(
+        "others_cpu",
+        -1,
+        "",
+        "share of the CPU cores' time that other programs took while it was timed",
+    ),
     Column("device", 0, "", "GPU, or CPU with its number of threads"),
     Column("dtype", 0, "", "precision of training and sampling"),
     Column("torch", 0, "", "version of the library"),
@@ -225,6 +237,8 @@ COLUMNS = [
 ]
 NAMES = [column.name for column in COLUMNS]
 BY_NAME = {column.name: column for column in COLUMNS}
+TIMED = ("seconds_per_image", "images_per_second", "latency_seconds")
+BUSY = 0.1  # of the CPU cores' time: above it, seconds are marked
 # each measure of quality with its error
 ERRORS = {
     "fd_generator": "fd_generator_std",

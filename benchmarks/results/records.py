@@ -8,12 +8,14 @@ import pandas as pd
 
 from benchmarks.core.environment import library_versions
 from benchmarks.core.errors import BadInput
+from benchmarks.core.session import session
 from benchmarks.core.settings import flatten
-from benchmarks.core.store import digest, read_json, write_json
+from benchmarks.core.store import digest, is_sealed, read_json, seal, write_sealed
 from benchmarks.results import archive
 from benchmarks.results.columns import ERRORS, NAMES, leading
 
 Record = dict[str, Any]
+OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")
 TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
@@ -47,21 +49,61 @@ def write(folder: Path, row: dict[str, Any], **metadata: Any) -> None:
     if unknown:
         raise ValueError(f"a record has unknown columns: {', '.join(unknown)}")
     record = clean({"row": row, "versions": library_versions()} | metadata)
-    write_json(folder / "records" / f"{row['run_id']}.json", record)
+    write_sealed(path_of(folder, row["run_id"]), record)
+
+
+def path_of(folder: Path, run_id: str) -> Path:
+    """Where a results folder has the record of a measurement."""
+    return folder / "records" / f"{run_id}.json"
+
+
+def load(path: Path) -> Record | None:
+    """One record; None where it is missing, and with a printed line where it is not whole."""
+    record = read_json(path)
+    if record is None and not path.exists():
+        return None
+    wrong = "it is cut short" if record is None else why_not_whole(record)
+    if wrong:
+        session.print_once(f"{path} is left out: {wrong}")
+        return None
+    return record
+
+
+def why_not_whole(record: Any) -> str:
+    """Why a record cannot go into a table; empty where it can."""
+    if not isinstance(record, dict) or not isinstance(record.get("row"), dict):
+        return "it is no record"
+    if not is_sealed(record):
+        return "it was changed after it was written, or is of an earlier version"
+    row = record["row"]
+    if not all(isinstance(row.get(name), str) for name in ("run_id", "status", "model", "data")):
+        return "it does not say what it is of"
+    numbers = (*OF_EVERY_MEASUREMENT, leading(row)) if row["status"] == "ok" else ()
+    missing = [name for name in numbers if not isinstance(row.get(name), int | float)]
+    return f"it has no {missing[0]}" if missing else ""
 
 
 def read(folder: Path) -> list[Record]:
-    """All whole records of a results folder, oldest first.
+    """All whole records of a results folder, oldest first; what is left out is printed.
 
     From `folder/records/*.json`, else `folder/results.json`, else `folder/records.json.gz`. Raises
     BadInput where one of the latter two is damaged.
     """
     paths = sorted((folder / "records").glob("*.json"))
-    stored = [read_json(path) for path in paths] if paths else archive.read(folder)
-    records = [record for record in stored if isinstance(record, dict) and "row" in record]
+    stored = [load(path) for path in paths] if paths else _whole(archive.read(folder), folder)
+    records = [record for record in stored if record is not None]
     _check(records, folder)
     _share_logs(records)
     return sorted(records, key=lambda r: (r["row"].get("started_at") or "", r["row"]["run_id"]))
+
+
+def _whole(records: list[Record], folder: Path) -> list[Record]:
+    """Those of an archive's records that are whole; the others are counted and named."""
+    wrong = {i: why for i, record in enumerate(records) if (why := why_not_whole(record))}
+    if wrong:
+        first = next(iter(wrong.values()))
+        session.print_once(f"{folder}: {len(wrong)} record(s) are left out: {first}")
+    return [record for i, record in enumerate(records) if i not in wrong]
 
 
 def _check(records: list[Record], folder: Path) -> None:
@@ -79,7 +121,9 @@ def _share_logs(records: list[Record]) -> None:
     logs = {_weights(r): r["train_log"] for r in records if r.get("train_log")}
     for record in records:
         if record["row"].get("status") == "ok" and _weights(record) in logs:
-            record["train_log"] = logs[_weights(record)]
+            shared = logs[_weights(record)]
+            if record.get("train_log") != shared:
+                record.update(seal(record | {"train_log": shared}))
 
 
 def _weights(record: Record) -> tuple[Any, Any]:

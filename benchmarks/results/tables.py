@@ -5,13 +5,15 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from benchmarks.core.text import in_cell
+
 
 def show(value: object) -> str:
     """Three significant digits, without an exponent where the number can be read without one."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
     if not isinstance(value, int | float):
-        return str(value)
+        return in_cell(str(value))
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
     if 1e-3 <= abs(value) < 1e6:
@@ -21,6 +23,6 @@ def show(value: object) -> str:
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """A Markdown table as lines."""
-    header = list(header)
+    header = [in_cell(name) for name in header]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return lines + ["| " + " | ".join(show(value) for value in row) + " |" for row in rows]

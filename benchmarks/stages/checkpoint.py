@@ -5,8 +5,8 @@ Everything carries the key of the configuration that made it, and nothing that i
 another's is taken for its own.
 """
 
-import pickle
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,16 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import atomic_file
 from benchmarks.core.store import (
-    atomic_file,
     file_digest,
-    read_json,
+    first_line,
+    read_sealed,
     read_tensors,
-    write_json,
+    write_sealed,
     write_tensors,
 )
 from models.generator import GenerativeModel
-
-# what loading a damaged or foreign file may raise
-UNUSABLE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass
@@ -91,13 +81,14 @@ class Checkpoints:
         if not path.exists():
             return Progress()
         try:
+            _check_bytes(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
             self._check(state)
             progress = Progress(**state["progress"])
             average, moments = state["ema"], state["optimizer"]
             fits, reason = load(generator, state["model"]), "its tensors are another network's"
-        except UNUSABLE as error:
-            fits, reason = False, f"{type(error).__name__} {error}".splitlines()[0]
+        except Exception as error:  # whatever a damaged or foreign file leads its reader to
+            fits, reason = False, f"{type(error).__name__} {first_line(error)}"
         if not fits:
             print(f"train: {path} cannot be used ({reason}); starting over")
             return Progress()
@@ -139,7 +130,7 @@ class Checkpoints:
         """
         write_tensors(self.weights(), self.key, generator.state_dict())
         summary = summary | {"key": self.key, "weights": file_digest(self.weights())[:16]}
-        write_json(self.folder / "train.json", summary)
+        write_sealed(self.folder / "train.json", summary)
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return summary
 
@@ -147,8 +138,8 @@ class Checkpoints:
         """The summary of a finished training, its weights loaded; None where none is whole, this
         one's, and kept these fractions.
         """
-        summary = read_json(self.folder / "train.json")
-        if not isinstance(summary, dict) or summary.get("key") != self.key:
+        summary = read_sealed(self.folder / "train.json")
+        if summary is None or summary.get("key") != self.key:
             return None
         wanted = {f"{fraction:g}" for fraction in self.fractions}
         if not wanted <= set(summary.get("snapshots", {})):
@@ -197,6 +188,13 @@ class Saver:
         self.files.save(generator, ema, optimizer, progress)
         self.last, self.took = progress.seconds, time.perf_counter() - began
         return self.took
+
+
+def _check_bytes(path: Path) -> None:
+    """Raises ValueError where torch's file, a zip archive, does not fit its own checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("its bytes were changed")
 
 
 def load(generator: GenerativeModel, state: dict[str, torch.Tensor]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.core.store import read_json, write_json
+from benchmarks.core.store import read_sealed, write_sealed
 from metrics import speed
 from models.generator import Batch
 
@@ -81,8 +81,8 @@ class Compiler:
 
     def payback(self) -> Payback:
         """As measured on this machine, else the guess."""
-        measured = read_json(self.file) if self.file else None
-        if not isinstance(measured, dict):
+        measured = read_sealed(self.file) if self.file else None
+        if measured is None:
             return GUESS
         return Payback(measured["startup_seconds"], measured["gain"])
 
@@ -130,4 +130,4 @@ class Compiler:
         self.compiled_step_seconds = self._timed(step)
         if self.compiled_step_seconds is not None and self.file is not None:
             gain = 1 - self.compiled_step_seconds / self.step_seconds
-            write_json(self.file, {"startup_seconds": self.startup_seconds, "gain": gain})
+            write_sealed(self.file, {"startup_seconds": self.startup_seconds, "gain": gain})

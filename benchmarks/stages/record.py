@@ -18,7 +18,7 @@ from benchmarks.stages.sample import Samples, SamplingConfig
 from benchmarks.stages.score import Evaluator, Scores
 from metrics import flops
 
-TRAINED = ("images", "flops", "seconds", "images_per_second", "utilisation")
+TRAINED = ("images", "flops", "seconds", "images_per_second", "others_cpu", "utilisation")
 
 
 def record_measurement(

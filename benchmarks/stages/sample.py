@@ -176,6 +176,7 @@ def _on_the_clock(
 ) -> Samples:
     """`sampled` of all labels in batches; its latency is measured first, on one."""
     began, untimed = now(), UNTIMED if device.type == "cuda" else 0
+    others = speed.OtherPrograms()
 
     def alone() -> Tensor:
         return sampled(labels[:1], seeded("latency", config.seed)).arrived()
@@ -207,7 +208,7 @@ def _on_the_clock(
         seconds_per_image=statistics.median(timed) / batch,
         latency_seconds=latency,
         peak_memory_mb=speed.peak_memory_mb(device),
-        made=provenance(device) | {"started_at": began},
+        made=provenance(device) | {"started_at": began, "others_cpu": others.share()},
     )
 
 

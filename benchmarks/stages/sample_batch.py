@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.core.store import read_json, write_json
+from benchmarks.core.store import read_sealed, write_sealed
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages.sample import SamplingConfig, seconds_of_a_batch
@@ -37,12 +37,12 @@ def best_batch(
     """
     if device.type == "cpu":
         return ON_A_CPU
-    measured = read_json(file)
-    if not isinstance(measured, dict):
+    measured = read_sealed(file)
+    if measured is None:
         seconds = _tried(generator, space, data, device, precision)
         of_batch = {str(batch): value for batch, value in seconds.items()}
         measured = {"seconds_per_image": of_batch, "batch": chosen_batch(seconds)}
-        write_json(file, measured)
+        write_sealed(file, measured)
     return measured["batch"]
 
 

@@ -39,6 +39,7 @@ class Run:
     compiler: Compiler
     saver: Saver
     device: torch.device
+    others: speed.OtherPrograms
 
 
 def train(
@@ -71,7 +72,8 @@ def train(
     progress = files.resume(generator, state.ema, state.optimizer, device)
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
-    run = Run(files, budget, state, progress, compiler, saver, device)
+    others = speed.OtherPrograms()
+    run = Run(files, budget, state, progress, compiler, saver, device, others)
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
     return _finish(run)
 
@@ -168,6 +170,7 @@ def _finish(run: Run) -> dict:
     summary = spent | {
         "steps": progress.step,
         "images_per_second": spent["images"] / spent["seconds"],
+        "others_cpu": run.others.share(),
         "utilisation": flops_per_second / speed.ceiling_flops(run.device),
         "log": progress.log,
         "snapshots": progress.snapshots,

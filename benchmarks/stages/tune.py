@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from benchmarks.core.errors import BadInput, Diverged, OutOfTime
 from benchmarks.core.session import session
 from benchmarks.core.settings import many, out_of_time
-from benchmarks.core.store import digest, read_json, write_json
+from benchmarks.core.store import digest, read_sealed, write_sealed
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.model import sampler_settings
 from benchmarks.stages.sample import SamplingConfig, sample_images
@@ -81,7 +81,7 @@ def wanted(cell: Cell) -> bool:
 
 def known(cell: Cell) -> dict[int, Choice] | None:
     """The choices by step count where all trials are there already, else None."""
-    trials = read_json(_file(cell)) or {}
+    trials = read_sealed(_file(cell)) or {}
 
     def score(config: SamplingConfig) -> Trial:
         result = trials.get(_key(cell, config))
@@ -100,7 +100,7 @@ def choose(cell: Cell, weights: str) -> dict[int, Choice]:
 
     `weights` names the trained weights, which the cell's model holds. Raises OutOfTime.
     """
-    trials = read_json(_file(cell)) or {}
+    trials = read_sealed(_file(cell)) or {}
     if trials.get("weights") != weights:  # trained again: what was tried says nothing of these
         trials = {"weights": weights}
 
@@ -111,7 +111,7 @@ def choose(cell: Cell, weights: str) -> dict[int, Choice]:
                 name = f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed}"
                 raise OutOfTime(f"{name} is trained; its settings are still to be chosen")
             trials[key] = _tried(cell, config)
-            write_json(_file(cell), trials)
+            write_sealed(_file(cell), trials)
         return _trial(config, trials[key])
 
     choices = _choices(cell, score)

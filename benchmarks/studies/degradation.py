@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
+from benchmarks.core.files import atomic_file
 from benchmarks.core.settings import check
-from benchmarks.core.store import atomic_file
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
 from benchmarks.images.dataset import load_dataset
@@ -257,7 +257,7 @@ def write(table: pd.DataFrame, material: Material, setting: Setting, results: Pa
     with atomic_file(folder / "study.csv") as path:
         table.to_csv(path, index=False)
     with atomic_file(folder / "study.md") as path:
-        path.write_text("\n".join(page(table, setting)) + "\n")
+        path.write_text("\n".join(page(table, setting)) + "\n", encoding="utf-8")
     plot(table, setting, folder / "study.png")
     show(example_images(material), folder / "degradations.png")
     for path in (folder / "study.png", folder / "degradations.png"):

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.analysis.curves import distance_name
-from benchmarks.core.store import atomic_file
+from benchmarks.core.files import atomic_file
 from benchmarks.results.tables import markdown
 from benchmarks.studies.degradations import DEGRADATIONS, NO_GAIN, RISES, UNSEEN
 from benchmarks.studies.material import REAL, REBUILT

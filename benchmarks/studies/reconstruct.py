@@ -19,8 +19,9 @@ from PIL import Image
 
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
+from benchmarks.core.files import atomic_file
 from benchmarks.core.settings import check
-from benchmarks.core.store import atomic_file, write_json
+from benchmarks.core.store import write_json
 from benchmarks.frozen.autoencoder import latent_shape, load_latent_space
 from benchmarks.frozen.train_autoencoder import reconstruction_scores, round_trip
 from benchmarks.images.dataset import load_dataset

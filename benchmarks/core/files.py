@@ -1,0 +1,112 @@
+"""Atomic files and folders: whole or absent, and on the disk before they count."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ALMOST_NOTHING = 1 << 20  # bytes: a disk with less is full
+# ".<name>.<machine>.<process>.tmp": what a process makes before it takes its place
+LEFT_OVER = re.compile(r"^\..+\.(?P<machine>[^.]+)\.(?P<process>\d+)\.(tmp|old)$", re.DOTALL)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes its place, on failure it goes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path, "tmp")
+    try:
+        with _disk_errors_by_name(path):
+            yield temporary
+        # else a power cut might leave the new name with nothing behind it
+        _to_disk(temporary)
+        os.replace(temporary, path)
+        _to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """As `atomic_file`, for a folder of several files; an older folder of that name is replaced."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, older = _temporary(path, "tmp"), _temporary(path, "old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with _disk_errors_by_name(path):
+            yield temporary
+        for one in [*temporary.rglob("*"), temporary]:
+            _to_disk(one)
+        if path.exists():  # the older one goes only when the newer one is in its place
+            os.replace(path, older)
+        os.replace(temporary, path)
+        _to_disk(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors_by_name(path: Path) -> Iterator[None]:
+    """Whatever a library raises when the disk is full becomes the OSError that it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        if shutil.disk_usage(path.parent).free < ALMOST_NOTHING:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
+
+
+def _temporary(path: Path, suffix: str) -> Path:
+    """Where this process makes what will stand at `path`."""
+    _remove_left_over(path.parent)
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{suffix}")
+
+
+def _machine() -> str:
+    return socket.gethostname().replace(".", "-") or "unnamed"
+
+
+@cache  # once for each folder
+def _remove_left_over(folder: Path) -> None:
+    """Remove what processes of this machine left unfinished that run no more."""
+    for path in folder.iterdir():
+        found = LEFT_OVER.match(path.name)
+        # processes of another machine, which may share the folder, cannot be asked
+        if not found or found["machine"] != _machine() or _runs(int(found["process"])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OverflowError:  # no process has such a number
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
