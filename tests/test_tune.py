@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.settings import check, config_names
+from benchmarks.core.store import read_sealed, write_sealed
 from benchmarks.stages import tune
 from benchmarks.stages.sample import SamplingConfig, sample_images
 from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, search
@@ -181,15 +182,15 @@ def test_a_bench_reports_chosen_settings_on_samples_that_they_were_not_chosen_by
     again = bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
     assert "4 of 4 measurements are there\n" in again.out and len(counted) == made
     [file] = tmp_path.glob("cache/cells/*/trials.json")
-    trials = json.loads(file.read_text())
+    trials = read_sealed(file)
     lost = list(trials)[-1]
-    file.write_text(json.dumps({key: value for key, value in trials.items() if key != lost}))
+    write_sealed(file, {key: value for key, value in trials.items() if key != lost})
     again = bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
     assert "and settings to choose" in again.out
-    assert len(counted) == made + 1 and json.loads(file.read_text()) == trials
+    assert len(counted) == made + 1 and read_sealed(file) == trials
 
     # trials of other weights say nothing of these
-    file.write_text(json.dumps(trials | {"weights": "other", lost: None}))
+    write_sealed(file, trials | {"weights": "other", lost: None})
     bench(tmp_path, "tuned", "model=dit", "steps=[1,2]", "tune.steps=[2]")
     assert len(counted) == 2 * made + 1
 

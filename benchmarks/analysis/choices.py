@@ -28,6 +28,7 @@ MEASURES = (
     "seconds_per_image",
     "images_per_second",
     "latency_seconds",
+    "others_cpu",
     "peak_memory_mb",
 )
 WITH_ERRORS = {"distance": "distance_std"} | ERRORS

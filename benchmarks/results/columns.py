@@ -236,6 +236,7 @@ COLUMNS = [
     Column("started_at", 0, "", "when sampling began, UTC"),
 ]
 NAMES = [column.name for column in COLUMNS]
+GRADED = [column.name for column in COLUMNS if column.better]  # numbers, all of them
 BY_NAME = {column.name: column for column in COLUMNS}
 TIMED = ("seconds_per_image", "images_per_second", "latency_seconds")
 BUSY = 0.1  # of the CPU cores' time: above it, seconds are marked

@@ -12,7 +12,7 @@ from benchmarks.core.session import session
 from benchmarks.core.settings import flatten
 from benchmarks.core.store import digest, is_sealed, read_json, seal, write_sealed
 from benchmarks.results import archive
-from benchmarks.results.columns import ERRORS, NAMES, leading
+from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading
 
 Record = dict[str, Any]
 OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")
@@ -187,6 +187,8 @@ def table(records: list[Record]) -> pd.DataFrame:
         digest(*(p.get(k) for k in ("data", "autoencoder", "features")))[:6] for p in prints
     ]
     rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
+    # a column that no row has would be one of None, which is no number
+    rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in GRADED})
     leads = [leading(record["row"]) for record in records]
     return rows.assign(
         distance=[record["row"].get(name) for record, name in zip(records, leads, strict=True)],
