@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import distance_title
 from benchmarks.core.cli import run_hydra
-from benchmarks.core.environment import git_state
+from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
@@ -31,7 +31,7 @@ from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
 from benchmarks.results import records
 from benchmarks.stages import tune
-from benchmarks.stages.cell import Cell, prepare
+from benchmarks.stages.cell import Cell, prepare, results_folder
 from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.floors import train_images
 from benchmarks.stages.model import forward_macs, image_cost, place_on
@@ -55,6 +55,8 @@ class Measurement(NamedTuple):
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of an image, once: prepare, train, sample, score, record, report."""
     check(cfg)
+    refuse_foreign_settings()
+    records.refuse_foreign(results_folder(cfg))
     speed.free_memory()  # what an earlier cell of this process held
     title = f"{cfg.model.name} {cfg.size.name} seed {cfg.seed}"
     if out_of_time(cfg):

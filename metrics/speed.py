@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+LONG_PRODUCT = 0.5  # seconds: a larger one is not tried
 LEAST_WATCHED = 0.5  # seconds: the system counts in hundredths
 
 
@@ -133,15 +134,23 @@ def median_seconds(
 
 @lru_cache(maxsize=4)
 def ceiling_flops(device: torch.device) -> float:
-    """FLOP/s of the best of five square bf16 matrix products.
+    """FLOP/s of the fastest square matrix product, in bfloat16 or float32.
 
-    That is what a utilisation of 1 means on this machine. Measured once per process and device.
+    That is what a utilisation of 1 means on this machine. Measured once per process and device, in
+    seconds on any machine: some take minutes for a large product in bfloat16.
     """
-    # On a large GPU a small product is mostly launch time.
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device).bfloat16()
-    a @ a  # warm-up
-    return 2 * size**3 / min(timed(lambda: a @ a, device)[1] for _ in range(5))
+    best = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        # On a large GPU a small product is mostly launch time.
+        for size in (1024, 2048) if device.type == "cpu" else (8192,):
+            a = torch.randn(size, size, device=device).to(dtype)
+            first = timed(lambda a=a: a @ a, device)[1]  # a warm-up, too
+            repeats = 5 if first < LONG_PRODUCT else 1
+            seconds = min(timed(lambda a=a: a @ a, device)[1] for _ in range(repeats))
+            best = max(best, 2 * size**3 / seconds)
+            if first > LONG_PRODUCT:
+                break
+    return best
 
 
 def reset_peak_memory(device: torch.device) -> None:

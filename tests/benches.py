@@ -25,6 +25,7 @@ TINY = [
     "sample_batch=16",
     "train.unit=steps",
     "train.batch=8",
+    "train.precision=bf16",  # not what a busy machine happens to find
 ]
 
 

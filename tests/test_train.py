@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.frozen.latents import LatentSet
+from benchmarks.stages import train as train_module
 from benchmarks.stages.budget import make_budget
 from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.train import learning_rate, train
@@ -199,6 +200,21 @@ def test_finished_weights_that_cannot_be_used_are_trained_again(tmp_path, damage
     else:
         summary.unlink()
     assert same(run(tmp_path, "dit")[0], expected)
+
+
+@pytest.mark.parametrize("name", ["dit", "unet", "ar", "any", "masked"])
+def test_weights_that_know_less_than_nothing_are_a_divergence(tmp_path, name, monkeypatch):
+    """Finite though they are: tokens of exploded logits decode to images like any others."""
+    usual = train_module.learning_rate
+
+    def rate(done, cfg, peak):
+        return 30.0 if done < 0.5 else usual(done, cfg, peak)
+
+    monkeypatch.setattr(train_module, "learning_rate", rate)
+    cfg = cfg_with(grad_clip=1e9, ema_decay=0.5)
+    with pytest.raises(Diverged, match=r"untrained ones|loss was|weights were"):
+        run(tmp_path, name, cfg=cfg)
+    assert not (tmp_path / "weights.safetensors").exists()
 
 
 def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.session import session
 from benchmarks.core.store import ROOT
 
 # the libraries a number may depend on
@@ -26,6 +27,16 @@ PACKAGES = (
     "safetensors",
     "datasets",
     "hydra-core",
+)
+
+
+# of accelerate and torchrun: settings that would change a training, or make it wait for others
+OF_LAUNCHERS = ("ACCELERATE_", "FSDP_")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+CHANGE_NUMBERS = (
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
 )
 
 
@@ -79,6 +90,27 @@ def device_name(device: torch.device) -> str:
     return f"{name} ({torch.get_num_threads()} threads)"
 
 
+def refuse_foreign_settings() -> None:
+    """Keep variables of the environment from changing what is computed: no key holds them.
+
+    Those of a launcher are taken out, with a printed line. Raises BadInput for several processes,
+    and for what libraries read behind our back.
+    """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # before it waits for the others
+        raise BadInput(
+            "WORLD_SIZE is set: a launcher started several processes, but a cell trains in one; "
+            "run cells side by side instead"
+        )
+    for name in CHANGE_NUMBERS:
+        if os.environ.get(name):
+            raise BadInput(f"{name} is set: it changes the precision of float32; unset it")
+    launched = [name for name in os.environ if name in RANKS or name.startswith(OF_LAUNCHERS)]
+    for name in launched:
+        del os.environ[name]
+    if launched:
+        session.print_once(f"not used, from the environment: {', '.join(sorted(launched))}")
+
+
 def pick_device(wanted: str) -> torch.device:
     """The device of a setting `device`; `auto` is CUDA where there is one.
 
@@ -90,6 +122,7 @@ def pick_device(wanted: str) -> torch.device:
         raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
     # else float32 convolutions, of a U-Net and of the feature extractors, would be less exact
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -117,7 +117,7 @@ RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         lambda v: all(isinstance(one, float) and 0 < one < 1 for one in v),
         "fractions of the budget, above 0 and below 1",
     ),
-    ("train.precision", lambda v: v in ("bf16", "fp32"), "one of bf16, fp32"),
+    ("train.precision", lambda v: v in ("auto", "bf16", "fp32"), "one of auto, bf16, fp32"),
     (
         "steps",
         all_of(lambda v: isinstance(v, int) and not isinstance(v, bool)),

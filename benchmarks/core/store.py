@@ -17,7 +17,8 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file
 
 ROOT = Path(__file__).parents[2]  # of the clone
-SEAL = "digest"  # the entry of a JSON object, or a safetensors file's metadata, that holds it
+ABOUT = "latentbench"  # the entry of a safetensors file's metadata that holds ours
+SEAL = "digest"  # the entry of a JSON object that holds its digest
 # the folders of the files that come with the suite
 SHIPPED_FOLDERS = [ROOT / room / "weights" for room in ("models", "metrics")]
 
@@ -107,7 +108,8 @@ def write_tensors(
     texts = extra | {"key": key}
     with atomic_file(path) as temporary:
         sealed = texts | {SEAL: _digest_of_tensors(on_cpu, texts)}
-        save_file(on_cpu, str(temporary), metadata=sealed)
+        # one entry: the order of several would be left to chance, and so would the file's bytes
+        save_file(on_cpu, str(temporary), metadata={ABOUT: json.dumps(sealed, sort_keys=True)})
 
 
 def read_tensors(
@@ -120,7 +122,7 @@ def read_tensors(
         return None
     try:
         with safe_open(str(path), "pt") as file:
-            texts = dict(file.metadata() or {})
+            texts = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         stated = texts.pop(SEAL, None)
         if texts.get("key") != key:

@@ -29,13 +29,21 @@ def pairs_strip(samples: np.ndarray, nearest: np.ndarray, path: Path) -> None:
     strip(np.concatenate([samples, nearest], axis=2), path, len(samples))
 
 
-def _tile(path: Path, size: int, across: int = 4) -> np.ndarray | None:
-    """A strip folded into rows of `across` images; None if it is not readable."""
+def _read(path: Path) -> np.ndarray | None:
+    """The pixels of a strip (H, W, 3); None, with a printed line, where it cannot be read."""
     try:
-        row = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, SyntaxError) as error:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # whatever a damaged file leads its decoder to
         why = type(error).__name__
         print(f"plots: {path} cannot be read ({why}); its place in the grid stays empty")
+        return None
+
+
+def _tile(path: Path, size: int, across: int = 4) -> np.ndarray | None:
+    """A strip folded into rows of `across` images; None if it is not readable."""
+    row = _read(path)
+    if row is None or row.shape[0] != size or row.shape[1] % size:
         return None
     images = row.reshape(size, -1, size, 3).transpose(1, 0, 2, 3)
     across = min(across, len(images))
@@ -110,8 +118,9 @@ def _pairs_grid(title: str, rows: pd.DataFrame, strips: Path) -> plt.Figure:
     figure, axes = plt.subplots(len(names), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, name in zip(axes[:, 0], names, strict=True):
         row = rows[rows["curve"] == name].iloc[0]
-        image = Image.open(strips / f"{row['run_id']}-nearest.png").convert("RGB")
-        axis.imshow(image, interpolation="none")
+        image = _read(strips / f"{row['run_id']}-nearest.png")
+        if image is not None:
+            axis.imshow(image, interpolation="none")
         axis.set(xticks=[], yticks=[], ylabel="\n".join(name.split(", ")))
         copies = f"memorised fraction {row['memorised_fraction']:.3g}"
         axis.set_title(f"{row['steps']:.0f} steps, {copies}", fontsize=8)

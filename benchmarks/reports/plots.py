@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.text import Text
+from PIL import Image
 
 from benchmarks.analysis import choices, verdicts
 from benchmarks.analysis.curves import distance_label, in_order, names_without_seeds
@@ -41,6 +42,7 @@ FLOORS = {
         ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
     ],
 }
+MADE_BY = "latentbench"  # what a PNG says of itself
 FAR_BELOW = 4  # a floor lower by more is left off the axis
 AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
@@ -55,9 +57,19 @@ def save(figure: Any, path: Path) -> Path:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar in a name begins no formula
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png")
+        made_by = {"Software": MADE_BY}
+        figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png", metadata=made_by)
     plt.close(figure)
     return path
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `save` wrote a PNG, so that it may be removed."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == MADE_BY
+    except OSError:
+        return False
 
 
 def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:

@@ -117,7 +117,8 @@ def _sample_grids(report: Report) -> list[Path]:
     paths += grids.pairs_grids(report.panels, strips, place)
     if paths:
         for path in set(place.glob("*.png")) - set(paths):
-            path.unlink()
+            if plots.is_ours(path):
+                path.unlink()
     return paths
 
 

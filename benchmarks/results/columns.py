@@ -50,7 +50,7 @@ COLUMNS = [
         "train_utilisation",
         1,
         "",
-        "training FLOP/s over those of a bf16 matrix product in the same run",
+        "training FLOP/s over those of the fastest matrix product, bf16 or fp32, of the same run",
     ),
     Column(
         "settings",

@@ -52,6 +52,17 @@ def write(folder: Path, row: dict[str, Any], **metadata: Any) -> None:
     write_sealed(path_of(folder, row["run_id"]), record)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raises BadInput for a folder that holds results, but none that this suite wrote."""
+    ours = [folder / name for name in ("records", archive.PLAIN, archive.PACKED)]
+    theirs = [folder / name for name in ("results.csv", "summary.md", "plots", "samples")]
+    there = [path.name for path in theirs if path.exists()]
+    if there and not any(path.exists() for path in ours):
+        raise BadInput(
+            f"{folder} holds {there[0]}, but no records of this suite; give another name="
+        )
+
+
 def path_of(folder: Path, run_id: str) -> Path:
     """Where a results folder has the record of a measurement."""
     return folder / "records" / f"{run_id}.json"

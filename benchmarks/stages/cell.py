@@ -20,6 +20,7 @@ from benchmarks.frozen.latents import LatentSet, prepare_latents
 from benchmarks.images.dataset import load_dataset
 from benchmarks.images.stored import Dataset
 from benchmarks.results.records import NOT_OF_THE_TRAINING
+from benchmarks.stages.faster_precision import faster_precision
 from benchmarks.stages.floors import images_through, prepare_evaluator
 from benchmarks.stages.model import (
     build_model,
@@ -54,7 +55,7 @@ class Cell:
 
     @property
     def results(self) -> Path:
-        return Path(self.cfg.results_dir) / str(self.cfg.name)
+        return results_folder(self.cfg)
 
     @property
     def work(self) -> Path:
@@ -90,6 +91,11 @@ class Cell:
             model.set_sampler(config.sampler, **dict(config.options))
 
 
+def results_folder(cfg: DictConfig) -> Path:
+    """Where the records and the report of a configuration go."""
+    return Path(cfg.results_dir) / str(cfg.name)
+
+
 def prepare(cfg: DictConfig) -> Cell:
     """Images to latents and evaluators (each cached), and a freshly initialised model."""
     device = pick_device(cfg.device)
@@ -105,6 +111,9 @@ def prepare(cfg: DictConfig) -> Cell:
         evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
+    if cfg.train.precision == "auto":
+        precision = _measured_precision(cfg, model, latents, device, shape)
+        cfg = OmegaConf.merge(cfg, {"train": {"precision": precision}})
     machine_key = _machine_key(cfg, shape, device)
     space = space.to(device)
     if cfg.sample_batch == "auto":
@@ -169,6 +178,20 @@ def _initial_model(
     model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
     choose_sampler(model, cfg)
     return model
+
+
+def _measured_precision(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    latents: LatentSet,
+    device: torch.device,
+    shape: tuple[int, int, int],
+) -> str:
+    """The precision that this network trains faster in on this machine."""
+    name = f"{_machine_key(cfg, shape, device)}-{cfg.train.batch}.json"
+    file = Path(cfg.cache_dir) / "precision" / name
+    with session.stage("choosing the precision"):
+        return faster_precision(model, latents, cfg, device, file)
 
 
 def _measured_batch(

@@ -23,8 +23,10 @@ from benchmarks.stages.checkpoint import Checkpoints, Progress, Saver
 from benchmarks.stages.compiling import Compiler
 from benchmarks.stages.train_state import TrainState, build_train_state
 from metrics import speed
-from models.generator import GenerativeModel
+from models.generator import Batch, GenerativeModel
 
+CHECKED_BATCHES = 4  # whose loss says whether trained weights are any use
+FAR_ABOVE = 1.5  # times the untrained loss: diverged
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
 
 
@@ -61,8 +63,9 @@ def train(
 
     `cfg` is conf/train. Returns the summary also written to `folder/train.json`: images, flops,
     seconds, images_per_second and the loss log. `compile_file` keeps what compiling this network
-    took and gave. Raises Diverged where the loss is not finite, and OutOfTime, with a checkpoint
-    left, where it is not done at `stop_at` (seconds since the epoch).
+    took and gave. Raises Diverged where the loss is not finite, or ends far above that of untrained
+    weights, and OutOfTime, with a checkpoint left, where it is not done at `stop_at` (seconds since
+    the epoch).
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
@@ -70,12 +73,15 @@ def train(
         return finished
     budget, state = make_budget(cfg, forward_macs), build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
+    checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
+    if progress.step == 0:
+        progress.untrained_loss = _loss(state, checked)
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
     others = speed.OtherPrograms()
     run = Run(files, budget, state, progress, compiler, saver, device, others)
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
-    return _finish(run)
+    return _finish(run, checked)
 
 
 def loop(
@@ -155,16 +161,38 @@ def _log(run: Run, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
 
-def _finish(run: Run) -> dict:
+@torch.no_grad()
+def _loss(state: TrainState, batches: list[Batch]) -> float:
+    """The mean loss of some training batches, no label dropped, always with the same noise."""
+    state.generator.eval()
+    losses = [state.model(batch, rng=seeded("check", i)) for i, batch in enumerate(batches)]
+    state.generator.train()
+    return torch.stack(losses).mean().item()
+
+
+def _check_loss(run: Run, batches: list[Batch]) -> None:
+    """Raises Diverged where the averaged weights, finite or not, know less than untrained ones.
+
+    Samples do not tell: tokens of any logits decode to images like any others.
+    """
+    loss, untrained = _loss(run.state, batches), run.progress.untrained_loss
+    if not loss <= FAR_ABOVE * untrained:  # so written, NaN counts
+        raise Diverged(
+            f"the averaged weights have a loss of {loss:.3g}, untrained ones {untrained:.3g}"
+        )
+
+
+def _finish(run: Run, batches: list[Batch]) -> dict:
     """The averaged weights into the model and to disk, with what the training took and made.
 
-    Raises Diverged where the weights are not finite.
+    Raises Diverged where these weights are no use.
     """
     generator, progress = run.state.generator, run.progress
     generator.uncompile_error()
     run.state.ema.copy_to(generator.parameters())
     if not all(p.isfinite().all() for p in generator.parameters()):
         raise Diverged(f"the weights were not finite after {progress.step} steps")
+    _check_loss(run, batches)
     spent = run.budget.spent(progress)
     flops_per_second = spent["flops"] / spent["seconds"]
     summary = spent | {

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
-from benchmarks.core.errors import BadInput
 from models.generator import Batch, GenerativeModel
 
 
@@ -69,11 +68,6 @@ def build_train_state(
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = "bf16" if cfg.precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise BadInput(
-            "accelerate launched several processes: a cell trains in one; "
-            "run cells side by side instead"
-        )
     optimizer = torch.optim.AdamW(
         generator.parameters(),
         lr=lr,

@@ -1,0 +1,175 @@
+"""A result depends on nothing that its key does not hold, and what the machine refuses is said."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import composed
+
+from benchmarks.core import environment, files
+from benchmarks.core.errors import BadInput
+from benchmarks.core.files import atomic_file, atomic_folder
+from benchmarks.core.session import Session
+from benchmarks.results import records
+from benchmarks.stages import faster_precision
+from metrics import speed
+
+CPU = torch.device("cpu")
+
+
+# --- variables of the environment
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("WORLD_SIZE", "2"), ("NVIDIA_TF32_OVERRIDE", "1"), ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")],
+)
+def test_what_changes_numbers_or_waits_for_others_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=f"{name} is set"):
+        environment.refuse_foreign_settings()
+
+
+def test_settings_of_a_launcher_are_taken_out_and_named(monkeypatch, capsys):
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(environment, "session", Session())
+    environment.refuse_foreign_settings()
+    assert not {"ACCELERATE_DYNAMO_BACKEND", "RANK", "WORLD_SIZE"} & set(os.environ)
+    line = "not used, from the environment: ACCELERATE_DYNAMO_BACKEND, RANK, WORLD_SIZE"
+    assert line in capsys.readouterr().out
+
+
+# --- the faster precision
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Makes up the seconds that an image takes by precision; returns which steps were timed."""
+    steps = []
+
+    def state(model, cfg, precision, device):
+        return precision
+
+    def set_seconds(**of_an_image):
+        def seconds(precision, data, images, device):
+            steps.append((precision, images))
+            return of_an_image[precision] * images
+
+        monkeypatch.setattr(faster_precision, "_seconds", seconds)
+        return steps
+
+    monkeypatch.setattr(faster_precision, "_state", state)
+    return set_seconds
+
+
+class NoData:
+    """Latents that nothing looks at."""
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize(
+    "bf16, fp32, faster",
+    [(0.01, 0.03, "bf16"), (0.03, 0.01, "fp32"), (0.0105, 0.01, "bf16")],
+    ids=["fast", "slow", "a tie is not left to chance"],
+)
+def test_the_faster_precision_is_taken_kept_and_printed(
+    tmp_path, timed, capsys, bf16, fp32, faster
+):
+    timed(bf16=bf16, fp32=fp32)
+    cfg, file = composed("size=xs"), tmp_path / f"{faster}{bf16}.json"
+    assert faster_precision.faster_precision(None, NoData(), cfg, CPU, file) == faster
+    assert f"train.precision={faster}" in capsys.readouterr().out
+    steps = timed(bf16=fp32, fp32=bf16)
+    before = len(steps)
+    assert faster_precision.faster_precision(None, NoData(), cfg, CPU, file) == faster
+    assert len(steps) == before, "another run of this machine measures nothing"
+
+
+def test_a_slow_machine_times_few_images(tmp_path, timed):
+    steps = timed(bf16=3.0, fp32=0.2)
+    faster_precision.faster_precision(None, NoData(), composed(), CPU, tmp_path / "x.json")
+    assert {images for _, images in steps} == {faster_precision.FEW}
+
+
+def test_the_ceiling_is_that_of_the_best_type_and_measured_in_seconds():
+    began = time.perf_counter()
+    ceiling = speed.ceiling_flops(CPU)
+    assert time.perf_counter() - began < 20
+    a = torch.randn(512, 512)
+    _, seconds = speed.timed(lambda: [a @ a for _ in range(20)], CPU)
+    assert ceiling > 0.5 * 20 * 2 * 512**3 / seconds
+
+
+# --- other programs
+
+
+def test_other_programs_are_noticed_while_something_is_timed():
+    watch = speed.OtherPrograms()
+    busy = "import time\nend = time.time() + 1.5\nwhile time.time() < end: pass"
+    cores = len(os.sched_getaffinity(0))
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(cores)]
+    time.sleep(1.5)
+    share = watch.share()
+    for other in others:
+        other.wait()
+    assert share is not None and share > 0.4
+
+
+def test_a_moment_is_too_short_to_say():
+    assert speed.OtherPrograms().share() is None
+
+
+# --- files
+
+
+def test_what_dead_processes_left_goes_and_what_others_make_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    machine = files._machine()
+    names = {
+        f".a.json.{machine}.{dead.pid}.tmp": False,
+        f".b.{machine}.{dead.pid}.old": False,
+        f".a.json.{machine}.{os.getpid()}.tmp": True,
+        f".a.json.elsewhere.{dead.pid}.tmp": True,
+        ".hidden": True,
+    }
+    for name in names:
+        (tmp_path / name).mkdir() if name.endswith("old") else (tmp_path / name).touch()
+    with atomic_file(tmp_path / "new") as path:
+        path.write_text("x")
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_a_full_disk_is_one_foreseen_line_whatever_a_library_raises(
+    tmp_path, monkeypatch, capsys, atomic
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    def write():
+        with atomic(tmp_path / "x"):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    ended = Session()
+    ended.guard(write)
+    (line,) = ended.errors
+    assert line.startswith(f"{tmp_path / 'x'}: {os.strerror(errno.ENOSPC)}; make room")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_results_of_someone_else_is_refused(tmp_path):
+    records.refuse_foreign(tmp_path / "new")
+    (tmp_path / "results.csv").write_text("mine")
+    with pytest.raises(BadInput, match=r"holds results\.csv, but no records of this suite"):
+        records.refuse_foreign(tmp_path)
+    (tmp_path / "records").mkdir()
+    records.refuse_foreign(tmp_path)
