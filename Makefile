@@ -17,7 +17,7 @@ unknown := $(filter-out $(KNOWN),$(given))
 $(if $(unknown),$(error $(unknown): not a variable of this Makefile; settings go into ARGS, as in ARGS="seed=1"))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench run test agreement lint report score compare cost perf reference publish \
+.PHONY: help setup bench run test agreement lint report score compare doctor cost perf reference publish \
 	study reconstruct probe train-frozen commit-file clean
 
 help: ## this list
@@ -51,6 +51,9 @@ score: $(READY) ## score images made elsewhere: IMAGES=<folder|npz|parquet> REFE
 compare: $(READY) ## two results folders, or two settings of one: A=results/x B=results/y (WHERE_A="guidance=1" WHERE_B="guidance=4")
 	@test -n "$(A)" -a -n "$(B)$(WHERE_A)$(WHERE_B)" || { echo 'give A=<results folder> B=<another>, or A=<results folder> WHERE_A="guidance=1" WHERE_B="guidance=4"'; exit 2; }
 	$(RUN) compare "$(A)" $(if $(B),"$(B)") $(if $(WHERE_A),--where-a $(WHERE_A)) $(if $(WHERE_B),--where-b $(WHERE_B)) $(ARGS)
+
+doctor: $(READY) ## what a bench will make of this machine and of your images (ARGS="data=imagefolder data.path=/images")
+	$(RUN) doctor $(ARGS)
 
 cost: $(READY) ## count what every model and size costs, untrained: results/cost/
 	$(RUN) cost $(ARGS)

@@ -14,6 +14,7 @@ COMMANDS = {
     "report": ("commands.report", "rebuild tables and plots from the records of a results folder"),
     "compare": ("commands.compare", "two results folders, or two settings of one, row by row"),
     "score": ("commands.score_images", "score images made elsewhere"),
+    "doctor": ("commands.doctor", "what a bench will make of this machine and of your images"),
     "cost": ("commands.count_flops", "count what every model and size costs, untrained"),
     "perf": ("perf.command", "every stage against the machine's ceiling and common baselines"),
     "reference": ("reference.command", "make the studies of results/reference"),

@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import distance_title
+from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
@@ -55,6 +56,9 @@ class Measurement(NamedTuple):
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of an image, once: prepare, train, sample, score, record, report."""
     check(cfg)
+    if not session.printed:  # nothing yet: the first cell of this call
+        lines = machine.as_lines(machine.headlines(Path(cfg.cache_dir), Path(cfg.results_dir)))
+        session.print_once("\n".join(lines))
     refuse_foreign_settings()
     records.refuse_foreign(results_folder(cfg))
     speed.free_memory()  # what an earlier cell of this process held

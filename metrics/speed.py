@@ -132,14 +132,21 @@ def median_seconds(
     return statistics.median(timed(call, device)[1] for _ in range(repeats))
 
 
-@lru_cache(maxsize=4)
 def ceiling_flops(device: torch.device) -> float:
-    """FLOP/s of the fastest square matrix product, in bfloat16 or float32.
-
-    That is what a utilisation of 1 means on this machine. Measured once per process and device, in
-    seconds on any machine: some take minutes for a large product in bfloat16.
+    """FLOP/s of the fastest square matrix product, in bfloat16 or float32: what a utilisation of 1
+    means on this machine.
     """
-    best = 0.0
+    return max(product_flops(device).values())
+
+
+@lru_cache(maxsize=4)
+def product_flops(device: torch.device) -> dict[torch.dtype, float]:
+    """FLOP/s of square matrix products by type, the best of a few.
+
+    Measured once per process and device, in seconds on any machine: some would take minutes for a
+    large product in bfloat16.
+    """
+    rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         # On a large GPU a small product is mostly launch time.
         for size in (1024, 2048) if device.type == "cpu" else (8192,):
@@ -147,10 +154,10 @@ def ceiling_flops(device: torch.device) -> float:
             first = timed(lambda a=a: a @ a, device)[1]  # a warm-up, too
             repeats = 5 if first < LONG_PRODUCT else 1
             seconds = min(timed(lambda a=a: a @ a, device)[1] for _ in range(repeats))
-            best = max(best, 2 * size**3 / seconds)
+            rates[dtype] = max(rates.get(dtype, 0.0), 2 * size**3 / seconds)
             if first > LONG_PRODUCT:
                 break
-    return best
+    return rates
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -1,0 +1,40 @@
+"""Look at this machine and at an image folder, and say what a bench will make of them.
+
+    python -m benchmarks doctor
+    python -m benchmarks doctor data=imagefolder data.path=/images num_samples=1000
+
+Nothing is trained or written. The exit code is 1 where a bench would fail, or its numbers mislead.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from benchmarks.core import machine
+from benchmarks.core.cli import run_hydra
+from benchmarks.core.errors import BadInput
+from benchmarks.core.machine import as_lines
+from benchmarks.core.session import session
+from benchmarks.core.settings import check
+from benchmarks.images.inspect import inspect_folder, refused
+
+
+def examine(cfg: DictConfig) -> None:
+    """Print every finding."""
+    check(cfg)
+    findings = machine.everything(Path(cfg.cache_dir), Path(cfg.results_dir))
+    if cfg.data.source == "imagefolder":
+        sizes = {"reference": cfg.data.reference_images, "holdout": cfg.num_samples}
+        try:
+            findings += inspect_folder(cfg.data.path, **sizes)
+        except BadInput as error:
+            findings.append(refused(error))
+    print("\n".join(as_lines(findings)))
+    bad = [finding.topic for finding in findings if finding.bad]
+    if bad:
+        session.complain(f"look at: {', '.join(bad)} (marked ! above)")
+
+
+def main(argv: Sequence[str]) -> None:
+    run_hydra("doctor", __doc__, examine, argv)

@@ -1,0 +1,66 @@
+"""What a bench will make of this machine and of a folder of images, before it begins."""
+
+from pathlib import Path
+
+import pytest
+from benches import TINY, command, run
+from test_folders import make, write_image
+
+from benchmarks.core import machine
+from benchmarks.images.inspect import inspect_folder
+
+
+def found(root: Path, **sizes: int) -> dict[str, machine.Finding]:
+    """The findings on a folder by their topics."""
+    findings = inspect_folder(root, **{"reference": 2, "holdout": 2} | sizes)
+    return {finding.topic: finding for finding in findings}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, four training and two held-out images each."""
+    names = [f"train/{name}/{i}.png" for name in ("ant", "bee") for i in range(4)]
+    names += [f"val/{name}/{i}.png" for name in ("ant", "bee") for i in range(2)]
+    return make(tmp_path / "pics", *names)
+
+
+def test_a_healthy_folder_has_nothing_bad(root):
+    findings = found(root)
+    assert not any(finding.bad for finding in findings.values())
+    assert findings["images"].found.startswith("2 classes, 8 images to train on, 4 held out")
+    assert "come from the held-out images" in findings["images"].consequence
+    assert findings["sizes"].found == "of 12 images looked at: 16x16 (12)"
+
+
+def test_what_is_short_broken_or_there_twice_is_said(root):
+    assert "set aside from training" in found(root, holdout=4)["images"].consequence
+    starved = found(root, holdout=40)["images"]
+    assert starved.bad and "too few of ant, bee" in starved.consequence
+    (root / "train" / "ant" / "0.png").write_bytes(b"no image")
+    (root / "val" / "bee" / "0.png").write_bytes((root / "train" / "bee" / "1.png").read_bytes())
+    write_image(root / "train" / "ant" / ".hidden" / "x.png")
+    findings = found(root)
+    assert findings["unreadable"].bad and "train/ant/0.png" in findings["unreadable"].found
+    assert findings["twice"].bad and "train/bee/1.png = val/bee/0.png" in findings["twice"].found
+    assert findings["left out"].found == "1 hidden (.hidden)"
+
+
+def test_doctor_ends_with_one_line_where_a_bench_would_fail(tmp_path):
+    (tmp_path / "empty").mkdir()
+    ended = command("doctor", "data=imagefolder", f"data.path={tmp_path / 'empty'}")
+    assert ended.code == 1 and "! images" in ended.out and "no class folders" in ended.out
+    (line,) = ended.err.splitlines()
+    assert "images" in line and line.startswith("latentbench: look at: ")
+
+
+def test_a_bench_begins_with_the_three_lines_that_matter_most(tmp_path):
+    ended = run(tmp_path, "experiment=smoke", *TINY, "model=dit", "train.budget=1", "steps=[1]")
+    topics = [line[2:].split()[0] for line in ended.out.splitlines()[:3]]
+    assert ended.code == 0 and topics == ["device", "disk", "code"]
+
+
+def test_a_folder_that_cannot_be_written_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    finding = machine.disk(tmp_path / "cache", tmp_path / "results" / "x")
+    assert finding.bad and "results_dir=" in finding.found
