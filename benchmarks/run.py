@@ -24,6 +24,7 @@ from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
+from benchmarks.core.files import tidy
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
 from benchmarks.core.store import as_json, digest
@@ -59,6 +60,7 @@ def run_cell(cfg: DictConfig) -> None:
     if not session.printed:  # nothing yet: the first cell of this call
         lines = machine.as_lines(machine.headlines(Path(cfg.cache_dir), Path(cfg.results_dir)))
         session.print_once("\n".join(lines))
+        tidy(Path(cfg.cache_dir))
     refuse_foreign_settings()
     records.refuse_foreign(results_folder(cfg))
     speed.free_memory()  # what an earlier cell of this process held

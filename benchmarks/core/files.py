@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+RUST_ERROR = re.compile(r"os error (\d+)")
 ALMOST_NOTHING = 1 << 20  # bytes: a disk with less is full
 # ".<name>.<machine>.<process>.tmp": what a process makes before it takes its place
 LEFT_OVER = re.compile(r"^\..+\.(?P<machine>[^.]+)\.(?P<process>\d+)\.(tmp|old)$", re.DOTALL)
@@ -61,10 +62,22 @@ def _disk_errors_by_name(path: Path) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except Exception:
-        if shutil.disk_usage(path.parent).free < ALMOST_NOTHING:
+    except Exception as error:
+        code = RUST_ERROR.search(str(error))
+        if code:  # safetensors' own, which is no OSError
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        full = shutil.disk_usage(path.parent).free < ALMOST_NOTHING
+        if full or "PytorchStreamWriter" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise
+
+
+@cache  # once for each folder
+def tidy(root: Path) -> None:
+    """Remove, in a folder and all within, what processes of this machine left that run no more."""
+    for path in root.rglob(".*.*.*.*"):
+        if LEFT_OVER.match(path.name):
+            _remove_left_over(path.parent)
 
 
 def _temporary(path: Path, suffix: str) -> Path:

@@ -24,6 +24,8 @@ WRITABLE = "make it writable, or give another cache_dir= or results_dir="
 OF_THE_MACHINE = {
     errno.ENOSPC: ROOM,
     errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM,
+    errno.EIO: ROOM,
     errno.EROFS: WRITABLE,
     errno.EACCES: WRITABLE,
     errno.EPERM: WRITABLE,

@@ -2,12 +2,18 @@
 decoder of every command.
 """
 
+import warnings
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+# Pillow's remarks on a broken file would bury our one line
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see LARGEST
+
+LARGEST = 80 * 10**6  # pixels of an image: a few broken bytes may ask for all memory there is
 MAX_BAD_FRACTION = 0.01  # of the images of a set may be unreadable
 # of image formats only: Pillow would start another program for PostScript
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -44,6 +50,8 @@ def decode(file: Path | IO[bytes], size: int | None = None) -> np.ndarray:
     """
     try:
         with open_image(file) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{image.width}x{image.height} pixels, over {LARGEST // 10**6}M")
             if size is not None:
                 return to_pixels(image, size)
             return np.asarray(to_rgb(image)).transpose(2, 0, 1)

@@ -17,6 +17,7 @@ from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.files import Walk, list_images
 
 IMAGE_COLUMNS = ("image", "img")
+WANTED = (*IMAGE_COLUMNS, "label")  # columns of a parquet file
 MOST_CLASSES = 100_000  # arrays of this length are made for each measure by class
 
 
@@ -143,24 +144,27 @@ def _read_parquet(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]
         ) from None
     try:
         table = parquet.read_table(path)
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are of these
+        columns = {name: table[name].to_pylist() for name in table.column_names if name in WANTED}
+    except Exception as error:  # whatever broken bytes lead its readers to
         raise BadInput(f"{where}: not a whole parquet file ({type(error).__name__})") from None
-    column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    column = next((name for name in IMAGE_COLUMNS if name in columns), None)
     if column is None:
-        raise BadInput(f"{where}: no image column among {', '.join(table.column_names)}")
+        names = ", ".join(map(printable, table.column_names))
+        raise BadInput(f"{where}: no image column among {names}")
     files = []
-    for row, cell in enumerate(table[column].to_pylist()):
+    for row, cell in enumerate(columns[column]):
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         # what is no image becomes an empty file, which counts as unreadable
         file = io.BytesIO(content if isinstance(content, bytes) else b"")
         files.append((f"row {row}", file))
     pixels, kept = _decode_all(files, where, what)
-    if "label" not in table.column_names:
+    if "label" not in columns:
         return pixels, None
-    labels = np.array(table["label"].to_pylist())[kept]
-    if not np.issubdtype(labels.dtype, np.integer):
+    stated = [columns["label"][row] for row in kept]
+    if not all(isinstance(label, int) and abs(label) < 2**62 for label in stated):
         print(f"{what}: the labels are no whole numbers, and are not used")
         return pixels, None
+    labels = np.array(stated)
     _check_labels(labels, where)
     return pixels, labels
 

@@ -1,0 +1,233 @@
+"""Interruptions and damage: whatever happened before, the next run ends with the rows of an
+unbroken one.
+
+`make test-faults` has sixty kills and damages every file in several ways; the ordinary tests have
+a few of each.
+"""
+
+import multiprocessing
+import os
+import random
+import re
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from benches import TINY, _bench, run
+from preloaded import IMPORTED
+
+from benchmarks.reports import summary
+
+ALL = os.environ.get("FAULTS") == "all"
+KILLS = 60 if ALL else 6
+LONGEST = 12.0  # seconds after its first line within which a run is killed
+BENCH = ["-m", "experiment=smoke", "name=faults", "model=dit,ar", "steps=[2,16]"]
+BENCH += [*TINY, "train.budget=60", "train.checkpoint_seconds=0", "train.snapshots=[0.5]"]
+BENCH += ["tune=default", "tune.guidance=[1,2]", "tune.num_samples=16"]
+BENCH += ["tune.steps=[2]"]
+# what differs from run to run by nature
+MEASURED = ("seconds", "per_second", "memory", "utilisation", "others_cpu", "started_at")
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    """results.csv but for what a clock or the machine made, sorted."""
+    table = pd.read_csv(folder / "results" / "faults" / "results.csv", dtype=str)
+    kept = [name for name in table if not any(word in name for word in MEASURED)]
+    return table[kept].sort_values("run_id", ignore_index=True)
+
+
+def left_over(folder: Path) -> list[Path]:
+    """What a dead process left unfinished."""
+    return [path for pattern in ("*.tmp", "*.old") for path in folder.rglob(pattern)]
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Of runs in this process: plots take most of the time of a report."""
+    monkeypatch.setattr(summary, "_figures", lambda report, place: [])
+    monkeypatch.setattr(summary, "_sample_grids", lambda report: [])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A folder in which the bench ran once, undisturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    ended = run(folder, *BENCH)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def check_like(unbroken: Path, folder: Path) -> None:
+    """Run the bench in `folder` to its end: its rows are those of an unbroken run."""
+    ended = run(folder, *BENCH)
+    assert ended.code == 0, ended.err
+    pd.testing.assert_frame_equal(rows(folder), rows(unbroken))
+
+
+# --- processes
+
+
+def _in_process(arguments: list[str], log: Path, limit: tuple[int, int] | None) -> None:
+    """In the new process: a command of the suite, its output in the file `log`."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    if limit:
+        resource.setrlimit(limit[0], (limit[1], limit[1]))
+    sys.argv = ["python -m benchmarks", *arguments]
+    runpy.run_module("benchmarks", run_name="__main__", alter_sys=False)
+
+
+def begin(folder: Path, log: Path, limit: tuple[int, int] | None = None):
+    """The bench in a process of its own, of which the libraries are loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    arguments = _bench(folder, tuple(BENCH))
+    process = context.Process(target=_in_process, args=(arguments, log, limit))
+    process.start()
+    return process
+
+
+def wait_for_text(log: Path, process) -> None:
+    """Until the run has printed something, and handles signals."""
+    while process.is_alive() and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_one(
+    unbroken, tmp_path
+):
+    """At random moments, by SIGKILL, SIGTERM and Ctrl-C in turns."""
+    moments = random.Random(0)
+    folder, killed, attempt = tmp_path / "bench", 0, 0
+    while killed < KILLS:
+        kind = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[attempt % 3]
+        log, attempt = tmp_path / f"{attempt}.log", attempt + 1
+        process = begin(folder, log)
+        wait_for_text(log, process)
+        process.join(moments.uniform(0, LONGEST))
+        if process.is_alive():
+            os.kill(process.pid, kind)
+            killed += 1
+        process.join(60)
+        assert not process.is_alive(), f"{kind} did not end it"
+        text = log.read_text()
+        assert "Traceback" not in text, text[-2000:]
+        if process.exitcode == 0:  # it was done before: from nothing again
+            pd.testing.assert_frame_equal(rows(folder), rows(unbroken))
+            shutil.rmtree(folder)
+        elif kind != signal.SIGKILL:
+            assert process.exitcode == 128 + kind and text.count("latentbench: stopped by") == 1
+    check_like(unbroken, folder)
+    assert not left_over(folder)
+
+
+@pytest.mark.parametrize("count", [2, 4] if ALL else [2])
+def test_runs_that_begin_together_on_an_empty_cache_end_alike(unbroken, tmp_path, count):
+    logs = [tmp_path / f"{i}.log" for i in range(count)]
+    processes = [begin(tmp_path / "bench", log) for log in logs]
+    for process, log in zip(processes, logs, strict=True):
+        process.join(500)
+        assert process.exitcode == 0, log.read_text()[-2000:]
+    pd.testing.assert_frame_equal(rows(tmp_path / "bench"), rows(unbroken))
+    assert not left_over(tmp_path / "bench")
+
+
+KIB = 1024
+LIMITS = {f"files of {size} KiB": (resource.RLIMIT_FSIZE, size * KIB) for size in (4, 100, 400)}
+LIMITS["3 GiB of memory"] = (resource.RLIMIT_AS, 3 * KIB**3)
+
+
+@pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
+def test_a_disk_or_a_memory_that_is_too_small_is_said_and_spoils_nothing(unbroken, tmp_path, limit):
+    folder, log = tmp_path / "bench", tmp_path / "log"
+    process = begin(folder, log, limit)
+    process.join(300)
+    text = log.read_text()
+    assert process.exitcode in (0, 1) and "Traceback" not in text, text[-2000:]
+    if limit[0] == resource.RLIMIT_FSIZE:
+        assert process.exitcode == 1 and "File too large; make room" in text
+    check_like(unbroken, folder)
+
+
+# --- damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def zero(path: Path) -> None:
+    """Up to 4 KiB, behind what may be a header."""
+    data = bytearray(path.read_bytes())
+    start = len(data) // 3
+    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def swap(path: Path) -> None:
+    """The content of another file of the same kind, where there is one."""
+    others = [p for p in path.parent.parent.rglob(f"*{path.suffix}") if p != path]
+    if others:
+        path.write_bytes(others[0].read_bytes())
+
+
+DAMAGES: list[Callable[[Path], None]] = [cut, flip, zero, empty, swap] if ALL else [flip, cut]
+
+
+def artefacts(folder: Path) -> list[Path]:
+    """Everything a run reads again, one of each kind unless all are asked for."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.suffix in (".npy", ".json", ".safetensors")]
+    files = [path for path in files if path.name != "results.json"]  # written, never read here
+    if ALL:
+        return files
+    kinds = {(path.parts[-3], re.split(r"[-.]", path.name)[0]): path for path in files}
+    named = [path for path in kinds.values() if path.parent.name in ("records", "evaluators")]
+    return [*[path for path in kinds.values() if path not in named], *named[:2]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_noticed_and_made_again(unbroken, tmp_path, damage):
+    folder = tmp_path / "bench"
+    shutil.copytree(unbroken, folder)
+    expected = rows(unbroken)
+    for path in artefacts(folder):
+        before = path.read_bytes()
+        damage(path)
+        if path.read_bytes() == before:
+            continue
+        ended = run(folder, *BENCH)
+        where = f"{damage.__name__} {path.relative_to(folder)}"
+        assert ended.code == 0 and "Traceback" not in ended.err, f"{where}: {ended.err}"
+        pd.testing.assert_frame_equal(rows(folder), expected, obj=where)
+
+
+def test_damage_to_a_checkpoint_starts_over(unbroken, tmp_path):
+    folder, log = tmp_path / "bench", tmp_path / "log"
+    process = begin(folder, log)
+    while process.is_alive() and not list(folder.glob("cache/cells/*/checkpoint.pt")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    for path in folder.glob("cache/cells/*/checkpoint.pt"):
+        flip(path)
+    check_like(unbroken, folder)
