@@ -268,3 +268,5 @@ def main(argv: Sequence[str]) -> None:
     rest = time.perf_counter() - began - sum(session.seconds.values())
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in session.seconds.items())
     print(f"seconds spent: {spent}, the rest {rest:.1f}", flush=True)
+    if session.exit_code():  # whoever calls this function must notice, too
+        session.finish()
