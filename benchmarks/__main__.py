@@ -55,7 +55,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     module, _ = COMMANDS[arguments[0]]
     try:
-        import_module(f"benchmarks.{module}").main(arguments[1:])
+        session.guard(import_module(f"benchmarks.{module}").main, arguments[1:])
     except (KeyboardInterrupt, Terminated) as error:
         name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
         print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)

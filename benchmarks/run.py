@@ -24,7 +24,7 @@ from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
-from benchmarks.core.files import tidy
+from benchmarks.core.files import check_writable, tidy
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
 from benchmarks.core.store import as_json, digest
@@ -57,6 +57,7 @@ class Measurement(NamedTuple):
 def run_cell(cfg: DictConfig) -> None:
     """The whole way of an image, once: prepare, train, sample, score, record, report."""
     check(cfg)
+    check_writable(results_folder(cfg), "results_dir")
     if not session.printed:  # nothing yet: the first cell of this call
         lines = machine.as_lines(machine.headlines(Path(cfg.cache_dir), Path(cfg.results_dir)))
         session.print_once("\n".join(lines))

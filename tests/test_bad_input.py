@@ -23,8 +23,14 @@ BAD = [
     (["seed=x"], "seed=x"),
     (["sample_batch=0"], "sample_batch=0"),
     (["features=inception"], "features=inception"),
+    (["name=.."], "name=.."),
+    (["train.ema_decay=2"], "train.ema_decay=2"),
+    (["train.unit=minutes", "train.budget=7.4e12"], "train.unit=minutes"),
+    (["cache_dir=/dev/null/x"], "/dev/null"),
+    (["model=null"], "configuration: "),
+    (["train={a: 1}"], "train"),
 ]
-# names that no file of conf/ has: the message is Hydra's own, and longer
+# names that no file of conf/ has: the message is Hydra's own, on one line
 UNKNOWN = ["model=nonsense", "size=xxl", "experiment=nonsense"]
 
 
@@ -51,5 +57,5 @@ def test_an_unknown_name_is_named_and_a_non_zero_exit(tmp_path, override, capfd)
     ended = run(tmp_path, *preset, override)
     printed = ended.out + ended.err + "".join(capfd.readouterr())
     assert ended.code != 0 and override.split("=")[1] in printed
-    assert "Traceback" not in printed
+    assert "Traceback" not in printed and len(ended.err.splitlines()) == 1
     assert not list(tmp_path.glob("results/*/records/*.json"))

@@ -297,6 +297,15 @@ def test_networks_that_differ_in_any_setting_are_told_apart(tiny_folder):
     assert rows_of_trainings == 2
 
 
+def test_a_complete_cache_is_only_read(smoke):
+    """So it may lie where it cannot be written."""
+    folder = smoke[0]
+    before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
+    ended = run(folder, "experiment=smoke", "model=dit", f"results_dir={folder}/others")
+    assert ended.code == 0 and (folder / "others" / "smoke" / "summary.md").exists()
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")} == before
+
+
 def test_a_failed_request_loses_nothing_that_is_there(smoke):
     folder = smoke[0]
     before = (folder / "results" / "smoke" / "results.csv").read_text()

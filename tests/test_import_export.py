@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.commands.score_images import read_shuffled
 from benchmarks.core.errors import BadInput
-from benchmarks.core.settings import EXPORT_KINDS
+from benchmarks.core.setting_types import EXPORT_KINDS
 from benchmarks.images import import_export
 from benchmarks.images.procedural import generate
 

@@ -298,8 +298,8 @@ def _dimensions(record: Record) -> int:
 
 def main(argv: Sequence[str]) -> None:
     arguments = cli.parser("compare", __doc__)
-    arguments.add_argument("a", type=Path)
-    arguments.add_argument("b", type=Path, nargs="?", help="default: a")
+    arguments.add_argument("a", type=cli.path)
+    arguments.add_argument("b", type=cli.path, nargs="?", help="default: a")
     examples = "column=value ..., such as guidance=1 sampler=euler"
     arguments.add_argument("--where-a", nargs="*", default=[], help=f"of A only these: {examples}")
     arguments.add_argument("--where-b", nargs="*", default=[], help="of B only these")

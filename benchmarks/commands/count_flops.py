@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
-from benchmarks.core.files import atomic_file
+from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.settings import compose, config_names
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.reports import plots
@@ -170,10 +170,11 @@ def write_costs(rows: list[list[object]], path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("cost", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("results/cost"))
+    parser.add_argument("--out", type=cli.path, default=Path("results/cost"))
     small = "the smallest size only, to see that it runs"
     parser.add_argument("--rehearse", action="store_true", help=small)
     args = parser.parse_args(argv)
+    check_writable(args.out, "--out")
     entries = shipped_codebook_size()
     if args.rehearse:
         rows = list(configured(entries, ["xs"]))

@@ -133,8 +133,8 @@ def without_lost_images(summary: str, kept: list[str]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser("publish", __doc__)
-    parser.add_argument("folder", type=Path, help="a bench's results, such as results/cpu")
-    parser.add_argument("target", type=Path, help="the published folder")
+    parser.add_argument("folder", type=cli.path, help="a bench's results, such as results/cpu")
+    parser.add_argument("target", type=cli.path, help="the published folder")
     parser.add_argument("--figures", nargs="*", default=FIGURES, help="at most two names of plots/")
     parser.add_argument("--grid", help="a name in samples/, without .png; default: the first")
     args = parser.parse_args(argv)

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import FEW, distance_name
 from benchmarks.core import cli
 from benchmarks.core.environment import pick_device
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import check_writable
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, compose, config_names
 from benchmarks.core.store import digest, write_json
@@ -194,10 +194,12 @@ def row(evaluator: Evaluator, images: np.ndarray, labels: torch.Tensor | None) -
 
 def score(cfg: DictConfig, path: Path, reference: str) -> None:
     """Score and print; also written to results/score/."""
-    images, labels = read_shuffled(path, "IMAGES")
-    if cfg.num_samples is None:  # of the floors
-        cfg.num_samples = len(images)
+    wanted = cfg.num_samples  # of the floors; null: as many as there are images, which need 2 too
+    cfg.num_samples = 2 if wanted is None else wanted
     check(cfg)
+    check_writable(Path(cfg.results_dir) / "score", "results_dir")
+    images, labels = read_shuffled(path, "IMAGES")
+    cfg.num_samples = len(images) if wanted is None else wanted
     if Path(reference).exists():
         evaluators = evaluators_of_files(cfg, Path(reference), images, labels, path)
     else:
@@ -236,20 +238,18 @@ def _print_table(name: str, columns: dict[str, Any], evaluator: Evaluator) -> No
 
 def main(argv: Sequence[str]) -> None:
     arguments = cli.parser("score", __doc__)
-    arguments.add_argument("images", type=Path)
-    arguments.add_argument("reference")
+    arguments.add_argument("images", type=cli.path)
+    arguments.add_argument("reference", type=cli.path)
     arguments.add_argument("overrides", nargs="*")
     args = arguments.parse_args(argv)
     known = config_names("data")
-    is_path = Path(args.reference).exists()
-    if not is_path and args.reference not in known:
+    reference = str(args.reference)
+    is_path = args.reference.exists()
+    if not is_path and reference not in known:
         sys.exit(
-            f"latentbench: REFERENCE={args.reference} is neither a file, a folder nor one of "
+            f"latentbench: REFERENCE={reference} is neither a file, a folder nor one of "
             f"{', '.join(known)}"
         )
-    data = [] if is_path else [f"data={args.reference}"]
-    try:
-        cfg = compose(*data, "num_samples=null", *args.overrides)
-    except HydraException as error:
-        sys.exit(f"latentbench: an override does not fit: {' '.join(str(error).split())[:200]}")
-    session.guard(score, cfg, args.images, args.reference)
+    data = [] if is_path else [f"data={reference}"]
+    cfg = compose(*data, "num_samples=null", *map(cli.quoted_home, args.overrides))
+    session.guard(score, cfg, args.images, reference)

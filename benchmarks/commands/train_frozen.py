@@ -27,6 +27,7 @@ from torch import nn
 
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput, Diverged
+from benchmarks.core.files import check_writable
 from benchmarks.core.store import file_digest, load_weights, write_json
 from benchmarks.frozen import train_autoencoder, train_extractor
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER
@@ -149,18 +150,20 @@ def run_stage(
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.parser("train-frozen", __doc__)
-    parser.add_argument("folder")
-    parser.add_argument("--unseen", help="an image folder of other classes, to score with")
+    parser.add_argument("folder", type=cli.path)
+    parser.add_argument(
+        "--unseen", type=cli.path, help="an image folder of other classes, to score with"
+    )
     what = "what the images are, for the model cards"
     parser.add_argument("--about", default="an image folder", help=what)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
     scale = "fraction of the full recipe's images (for trials)"
-    parser.add_argument("--scale", type=float, default=1.0, help=scale)
+    parser.add_argument("--scale", type=cli.positive, default=1.0, help=scale)
     out = "write all files there instead of over the shipped ones"
-    parser.add_argument("--out", type=Path, help=out)
+    parser.add_argument("--out", type=cli.path, help=out)
     held_out = "validation images to score with; half as many of other kinds"
-    parser.add_argument("--held-out", type=int, default=2000, help=held_out)
-    parser.add_argument("--cache", default=".cache")
+    parser.add_argument("--held-out", type=cli.whole, default=2000, help=held_out)
+    parser.add_argument("--cache", type=cli.path, default=".cache")
     return parser.parse_args(argv)
 
 
@@ -168,7 +171,10 @@ def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        material = load_material(args.folder, args.unseen, args.cache, args.held_out)
+        for stage in args.only:
+            check_writable(args.out or SHIPPED[stage], "--out")
+        unseen = str(args.unseen) if args.unseen else None
+        material = load_material(str(args.folder), unseen, args.cache, args.held_out)
         count, classes = len(material.train), len(material.classes)
         print(f"{count} training images, {classes} classes, device {device}", flush=True)
         for stage in args.only:

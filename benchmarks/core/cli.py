@@ -3,14 +3,23 @@ its help.
 """
 
 import argparse
+import math
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
-from benchmarks.core.settings import CONF
+from benchmarks.core.settings import CONF, in_home
 
 
 def run_hydra(
@@ -28,16 +37,94 @@ def run_hydra(
         print("`--cfg job` prints every setting; conf/ explains them. -m runs a sweep.")
         sys.exit(0)
 
+    asked = os.environ.get("HYDRA_FULL_ERROR", "0")  # a traceback, of a cell too
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: DictConfig) -> None:
-        session.guard(task, cfg)
+        with environment("HYDRA_FULL_ERROR", asked):
+            session.guard(task, cfg)
 
-    sys.argv = [f"python -m benchmarks {name}", *argv]
-    job()
+    sys.argv = [f"python -m benchmarks {name}", *map(quoted_home, argv)]
+    session.guard(_raising, job)
 
 
-def parser(name: str, page: str | None) -> argparse.ArgumentParser:
+def _raising(job: Callable[[], None]) -> None:
+    """`job`, with the errors outside of cells raised, of which Hydra would print a traceback."""
+    try:
+        with environment("HYDRA_FULL_ERROR", "1"):
+            job()
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except ValueError as error:  # of `model=null`, say, where Hydra wants a name
+        raise HydraException(str(error)) from error
+    except OSError as error:  # of a sweep's folder, see conf/config.yaml
+        reason = f"{error.filename} cannot be written ({error.strerror})"
+        raise BadInput(f"results_dir: {reason}; give a folder that can") from error
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Within, an environment variable has this value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def quoted_home(word: str) -> str:
+    """An override whose value begins with `~` in quotes, without which Hydra cannot read it."""
+    key, equals, value = word.partition("=")
+    return f"{key}={quoted(value)}" if equals and value.startswith("~") else word
+
+
+def quoted(path: str) -> str:
+    """A path as a value of a Hydra override, whatever characters it has."""
+    if re.fullmatch(r"[\w./@%+-]+", path):
+        return path
+    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(2, f"latentbench: {line}; `{self.prog} --help` shows what it takes\n")
+
+
+def parser(name: str, page: str | None) -> Parser:
     """A parser of a command's arguments, whose `--help` shows the command's docstring `page`."""
     layout = argparse.RawDescriptionHelpFormatter
     prog = f"python -m benchmarks {name}"
-    return argparse.ArgumentParser(prog=prog, description=page, formatter_class=layout)
+    return Parser(prog=prog, description=page, formatter_class=layout)
+
+
+def whole(text: str) -> int:
+    """An argument that is a whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """An argument that is a number above 0, and finite."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def path(text: str) -> Path:
+    """An argument that is a path, `~` being the home folder. Raises BadInput."""
+    if not text.strip():
+        raise BadInput("a path is empty; `.` is the folder that you are in")
+    return Path(in_home(text, text))

@@ -112,18 +112,26 @@ def refuse_foreign_settings() -> None:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device of a setting `device`; `auto` is CUDA where there is one.
+    """The device of a setting `device`; `auto` is CUDA where there is one, `cuda:N` its card N.
 
     Raises BadInput for a device that is not there.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"device={wanted}: one of auto, cpu, cuda")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("device=cuda: no CUDA device found; use device=cpu or device=auto")
+    kind, _, card = wanted.partition(":")
+    is_card = kind == "cuda" and card.isdecimal()
+    if kind not in ("auto", "cpu", "cuda") or (card and not is_card):
+        raise BadInput(f"device={wanted}: one of auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device={wanted}: no CUDA device found; use device=cpu or device=auto")
+    if card:
+        count = torch.cuda.device_count()
+        if int(card) >= count:
+            raise BadInput(f"device={wanted}: this machine has {count}, from cuda:0 up")
+        # of this process from now on, so that `cuda` means this card to every library
+        torch.cuda.set_device(int(card))
     # else float32 convolutions, of a U-Net and of the feature extractors, would be less exact
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=1)

@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from benchmarks.core.errors import BadInput
 
 RUST_ERROR = re.compile(r"os error (\d+)")
 ALMOST_NOTHING = 1 << 20  # bytes: a disk with less is full
@@ -53,6 +56,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def check_writable(folder: str | Path, key: str) -> None:
+    """Make a folder that is to be written. Raises BadInput, naming the key, where that cannot be.
+
+    Asked for before hours of work, not after.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"{folder} cannot be written ({error.strerror})"
+        raise BadInput(f"{key}: {reason}; give a folder that can") from None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.core.errors import BadInput, OutOfTime
@@ -71,14 +72,12 @@ class Session:
             print(f"out of time: {error}", flush=True)
         except OmegaConfBaseException as error:
             self.complain(f"configuration: {str(error).splitlines()[0]}")
+        except HydraException as error:
+            self.complain(f"configuration: {in_one_line(error)}")
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-                place, mend = error.filename or "a file", OF_THE_MACHINE[error.errno]
-                return self.complain(f"{place}: {error.strerror}; {mend}")
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.complain(f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)")
+            self.complain(of_the_machine(error) or unforeseen(error))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -104,6 +103,33 @@ class Session:
     def finish(self) -> NoReturn:
         """End the process."""
         sys.exit(self.exit_code())
+
+
+def of_the_machine(error: Exception) -> str | None:
+    """A line about a file or memory that could not be had; None for any other error."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {' '.join(str(error).split())}"
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in OF_THE_MACHINE:
+        place, mend = error.filename or "a file", OF_THE_MACHINE[error.errno]
+        return f"{place}: {error.strerror}; {mend}"
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else None
+
+
+def unforeseen(error: Exception) -> str:
+    """A line about any error that nothing says how to mend."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{reason} (not foreseen; HYDRA_FULL_ERROR=1 shows where)"
+
+
+def in_one_line(error: HydraException) -> str:
+    """What Hydra says over many lines, without where it has looked and where to read on."""
+    text = str(error).split("Config search path")[0].split("See https:")[0]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):  # says what Hydra leaves out
+        text += f" ({str(cause).splitlines()[0]})"
+    return " ".join(text.split())
 
 
 session = Session()  # of this process

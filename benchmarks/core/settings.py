@@ -2,20 +2,24 @@
 computed.
 """
 
+import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.schema import first_fault, shown
 from benchmarks.core.store import ROOT
 
 CONF = ROOT / "conf"
-EXPORT_KINDS = ("png", "npz")  # what samples can be written as
+# the last part of the keys whose values are paths; not in `model`, whose class takes what it will
+PATHS = ("results_dir", "cache_dir", "path", "weights", "codebook")
 
 
 def compose(*overrides: str, **options: Any) -> DictConfig:
@@ -23,7 +27,23 @@ def compose(*overrides: str, **options: Any) -> DictConfig:
     none.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose("config", list(overrides), **options)
+        try:
+            return hydra_compose("config", list(overrides), **options)
+        except ValueError as error:  # of `model=null`, say, where Hydra wants a name
+            raise HydraException(str(error)) from None
+
+
+def _results_home(path: Any) -> str:
+    """`${home:...}` of conf/config.yaml: where results go, before anything is checked.
+
+    Raises BadInput for what would make a folder of a strange name.
+    """
+    if not isinstance(path, str) or not path.strip():
+        raise BadInput(f"results_dir={shown(path)}: a path")
+    return in_home(path, f"results_dir={path}")
+
+
+OmegaConf.register_new_resolver("home", _results_home, replace=True)
 
 
 def config_names(group: str) -> list[str]:
@@ -78,89 +98,38 @@ def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def all_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """The test of a list, or of a single value: not empty, and every one passes `test`."""
-
-    def passes(value: Any) -> bool:
-        values = many(value)
-        return bool(values) and all(test(one) for one in values)
-
-    return passes
-
-
-def _ascends_from_1(values: list[float]) -> bool:
-    return values[0] == 1 and values == sorted(set(values))
-
-
-# key, the test of its value, what the value must be
-RULES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("seed", lambda v: is_whole(v, 0), "a whole number from 0 up"),
-    ("num_samples", lambda v: is_whole(v, 2), "a whole number from 2 up"),
-    ("data.image_size", lambda v: is_whole(v, 8), "a whole number from 8 up"),
-    ("data.reference_images", lambda v: is_whole(v, 2), "a whole number from 2 up"),
-    ("train.batch", lambda v: is_whole(v, 1), "a whole number from 1 up"),
-    (
-        "sample_batch",
-        lambda v: v == "auto" or is_whole(v, 1),
-        "a whole number from 1 up, or auto",
-    ),
-    ("stop_at", lambda v: v is None or is_number(v), "seconds since the epoch, or null"),
-    ("train.budget", lambda v: is_number(v) and 0 < v < float("inf"), "a number above 0"),
-    ("model.lr", lambda v: is_number(v) and 0 < v < float("inf"), "a number above 0"),
-    ("train.grad_clip", lambda v: is_number(v) and 0 < v < float("inf"), "a number above 0"),
-    (
-        "train.snapshots",
-        lambda v: all(isinstance(one, float) and 0 < one < 1 for one in v),
-        "fractions of the budget, above 0 and below 1",
-    ),
-    ("train.precision", lambda v: v in ("auto", "bf16", "fp32"), "one of auto, bf16, fp32"),
-    (
-        "steps",
-        all_of(lambda v: isinstance(v, int) and not isinstance(v, bool)),
-        "a list of whole numbers, such as steps=[4,16,64]",
-    ),
-    (
-        "sampling_seeds",
-        all_of(lambda v: is_whole(v, 0)),
-        "a list of whole numbers from 0 up, such as sampling_seeds=[0,1,2]",
-    ),
-    (
-        "export",
-        lambda v: set(many(v)) <= set(EXPORT_KINDS),
-        f"a list of {', '.join(EXPORT_KINDS)}, or []",
-    ),
-    (
-        "guidance",
-        lambda v: all(map(is_number, many(v))),
-        "a list of numbers, such as guidance=[1,2]; 1 is none",
-    ),
-    (
-        "tune.guidance",
-        lambda v: not v or (all(map(is_number, many(v))) and _ascends_from_1(many(v))),
-        "numbers that ascend from 1, such as tune.guidance=[1,2,4]; [] tunes nothing",
-    ),
-    (
-        "tune.steps",
-        lambda v: v is None or all(is_whole(one, 1) for one in many(v)),
-        "a list of whole numbers from 1 up, or null",
-    ),
-    ("tune.num_samples", lambda v: is_whole(v, 2), "a whole number from 2 up"),
-    ("tune.recall", lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-]
-
-
 def check(cfg: DictConfig) -> None:
-    """Types and ranges of what a user sets, before anything is computed.
+    """Types and ranges of every setting, before anything is loaded; in place, `~` in a path
+    becomes the home folder.
 
-    Raises BadInput naming the key.
+    Raises BadInput, in one line that names the key.
     """
-    for key, passes, wanted in RULES:
-        value = OmegaConf.select(cfg, key)
-        if not passes(value):
-            raise BadInput(f"{key}={value}: {wanted}")
-    if not many(cfg.guidance) and not cfg.tune.guidance:
-        raise BadInput("guidance=[]: nothing is measured; give guidance=[1], or tune=default")
+    try:
+        settings = {key: _plain(cfg[key]) for key in cfg if key != "hydra"}
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{error.full_key or 'a setting'}: {reason}") from None
+    fault = first_fault(settings)
+    if fault:
+        raise BadInput(fault)
+    for key, value in flatten(settings).items():
+        group, _, name = key.rpartition(".")
+        is_path = name in PATHS and not group.startswith("model")
+        if is_path and isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, key, in_home(value, f"{key}={value}"))
+
+
+def _plain(value: Any) -> Any:
+    """A setting, or a group of them, as plain values with all interpolations resolved."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def in_home(path: str, given: str) -> str:
+    """A path with `~` at its start as the home folder.
+
+    Raises BadInput, naming what was given, for the home of nobody.
+    """
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise BadInput(f"{given}: nobody of that name has a home folder here; give the whole path")
+    return whole

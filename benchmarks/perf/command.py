@@ -35,8 +35,9 @@ import torch
 
 from benchmarks.core import cli
 from benchmarks.core.environment import device_name, library_versions, pick_device, provenance
-from benchmarks.core.files import atomic_file
+from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.session import TO_BE_CONTINUED
+from benchmarks.core.settings import config_names
 from benchmarks.core.store import read_json, write_json
 from benchmarks.perf import bars
 from benchmarks.perf.bench import COLUMNS, Bench, ceiling
@@ -50,16 +51,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.parser("perf", __doc__)
     parser.add_argument("--quick", action="store_true", help="shorter in every stage")
     parser.add_argument("--rehearse", action="store_true", help="small, to see that it runs")
-    parser.add_argument("--size", default="s", help="of the networks: xs, s, b, l, xl")
-    parser.add_argument("--side", type=int, default=16, help="of the latents")
-    parser.add_argument("--batch", type=int, help="of training; 16 on a CPU, 128 on CUDA")
-    parser.add_argument("--stop-at", type=float, help="seconds since the epoch")
-    parser.add_argument("--out", type=Path, default=Path("results/perf"), help="results folder")
+    add = parser.add_argument
+    add("--size", default="s", choices=config_names("size"), help="of the networks")
+    # a U-Net halves the side twice, and --quick once more
+    add("--side", type=int, default=16, choices=(4, 8, 16, 32, 64), help="of the latents")
+    add("--batch", type=cli.whole, help="of training; 16 on a CPU, 128 on CUDA")
+    add("--stop-at", type=cli.positive, help="seconds since the epoch")
+    add("--out", type=cli.path, default=Path("results/perf"), help="results folder")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
+    check_writable(args.out, "--out")
     device = pick_device("auto")
     speed.keep_memory()  # as every run does
     bench = Bench(

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import check_writable
 from benchmarks.core.session import ONLY_DIVERGED, TO_BE_CONTINUED, session
 from benchmarks.core.store import ROOT
 from benchmarks.reference import commands, packing, plan
@@ -133,7 +134,7 @@ def make_all(
         if not fits(entry, deadline):
             outcome.waiting.append(entry.name)
             continue
-        packing.check_writable(places.out(entry), "results")
+        check_writable(places.out(entry), "results")
         began = time.time()
         became = make(entry, places, deadline)
         try:
@@ -197,9 +198,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", default="", help="image folder or tar for the entries that need one")
     add("--list", action="store_true", help="print the plan with its state")
     add("--rehearse", action="store_true", help="every command in miniature")
-    add("--out", type=Path, help="pack what is made here: at most eight files of under 16 MB")
-    add("--unpack", type=Path, help="put what --out packed where it belongs")
-    add("--cache", type=Path, default=ROOT / ".cache", help="folder of caches")
+    add("--out", type=cli.path, help="pack what is made here: at most eight files of under 16 MB")
+    add("--unpack", type=cli.path, help="put what --out packed where it belongs")
+    add("--cache", type=cli.path, default=ROOT / ".cache", help="folder of caches")
     return parser.parse_args(argv)
 
 

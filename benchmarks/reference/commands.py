@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from benchmarks.core.cli import quoted
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_folder
 from benchmarks.core.store import digest
@@ -124,14 +125,6 @@ def _preset_sweeps(preset: str | None) -> dict[str, list[str]]:
 def _with_images(word: str, images: Path | None) -> str:
     """A word with `{data}`, or a folder in it such as `{data}/train`, as the path that it is."""
     return re.sub(r"\{data\}((?:/\w+)*)", lambda found: quoted(f"{images}{found[1]}"), word)
-
-
-def quoted(path: str) -> str:
-    """A path as a value of a Hydra override, whatever characters it has."""
-    if re.fullmatch(r"[\w./@%+-]+", path):
-        return path
-    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def images(data: str, cache: Path) -> Path:

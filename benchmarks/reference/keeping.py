@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.core.files import check_writable
 from benchmarks.core.store import write_json
 from benchmarks.reference import packing, plan
 from benchmarks.reference.commands import Places
@@ -25,10 +26,10 @@ class Keeper:
         """
         self.places, self.device, self.out = places, device, out
         if not places.rehearse:
-            packing.check_writable(places.published, "results/reference")
+            check_writable(places.published, "results/reference")
         self.made: packing.Made = {}
         if out is not None:
-            packing.check_writable(out, "OUT")
+            check_writable(out, "OUT")
             self.made = packing.packed(out)  # an earlier call's studies stay in the pack
 
     def __call__(self, entry: Entry, became: str, minutes: float) -> None:

@@ -62,17 +62,6 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(path, place)
 
 
-def check_writable(folder: Path, key: str) -> None:
-    """Raises BadInput, naming the key, for a folder that cannot be written."""
-    try:
-        with atomic_file(folder / ".writable") as probe:
-            probe.write_text("", encoding="utf-8")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        reason = f"{folder} cannot be written ({error.strerror})"
-        raise BadInput(f"{key}: {reason}; give a folder that can") from None
-
-
 def pack(made: Made, folder: Path, work: Path, out: Path, *, rehearsed: bool = False) -> list[Path]:
     """All studies of `made` as at most eight tars in `out`, each of under 16 MB; returns them.
 

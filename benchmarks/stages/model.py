@@ -48,7 +48,7 @@ def build_model(
             label_dropout=label_dropout,
         )
     except InstantiationException as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise BadInput(f"model={model_cfg.get('name')}: {reason}") from error
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.core.environment import now, provenance
 from benchmarks.core.errors import Diverged
+from benchmarks.core.files import check_writable
 from benchmarks.core.store import read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet, decode
@@ -221,6 +222,7 @@ def load_or_sample(path: Path, key: str, *args: Any) -> Samples:
     if ready:
         tensors, texts = ready
         return Samples(tensors["images"], *(json.loads(texts[name]) for name in costs))
+    check_writable(path.parent, "cache_dir")
     samples = sample_images(*args)
     texts = {name: json.dumps(getattr(samples, name)) for name in costs}
     write_tensors(path, key, {"images": samples.images}, **texts)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.core.environment import provenance
 from benchmarks.core.errors import Diverged, OutOfTime
+from benchmarks.core.files import check_writable
 from benchmarks.core.store import seeded
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages.budget import Budget, make_budget
@@ -71,6 +72,7 @@ def train(
     finished = files.finished(generator.eval())
     if finished:
         return finished
+    check_writable(folder, "cache_dir")
     budget, state = make_budget(cfg, forward_macs), build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
     checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput, Diverged, OutOfTime
+from benchmarks.core.files import check_writable
 from benchmarks.core.session import session
 from benchmarks.core.settings import many, out_of_time
 from benchmarks.core.store import digest, read_sealed, write_sealed
@@ -110,6 +111,7 @@ def choose(cell: Cell, weights: str) -> dict[int, Choice]:
             if out_of_time(cell.cfg):
                 name = f"{cell.cfg.model.name} {cell.cfg.size.name} seed {cell.cfg.seed}"
                 raise OutOfTime(f"{name} is trained; its settings are still to be chosen")
+            check_writable(cell.work, "cache_dir")
             trials[key] = _tried(cell, config)
             write_sealed(_file(cell), trials)
         return _trial(config, trials[key])

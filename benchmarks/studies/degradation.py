@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
-from benchmarks.core.files import atomic_file
+from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.settings import check
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
@@ -220,6 +220,7 @@ def measure_all(targets: Targets, material: Material) -> pd.DataFrame:
 def study(cfg: DictConfig) -> None:
     """The study of every feature extractor that is asked for."""
     check(cfg)
+    check_writable(Path(cfg.results_dir) / "judge", "results_dir")
     device, n = pick_device(cfg.device), int(cfg.num_samples)
     latent_shape(cfg.autoencoder, cfg.data.image_size)  # refuses a size that it cannot encode
     extractors = load_extractors(cfg.features)

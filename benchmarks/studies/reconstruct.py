@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
-from benchmarks.core.files import atomic_file
+from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.settings import check
 from benchmarks.core.store import write_json
 from benchmarks.frozen.autoencoder import latent_shape, load_latent_space
@@ -46,6 +46,8 @@ def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
 def reconstruct(cfg: DictConfig) -> None:
     """Score the reconstructions of one latent space, and show the first ones."""
     check(cfg)
+    folder = Path(cfg.results_dir) / "reconstruct"
+    check_writable(folder, "results_dir")
     device, size = pick_device(cfg.device), cfg.data.image_size
     shape = latent_shape(cfg.autoencoder, size)
     dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
@@ -63,7 +65,7 @@ def reconstruct(cfg: DictConfig) -> None:
     through_autoencoder = torch.cat([images for images, _ in through_both])
     through_codebook = torch.cat([images for _, images in through_both])
     name = f"{dataset.name}-{dataset.image_size}-{space.name}-{codebook.size}.png"
-    path = Path(cfg.results_dir) / "reconstruct" / name
+    path = folder / name
     write_sheet([originals, through_autoencoder, through_codebook], path)
     print(f"{path}: originals, through the autoencoder, through the codebook")
     write_json(path.with_suffix(".json"), line)

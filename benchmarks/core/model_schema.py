@@ -1,0 +1,263 @@
+"""What the settings of the shipped models, of their sizes and of their samplers must be, as the
+models' classes take them. What depends on the latents (a patch that tiles them, a block that
+divides the tokens) is theirs to say.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from benchmarks.core import setting_types as of
+
+# --- networks
+
+
+class TransformerShape(of.Section):
+    """Width, depth and heads that fit each other."""
+
+    head_multiple: ClassVar[int] = 1  # of which the width of one head must be a multiple
+
+    width: of.Width
+    depth: of.Depth
+    heads: of.Width
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "TransformerShape":
+        if self.width % self.heads:
+            reason = f"width {self.width} is not a multiple of heads {self.heads}"
+            raise of.refusal("heads", self.heads, reason)
+        if (self.width // self.heads) % self.head_multiple:
+            reason = f"width / heads is {self.width // self.heads}"
+            needed = f"rotary positions need a multiple of {self.head_multiple}"
+            raise of.refusal("heads", self.heads, f"{reason}; {needed}")
+        return self
+
+
+class DiTShape(TransformerShape):
+    """As models/dit.py, whose positions are sines and cosines of two coordinates."""
+
+    @model_validator(mode="after")
+    def _sines_fill_the_width(self) -> "DiTShape":
+        if self.width % 4:
+            raise of.refusal("width", self.width, "sine positions need a multiple of 4")
+        return self
+
+
+class RasterShape(TransformerShape):
+    """As models/autoregressive.py: rotary positions in one dimension turn pairs."""
+
+    head_multiple = 2
+    mlp: of.Width
+
+
+class GridShape(TransformerShape):
+    """As models/masked.py: rotary positions in two dimensions turn a pair for each."""
+
+    head_multiple = 4
+    mlp: of.Width
+
+
+class AnyOrderShape(GridShape):
+    """As models/any_order.py, which has as many blocks in its first pass as in its second."""
+
+    @model_validator(mode="after")
+    def _halves_are_whole(self) -> "AnyOrderShape":
+        if self.depth % 2:
+            raise of.refusal("depth", self.depth, "an even number")
+        return self
+
+
+class UNetShape(of.Section):
+    """As models/unet.py. Group norms cut the channels of a level into equal groups."""
+
+    channels: of.Channels
+    layers: of.Depth
+    groups: of.Width
+
+    @model_validator(mode="after")
+    def _groups_divide_the_channels(self) -> "UNetShape":
+        if any(channels % self.groups for channels in self.channels):
+            raise of.refusal("channels", self.channels, f"multiples of groups {self.groups}")
+        return self
+
+
+class Partial(of.Section):
+    """Hydra's own keys of a denoiser, which is built when the shape of the latents is known."""
+
+    target: of.Target = Field(alias="_target_")
+    partial: Literal[True] = Field(alias="_partial_", description="true")
+
+
+class UNet(UNetShape, Partial):
+    """The denoiser `models.unet.UNet`."""
+
+    attention_from: int = Field(
+        1, ge=0, le=of.MOST, description="a whole number from 0 up: the first level with attention"
+    )
+    head_dim: of.Width = 32
+
+    @model_validator(mode="after")
+    def _levels_hold_a_head(self) -> "UNet":
+        # there is attention in the middle, at the lowest level, in any case
+        fewest = min([*self.channels[self.attention_from :], self.channels[-1]])
+        if self.head_dim > fewest:
+            reason = f"at most {fewest}, the channels of a level with attention"
+            raise of.refusal("head_dim", self.head_dim, reason)
+        return self
+
+
+class DiT(DiTShape, Partial):
+    """The denoiser `models.dit.DiT`."""
+
+    patch: of.Width = 1
+
+
+# --- models
+
+
+class Model(of.Section):
+    """What the harness keeps of every file of conf/model."""
+
+    name: of.Name
+    family: of.Text
+    lr: of.Positive
+    target: of.Target = Field(alias="_target_")
+    tune: list[dict[str, Any]] | None = Field(
+        None, description="a list of settings of sampling, such as [{temperature: 0.9}], or null"
+    )
+
+
+class Diffusion(Model):
+    """`models.diffusion.Diffusion`"""
+
+    objective: Literal["flow", "eps", "v", "x0"] = Field(
+        "flow", description="one of flow, eps, v, x0"
+    )
+    denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
+
+
+class Autoregressive(Model, RasterShape):
+    """`models.autoregressive.Autoregressive`"""
+
+    block: of.Count = 1
+
+
+class AnyOrder(Model, AnyOrderShape):
+    """`models.any_order.AnyOrder`"""
+
+
+class Masked(Model, GridShape):
+    """`models.masked.Masked`"""
+
+    mask_schedule: Literal["cosine", "arccos"] = Field(
+        "cosine", description="one of cosine, arccos"
+    )
+
+
+class OwnModel(of.OpenSection):
+    """Any other class: what it takes is its own to check."""
+
+    name: of.Name
+    family: of.Text
+    lr: of.Positive
+    target: of.Target = Field(alias="_target_")
+
+
+class OwnDenoiser(of.OpenSection):
+    """Any other class."""
+
+    target: of.Target = Field(alias="_target_")
+
+
+# by `_target_`
+MODELS: dict[str, type[BaseModel]] = {
+    "models.diffusion.Diffusion": Diffusion,
+    "models.autoregressive.Autoregressive": Autoregressive,
+    "models.any_order.AnyOrder": AnyOrder,
+    "models.masked.Masked": Masked,
+}
+DENOISERS: dict[str, type[BaseModel]] = {"models.unet.UNet": UNet, "models.dit.DiT": DiT}
+
+# --- sizes
+
+
+class DiTSize(DiTShape):
+    lr: of.Positive
+
+
+class UNetSize(UNetShape):
+    lr: of.Positive
+
+
+class RasterSize(RasterShape):
+    lr: of.Positive
+
+
+class AnyOrderSize(AnyOrderShape):
+    lr: of.Positive
+
+
+class MaskedSize(GridShape):
+    lr: of.Positive
+
+
+# by their key in a file of conf/size; a user's own models may have keys of their own beside them
+SIZES: dict[str, type[BaseModel]] = {
+    "dit": DiTSize,
+    "unet": UNetSize,
+    "ar": RasterSize,
+    "ar_any": AnyOrderSize,
+    "masked": MaskedSize,
+}
+
+
+class Size(of.OpenSection):
+    """conf/size; each of SIZES in it is checked by itself."""
+
+    name: of.Name
+    codebook_size: of.Entries = None
+    params: of.Group = {}  # SIZES again, of match=params
+
+
+# --- how a model is sampled
+
+
+class SamplerOptions(of.OpenSection):
+    """The options of every shipped model; null is the model's own default."""
+
+    shift: of.Factor = None
+    guidance_interval: of.Interval = None
+    guidance_schedule: Literal["constant", "linear"] | None = Field(
+        None, description="one of constant, linear, or null"
+    )
+    temperature: of.Factor = None
+    top_k: int | None = Field(
+        None, ge=0, le=of.MOST, description="a whole number, 0 for all, or null"
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="a number above 0, 1 at most, or null"
+    )
+    schedule: Literal["cosine", "arccos"] | None = Field(
+        None, description="one of cosine, arccos, or null"
+    )
+    choice_temperature: float | None = Field(
+        None, ge=0, le=of.MOST_FACTOR, description=f"a number from 0 to {of.MOST_FACTOR:g}, or null"
+    )
+
+
+class Sampler(SamplerOptions):
+    """conf/sampler"""
+
+    name: of.Name
+
+
+class OwnSampler(of.OpenSection):
+    """conf/sampler for a user's own model, which says itself what its options are."""
+
+    name: of.Name
+
+
+class Change(SamplerOptions):
+    """An entry of a model's `tune`."""
+
+    sampler: of.TextOrNull = None

@@ -1,0 +1,508 @@
+"""Settings: what each may be, and that whatever else is typed gets one line before anything is
+loaded.
+"""
+
+import copy
+import inspect
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from benches import run
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks import run as run_module
+from benchmarks.core import cli, model_schema, schema
+from benchmarks.core.environment import pick_device
+from benchmarks.core.errors import BadInput
+from benchmarks.core.settings import check, compose, config_names, flatten
+from models.any_order import AnyOrder
+from models.autoregressive import Autoregressive
+from models.diffusion import Diffusion
+from models.dit import DiT
+from models.masked import Masked
+from models.schedulers import PREDICTION
+from models.tokens import SCHEDULES
+from models.unet import UNet
+
+# --- right and wrong values
+
+HUGE = str(2**70)
+# by key; `ar.` before a key stands for model=ar, and so on
+RIGHT = {
+    "name": ["$a_b$", "'a b'", "2024", "x" * 100],
+    "seed": ["0", str(2**64 - 1)],
+    "steps": ["4", "[1,300]"],
+    "guidance": ["1", "[0,1,2.5]"],
+    "sampling_seeds": ["7", "[0,1]"],
+    "num_samples": ["2"],
+    "sample_batch": ["auto", "1"],
+    "stop_at": ["null", "1.8e9"],
+    "export": ["png", "[png,npz]"],
+    "device": ["auto", "cuda", "cuda:3"],
+    "data.seed": [str(2**60 - 1)],
+    "train.unit": ["flops"],
+    "train.compile": ["true", "auto"],
+    "train.betas": ["[0,0.5]"],
+    "train.snapshots": ["[0.125,0.5]"],
+    "train.label_dropout": ["0", "0.5"],
+    "tune.guidance": ["1", "[1,2]"],
+    "tune.steps": ["4", "[4,16]"],
+    "sampler.guidance_interval": ["[0,1]"],
+    "sampler.top_p": ["1", "0.5"],
+    "sampler.temperature": ["0.5", "2"],
+    "model.tune": ["[]", "[{sampler: heun}]"],
+    "masked.model.mask_schedule": ["arccos"],
+    "ar.model.block": ["16"],
+    "autoencoder.codebook_size": ["2", "65536"],
+}
+WRONG = {
+    "name": [
+        "..",
+        ".",
+        "/abs",
+        "a/b",
+        "'a\\\\b'",
+        ".hidden",
+        "''",
+        "' '",
+        "x" * 101,
+        "'a\nb'",
+        "1.5",
+    ],
+    "model.name": ["../..", "a/b"],
+    "data.name": ["a/b"],
+    "seed": [str(2**64), "1.0", "'1'", "false"],
+    "steps": ["[4,true]", "[4,0]", "[2.5]", "[]", "many"],
+    "guidance": ["[true]", "[2,-1]", "[x]", "1e9"],
+    "sampling_seeds": ["[]", "[0,-1]"],
+    "num_samples": ["1", "2.0"],
+    "sample_batch": ["many", "0"],
+    "stop_at": ["soon", "-1"],
+    "export": ["gif", "[png,gif]"],
+    "device": ["cuda:x", "gpu", "cuda:"],
+    "match": ["steps"],
+    "data.image_size": ["7", "5000", "32.5"],
+    "data.seed": [str(2**60)],
+    "train.budget": ["lots", "0", "1e27"],
+    "train.unit": ["parsecs", "images"],  # the budget of 7.4e12 was FLOPs
+    "train.batch": ["0", "1.5"],
+    "train.precision": ["fp8"],
+    "train.compile": ["maybe", "1"],
+    "train.betas": ["[0.9]", "[0.9,1]", "[0.9,x]", "0.9"],
+    "train.warmup": ["1", "-1"],
+    "train.ema_decay": ["2", "1"],
+    "train.label_dropout": ["1", "-0.1"],
+    "train.snapshots": ["0.5", "[1.0]", "[0.0]"],
+    "train.weight_decay": ["-0.1", "1e6"],
+    "tune.guidance": ["2", "[1,4,2]", "[1,x]", "0"],
+    "tune.recall": ["1.5"],
+    "model.lr": ["0", "-1", "inf"],
+    "model.objective": ["magic"],
+    "model._target_": ["dit", "''"],
+    "model.tune": ["[{temperature: inf}]", "[3]", "5"],
+    "model.denoiser.width": ["126", "0"],
+    "model.denoiser.depth": ["0", "2000"],
+    "model.denoiser.heads": ["7"],
+    "size.dit.heads": ["7"],
+    "unet.model.denoiser.groups": ["5"],
+    "unet.model.denoiser.channels": ["[16,24]", "[]", "56"],
+    "ar.model.width": ["100"],
+    "ar_any.model.depth": ["3"],
+    "sampler.temperature": ["inf", "0", "1e-9"],
+    "sampler.guidance_interval": ["[0.9,0.1]", "[0,2]", "[0]"],
+    "sampler.top_p": ["0", "1.5"],
+    "sampler.schedule": ["linear"],
+    "autoencoder.kind": ["vqgan", "[a]"],
+    "autoencoder.weights": ["''", "5"],
+    "results_dir": ["5", "''"],
+}
+
+# what sets several keys, or others than conf/ has
+OWN = ["model=ar", "model._target_=mine.Own", "steps=[1]"]  # a user's own class
+RIGHT_TOGETHER = [
+    ["data=imagefolder", "data.path=/x", "data.classes=3", "data.images_per_class=5"],
+    ["data=imagefolder", "data.path=/x", "data.classes=[cat,7]"],
+    ["train.minutes=1", "train.unit=minutes", "train.budget=2"],
+    ["train.label_dropout=0", "guidance=[1]"],
+    ["tune.guidance=[1,2]", "guidance=[]"],
+    ["model=unet", "+model.denoiser.head_dim=16"],
+    ["autoencoder=trained", "autoencoder.images=16"],
+    ["features=[local,inception,dinov2]"],
+    ["+sides=[96,128]"],
+    ["+size.mine.width=7"],  # for a model of one's own
+    [*OWN, "+model.anything={a: [1, two]}", "model.heads=0"],
+    [*OWN, "+sampler.mine=3", "sampler.temperature=0"],
+    ["model.denoiser._target_=mine.Net", "+model.denoiser.width_of_mine=[1,2]"],
+]
+WRONG_TOGETHER = [
+    (["train.label_dropout=0", "guidance=2"], "guidance=2: guidance needs train.label_dropout"),
+    (["train.label_dropout=0", "tune=default"], "tune.guidance="),
+    (["guidance=[]"], "nothing is measured"),
+    (["+train.warm_up=0.1"], "train.warm_up=0.1: there is no such setting here; there are"),
+    (["+foo=1"], "foo=1: there is no such setting here"),
+    (["data=imagefolder"], "data.path=null: the folder of the images"),
+    (["data=imagefolder", "data.path=/x", "data.classes=0"], "data.classes=0"),
+    (["data=imagefolder", "data.path=/x", "data.classes=[]"], "data.classes=[]"),
+    (["features=[]"], "features=null"),
+    (["model=null"], "Config group override"),
+    (["steps=${nowhere}"], "steps: Interpolation key 'nowhere' not found"),
+    (["~seed"], "seed is missing: a whole number"),
+    (["size.dit=null"], "size.dit"),
+    ([*OWN, "+model.anything={a: [1, nan]}"], "model.anything.a=nan: no number may be infinite"),
+    ([*OWN, "+sampler.mine=inf"], "sampler.mine=inf"),
+    ([*OWN, "model.lr=0"], "model.lr=0"),
+]
+MESSAGES = {
+    "seed=-1": "seed=-1: a whole number from 0 to 2^64 - 1",
+    "steps=[4,true]": "steps=[4, True]: a list of whole numbers from 1 up, such as steps=[4,16,64]",
+    "guidance=[2,-1]": "a list of numbers from 0 to 1000, such as guidance=[1,2]; 1 is none; "
+    "guidance=-1 is out of range",
+    "name=..": "name=..: the name of one folder",
+    "train.ema_decay=2": "train.ema_decay=2: a number from 0 up and below 1",
+    "train.compile=maybe": "train.compile=maybe: one of true, false, auto",
+    "size.dit.heads=7": "size.dit.heads=7: width 128 is not a multiple of heads 7",
+    "export=null": "export=null: a list of png, npz, or []",
+}
+
+
+@cache
+def base(model: str) -> DictConfig:
+    """One configuration, composed once."""
+    return compose(f"model={model}")
+
+
+@cache
+def parsed(value: str):
+    """A value as Hydra reads it from a command line."""
+    return OverridesParser.create().parse_override(f"key={value}").value()
+
+
+def line_about(model: str, settings: dict[str, str]) -> str | None:
+    """The line that refuses settings as they are typed; None where they pass. It must be one."""
+    cfg = base(model).copy()
+    try:
+        for key, value in settings.items():
+            OmegaConf.update(cfg, key, parsed(value))
+        check(cfg)
+    except OmegaConfBaseException as error:  # of what no key of that type can hold
+        return str(error).splitlines()[0]
+    except BadInput as error:
+        assert len(str(error).splitlines()) == 1
+        return str(error)
+    return None
+
+
+def with_models(table: dict[str, list[str]]) -> list[tuple[str, str, str]]:
+    """The model, the key and the value of each entry of a table."""
+    entries = []
+    for key, values in table.items():
+        first, _, rest = key.partition(".")
+        named = first in config_names("model")
+        entries += [(first, rest, v) if named else ("dit", key, v) for v in values]
+    return entries
+
+
+@pytest.mark.parametrize("model, key, value", with_models(RIGHT))
+def test_a_right_value_passes(model, key, value):
+    assert line_about(model, {key: value}) is None
+
+
+@pytest.mark.parametrize("model, key, value", with_models(WRONG))
+def test_a_wrong_value_is_named_in_one_line(model, key, value):
+    line = line_about(model, {key: value})
+    assert line and line.startswith(key.rsplit(".", 1)[0] if "." in key else f"{key}=")
+
+
+@pytest.mark.parametrize("overrides", RIGHT_TOGETHER, ids=" ".join)
+def test_settings_that_go_together_pass(overrides):
+    check(compose(*overrides))
+
+
+@pytest.mark.parametrize("overrides, message", WRONG_TOGETHER)
+def test_settings_that_do_not_go_together_get_one_line(overrides, message):
+    with pytest.raises((BadInput, HydraException)) as error:
+        check(compose(*overrides))
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("typed, line", MESSAGES.items())
+def test_a_line_says_the_key_the_value_and_what_it_must_be(typed, line):
+    key, value = typed.split("=", 1)
+    assert line in line_about("dit", {key: value})
+
+
+# --- nonsense for every key
+
+NONSENSE = ["-1", "0", "nan", "inf", "true", "x", "''", "[]", "{}", "1e400", HUGE, "null"]
+
+
+def _allowed(values: list[str], *keys: str) -> dict[str, list[str]]:
+    return dict.fromkeys(keys, values)
+
+
+# which of NONSENSE a key really allows, and why
+ALLOWED = {
+    # a folder may be called so
+    **_allowed(["-1", "0", "x", HUGE], "name", "data.name", "model.name", "size.name"),
+    **_allowed(["-1", "0", "x", HUGE], "autoencoder.name", "sampler.name"),
+    **_allowed(["x"], "model.family", "results_dir", "cache_dir"),
+    **_allowed(["x", "null"], "autoencoder.weights", "autoencoder.codebook", "features.weights"),
+    **_allowed(["x", "null"], "features.local.weights", "features.efficientnet_lite0.weights"),
+    # a seed, a fraction or a strength of zero
+    **_allowed(["0"], "seed", "sampling_seeds", "data.seed", "guidance", "tune.recall"),
+    **_allowed(["0"], "train.warmup", "train.ema_decay", "train.label_dropout"),
+    **_allowed(["0"], "train.weight_decay"),
+    # no end, or none of them; at the first step, or never
+    "stop_at": ["0", HUGE, "null"],
+    "train.checkpoint_seconds": ["0", HUGE],
+    "export": ["[]"],
+    "train.snapshots": ["[]"],
+    **_allowed(["[]", "null"], "model.tune", "tune.guidance", "tune.steps"),
+    # the model's own, the suite's own
+    **_allowed(["null"], "sampler.shift", "sampler.guidance_interval", "sampler.temperature"),
+    **_allowed(["null"], "sampler.guidance_schedule", "sampler.top_p", "sampler.schedule"),
+    **_allowed(["0", "null"], "sampler.top_k", "sampler.choice_temperature"),
+    "autoencoder.codebook_size": ["null"],
+    # so many FLOPs have been spent before; gradients that are never clipped
+    "train.budget": [HUGE],
+    "train.grad_clip": [HUGE],
+    # such a training diverges, which is a result
+    **_allowed([HUGE], "model.lr", *(f"size.{name}.lr" for name in model_schema.SIZES)),
+    **_allowed([HUGE], *(f"size.params.{name}.lr" for name in model_schema.SIZES)),
+    **_allowed(["true"], "train.compile", "model.denoiser._partial_"),
+}
+
+
+def keys_of(model: str) -> list[str]:
+    """Every key of conf/ that a configuration has; of a second model only its own."""
+    keys = list(flatten(OmegaConf.to_container(base(model), resolve=True)))
+    return keys if model == "dit" else [key for key in keys if key.startswith("model.")]
+
+
+def put(settings: dict, key: str, value: object) -> None:
+    """Set a dotted key of nested plain settings."""
+    *groups, name = key.split(".")
+    for group in groups:
+        settings = settings[group]
+    settings[name] = value
+
+
+@pytest.mark.parametrize("model", ["dit", "unet", "ar", "ar_any", "masked"])
+def test_nonsense_is_refused_in_one_line_wherever_it_stands(model):
+    """Every key of conf/ with every nonsense, but for what it allows."""
+    tried, resolved = 0, OmegaConf.to_container(base(model), resolve=True)
+    for key, value in itertools.product(keys_of(model), NONSENSE):
+        settings = copy.deepcopy(resolved)
+        put(settings, key, parsed(value))
+        line = schema.first_fault(settings)
+        assert (line is None) == (value in ALLOWED.get(key, [])), f"{key}={value}: {line}"
+        if line is not None:
+            assert line.startswith(key) and len(line.splitlines()) == 1, line
+        tried += 1
+    assert tried > (900 if model == "dit" else 100)
+
+
+def test_command_lines_of_random_nonsense_are_refused_in_one_line():
+    """250 of up to three wrong settings each, always the same."""
+    choices = random.Random(0)
+    for _ in range(250):
+        model = choices.choice(["dit", "unet", "ar", "ar_any", "masked"])
+        keys = choices.sample([*keys_of("dit"), *keys_of(model)], k=3)
+        here = [key for key in keys if OmegaConf.select(base(model), key) is not None]
+        settings = {key: choices.choice(NONSENSE) for key in here}
+        line = line_about(model, settings)
+        wrong = [key for key, value in settings.items() if value not in ALLOWED.get(key, [])]
+        assert line or not wrong, settings
+
+
+def test_checking_takes_milliseconds():
+    cfg = base("dit").copy()
+    check(cfg)
+    began = time.perf_counter()
+    check(cfg)
+    assert time.perf_counter() - began < 0.5
+
+
+# --- what is shipped
+
+
+def cells(preset: str) -> Iterator[DictConfig]:
+    """Every cell of a preset's sweep. Groups are composed; single settings are put in."""
+    cfg = compose(f"experiment={preset}", return_hydra_config=True)
+    swept = {key: str(values).split(",") for key, values in cfg.hydra.sweeper.params.items()}
+    groups = {key: values for key, values in swept.items() if key in ("model", "size")}
+    single = {key: values for key, values in swept.items() if key not in groups}
+    for chosen in itertools.product(*groups.values()):
+        names = [f"{key}={value}" for key, value in zip(groups, chosen, strict=True)]
+        cell = compose(f"experiment={preset}", *names)
+        for values in itertools.product(*single.values()):
+            for key, value in zip(single, values, strict=True):
+                OmegaConf.update(cell, key, parsed(value))
+            yield cell
+
+
+@pytest.mark.parametrize("preset", config_names("experiment"))
+def test_every_cell_of_every_preset_passes(preset):
+    for cell in cells(preset):
+        check(cell)
+
+
+@pytest.mark.parametrize("size", config_names("size"))
+def test_every_size_passes_with_the_settings_of_every_model(size):
+    cfg = compose(f"size={size}", "match=params")
+    check(cfg)
+    for name in model_schema.SIZES:
+        assert name in cfg.size and (name == "dit" or name in cfg.size.params)
+
+
+@pytest.mark.parametrize("model", config_names("model"))
+def test_every_model_passes(model):
+    check(base(model))
+
+
+@pytest.mark.parametrize("group", ["data", "autoencoder", "sampler", "tune", "match", "features"])
+def test_every_other_file_passes(group):
+    for name in config_names(group):
+        path = ["data.path=/x"] if name == "imagefolder" else []
+        check(compose(f"{group}={name}", *path))
+
+
+def test_a_rehearsal_passes():
+    check(compose("rehearse=mini", "experiment=tradeoff", "model=unet"))
+
+
+def test_a_check_leaves_the_configuration_as_it_was():
+    """What names cached results is made of it."""
+    for overrides in (["experiment=cpu"], ["experiment=tradeoff", "model=masked"]):
+        cfg = compose(*overrides)
+        before = OmegaConf.to_container(cfg, resolve=True)
+        check(cfg)
+        assert OmegaConf.to_container(cfg, resolve=True) == before
+
+
+# --- the schema against the code
+
+CLASSES = {
+    Diffusion: model_schema.Diffusion,
+    Autoregressive: model_schema.Autoregressive,
+    AnyOrder: model_schema.AnyOrder,
+    Masked: model_schema.Masked,
+    DiT: model_schema.DiT,
+    UNet: model_schema.UNet,
+}
+GIVEN = {"self", "latent_shape", "num_classes", "codebook", "label_dropout"}  # by the harness
+NOT_SET = {"out_channels"}  # only the paper's own models predict a variance, and they are counted
+
+
+@pytest.mark.parametrize("network", CLASSES, ids=lambda network: network.__name__)
+def test_the_schema_of_a_class_has_its_arguments(network):
+    arguments = set(inspect.signature(network.__init__).parameters) - GIVEN - NOT_SET
+    harness = {"name", "family", "lr", "tune", "target", "partial"}
+    assert set(CLASSES[network].model_fields) - harness == arguments
+    shipped = model_schema.MODELS | model_schema.DENOISERS
+    assert shipped[f"{network.__module__}.{network.__name__}"] is CLASSES[network]
+
+
+def test_words_that_code_knows_are_those_that_the_schema_knows():
+    options = set(model_schema.SamplerOptions.model_fields)
+    assert options == {"shift"}.union(*(set(m.sampler_defaults) for m in (Diffusion, Masked)))
+    words = [
+        (model_schema.Diffusion, "objective", ["flow", *PREDICTION]),
+        (model_schema.Masked, "mask_schedule", list(SCHEDULES)),
+    ]
+    for group, name, known in words:
+        for word in known:
+            assert word in group.model_fields[name].description
+
+
+def test_every_setting_says_what_it_must_be():
+    groups = [schema.Top, schema.Train, schema.Tune, *schema.DATA.values()]
+    groups += [*schema.AUTOENCODERS.values(), *schema.EXTRACTORS.values()]
+    groups += [
+        schema.Features,
+        *CLASSES.values(),
+        *model_schema.SIZES.values(),
+        model_schema.Sampler,
+    ]
+    for group in groups:
+        for name, field in group.model_fields.items():
+            assert field.description, f"{group.__name__}.{name}"
+
+
+# --- paths and devices
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    places = {
+        "results_dir": "'~/r'",
+        "cache_dir": "'~'",
+        "data.path": "'~/i'",
+        "autoencoder.weights": "'~/a'",
+        "autoencoder.codebook": "'~/c'",
+        "features.weights": "'~/f'",
+    }
+    cfg = compose("data=imagefolder", *(f"{key}={value}" for key, value in places.items()))
+    check(cfg)
+    for key, value in places.items():
+        assert OmegaConf.select(cfg, key) == value.strip("'").replace("~", "/home/me")
+    assert cfg.features.local.weights == "/home/me/f"
+    with pytest.raises(BadInput, match="cache_dir=~of-nobody/x: nobody of that name"):
+        check(compose("cache_dir='~of-nobody/x'"))
+
+
+def test_a_tilde_needs_no_quotes_and_leaves_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.quoted_home("data.path=~/a b") == "data.path='~/a b'"
+    assert cli.quoted_home("seed=1") == "seed=1" and cli.quoted_home("-m") == "-m"
+    overrides = ["model=dit", "results_dir=~/r", "cache_dir=~/c", "device=quantum"]
+    assert run(tmp_path, "experiment=smoke", *overrides).code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("wanted, card", [("cuda:0", 0), ("cuda:1", 1), ("cuda", None)])
+def test_a_card_is_the_one_of_its_number(wanted, card, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert pick_device(wanted) == torch.device("cuda")
+    assert chosen == ([] if card is None else [card])
+    with pytest.raises(BadInput, match="device=cuda:2: this machine has 2"):
+        pick_device("cuda:2")
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_module, "prepare", lambda cfg: pytest.fail("it was loaded"))
+    (tmp_path / "results").write_text("a file is in the way")
+    for mode in ("RUN", "MULTIRUN"):
+        ended = run(tmp_path, "experiment=smoke", "model=dit", f"hydra.mode={mode}")
+        assert ended.code == 1 and ended.err.count("\n") == 1
+        assert (
+            ended.err.startswith("latentbench: results_dir: ") and "cannot be written" in ended.err
+        )
+
+
+# --- sweeps
+
+
+def test_each_cell_of_a_sweep_has_a_line_of_its_own_once(tmp_path):
+    ended = run(tmp_path, "experiment=smoke", "model=dit,ar", "seed=-1,x", "train.betas=[0.9]")
+    assert ended.code == 1
+    assert ended.err.splitlines() == [
+        "latentbench: seed=-1: a whole number from 0 to 2^64 - 1",
+        "latentbench: seed=x: a whole number from 0 to 2^64 - 1",
+    ]
+    ended = run(tmp_path, "experiment=smoke", "model=dit,ar", "seed=0,1", "train.betas=[0.9]")
+    assert ended.err.count("train.betas=[0.9]: two numbers") == ended.err.count("\n") == 1
