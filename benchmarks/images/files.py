@@ -59,7 +59,7 @@ class Walk:
 
 def list_folders(folder: Path, walk: Walk) -> list[Path]:
     """The folders in a folder by name, linked ones too. Hidden ones are counted as left out."""
-    return [path for path in _children(folder, walk) if path.is_dir()]
+    return [Path(child.path) for child in _children(folder, walk) if child.is_dir()]
 
 
 def list_images(folder: Path, walk: Walk, *, inside: bool = True) -> list[Path]:
@@ -71,27 +71,29 @@ def list_images(folder: Path, walk: Walk, *, inside: bool = True) -> list[Path]:
     if not walk.enter(folder):
         return []
     images: list[Path] = []
-    for path in _children(folder, walk):
-        if path.is_dir():
+    for child in _children(folder, walk):
+        path = Path(child.path)
+        if child.is_dir():  # of most file systems without asking the disk again
             images += list_images(path, walk) if inside else []
         elif _is_wanted(path, walk):
             images.append(path)
     return images
 
 
-def _children(folder: Path, walk: Walk) -> Iterator[Path]:
+def _children(folder: Path, walk: Walk) -> Iterator[os.DirEntry]:
     """Everything in a folder by name, but what is hidden."""
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as children:
+            by_name = sorted(children, key=lambda child: child.name)
     except OSError as error:
         reason = f"cannot be listed ({error.strerror}); mend its permissions or leave it out"
         raise BadInput(f"{walk.setting}: {printable(str(folder))} {reason}") from None
-    for name in names:
+    for child in by_name:
         # what editors, notebooks and file managers leave behind
-        if name.startswith("."):
-            walk.leave_out("hidden", folder / name)
+        if child.name.startswith("."):
+            walk.leave_out("hidden", Path(child.path))
         else:
-            yield folder / name
+            yield child
 
 
 def _is_wanted(path: Path, walk: Walk) -> bool:
