@@ -91,16 +91,22 @@ class Laps:
 
 
 class OtherPrograms:
-    """What other programs take of the CPU cores that this process may use, while it is timed."""
+    """What other programs take of the CPU cores that this process may use, while it is timed.
 
-    def __init__(self):
+    On CUDA it says nothing: the CPU is not what is timed there.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
         self.began, self.busy, self.own = _cpu_seconds()
 
     def share(self) -> float | None:
         """Of the cores' time since it was made, 0 to 1; None where the system does not say."""
         now, busy, own = _cpu_seconds()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        if busy is None or self.busy is None or now - self.began < LEAST_WATCHED:
+        if self.device.type != "cpu" or busy is None or self.busy is None:
+            return None
+        if now - self.began < LEAST_WATCHED:
             return None
         others = (busy - self.busy) - (own - self.own)
         return min(1.0, max(0.0, others / (cores * (now - self.began))))
@@ -109,7 +115,7 @@ class OtherPrograms:
 def _cpu_seconds() -> tuple[float, float | None, float]:
     """A clock, and the CPU seconds of all programs on this process's cores and of its own."""
     now, times = time.perf_counter(), os.times()
-    own = times.user + times.system
+    own = times.user + times.system + times.children_user + times.children_system
     try:
         lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
         cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}

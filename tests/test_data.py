@@ -15,7 +15,7 @@ from benchmarks.core.errors import BadInput
 from benchmarks.images import dataset as dataset_module
 from benchmarks.images import hub, splits
 from benchmarks.images.dataset import load_dataset
-from benchmarks.images.decode import to_pixels
+from benchmarks.images.decode import decode, to_pixels
 from benchmarks.images.stored import Dataset, Split
 
 
@@ -276,15 +276,22 @@ def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
     assert set(contents(dataset.reference)) == validation_contents()
 
 
-def test_rewritten_parquet_files_of_the_same_size_are_noticed(parquet, tmp_path):
+def test_rewritten_parquet_files_of_the_same_date_are_noticed(parquet, tmp_path):
     cfg = hub_config(parquet, held_out="validation", reference_images=8)
     list_hub = partial(hub.list_hub, config=None, held_out="validation")
     first = list_hub(cfg.path)[1]
     path = next(parquet.rglob("validation-*.parquet"))
     before = path.stat()
-    path.write_bytes(path.read_bytes())
+    seen = decode(first[-1].file(), 32)
+    white = [Image.new("RGB", (46, 40), "white") for _ in range(8)]
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    rows = {"image": white, "label": whole["label"]}
+    datasets.Dataset.from_dict(rows, features=whole.features).to_parquet(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert {entry.stamp for entry in first}.isdisjoint(e.stamp for e in list_hub(cfg.path)[1])
+    second = list_hub(cfg.path)[1]
+    assert {entry.stamp for entry in first}.isdisjoint(entry.stamp for entry in second)
+    assert decode(second[-1].file(), 32).min() == 255 and seen.min() < 255
 
 
 @pytest.mark.parametrize("labels", [[0, -1], [0, None], [0.5, 1.0]])

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 from benches import TINY, command, run
+from test_data import folder_config
 from test_folders import make, write_image
 
 from benchmarks.core import machine
-from benchmarks.images.inspect import inspect_folder
+from benchmarks.images.inspect import inspect_images
 
 
 def found(root: Path, **sizes: int) -> dict[str, machine.Finding]:
     """The findings on a folder by their topics."""
-    findings = inspect_folder(root, **{"reference": 2, "holdout": 2} | sizes)
+    cfg = folder_config(root, reference_images=sizes.pop("reference", 2))
+    findings = inspect_images(cfg, num_samples=sizes.pop("holdout", 2))
     return {finding.topic: finding for finding in findings}
 
 
@@ -27,15 +29,15 @@ def root(tmp_path):
 def test_a_healthy_folder_has_nothing_bad(root):
     findings = found(root)
     assert not any(finding.bad for finding in findings.values())
-    assert findings["images"].found.startswith("2 classes, 8 images to train on, 4 held out")
-    assert "come from the held-out images" in findings["images"].consequence
+    assert findings["images"].found == "2 classes; 2 holdout, 2 reference, 8 train"
+    assert findings["images"].consequence == "none is set aside from training"
     assert findings["sizes"].found == "of 12 images looked at: 16x16 (12)"
 
 
 def test_what_is_short_broken_or_there_twice_is_said(root):
-    assert "set aside from training" in found(root, holdout=4)["images"].consequence
+    assert "some of holdout are set aside" in found(root, holdout=4)["images"].consequence
     starved = found(root, holdout=40)["images"]
-    assert starved.bad and "too few of ant, bee" in starved.consequence
+    assert starved.bad and "too few for data.reference_images=2" in starved.found
     (root / "train" / "ant" / "0.png").write_bytes(b"no image")
     (root / "val" / "bee" / "0.png").write_bytes((root / "train" / "bee" / "1.png").read_bytes())
     write_image(root / "train" / "ant" / ".hidden" / "x.png")

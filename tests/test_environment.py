@@ -94,9 +94,16 @@ def test_the_faster_precision_is_taken_kept_and_printed(
 
 
 def test_a_slow_machine_times_few_images(tmp_path, timed):
-    steps = timed(bf16=3.0, fp32=0.2)
+    steps = timed(bf16=3.0, fp32=2.0)
     faster_precision.faster_precision(None, NoData(), composed(), CPU, tmp_path / "x.json")
     assert {images for _, images in steps} == {faster_precision.FEW}
+
+
+def test_a_step_in_bf16_that_takes_for_ever_is_taken_once(tmp_path, timed):
+    steps = timed(bf16=30.0, fp32=0.2)
+    file = tmp_path / "x.json"
+    assert faster_precision.faster_precision(None, NoData(), composed(), CPU, file) == "fp32"
+    assert steps == [("fp32", faster_precision.FEW), ("bf16", faster_precision.FEW)]
 
 
 def test_the_ceiling_is_that_of_the_best_type_and_measured_in_seconds():
@@ -112,7 +119,7 @@ def test_the_ceiling_is_that_of_the_best_type_and_measured_in_seconds():
 
 
 def test_other_programs_are_noticed_while_something_is_timed():
-    watch = speed.OtherPrograms()
+    watch = speed.OtherPrograms(CPU)
     busy = "import time\nend = time.time() + 1.5\nwhile time.time() < end: pass"
     cores = len(os.sched_getaffinity(0))
     others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(cores)]
@@ -124,7 +131,7 @@ def test_other_programs_are_noticed_while_something_is_timed():
 
 
 def test_a_moment_is_too_short_to_say():
-    assert speed.OtherPrograms().share() is None
+    assert speed.OtherPrograms(CPU).share() is None
 
 
 # --- files

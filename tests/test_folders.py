@@ -224,7 +224,7 @@ def test_damaged_exif_is_ignored(tmp_path):
     assert decode(path).shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize("mode, reason", [("F", "floating-point"), ("I", "beyond 16 bits")])
+@pytest.mark.parametrize("mode, reason", [("F", "floating-point"), ("I", "32-bit values")])
 def test_values_of_an_unknown_range_are_refused_by_name(tmp_path, mode, reason):
     Image.new(mode, (8, 8), 70000).save(tmp_path / "a.tif")
     with pytest.raises(Unreadable, match=reason):
@@ -235,3 +235,52 @@ def test_postscript_under_another_name_is_not_decoded(tmp_path):
     (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
     with pytest.raises(Unreadable, match="UnidentifiedImageError"):
         decode(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "train, val",
+    [("train_64x64", "valid_64x64"), ("TrainImages", "ValImages"), ("TrainingData", "holdout")],
+)
+def test_splits_with_words_that_say_nothing_are_splits(tmp_path, train, val):
+    root = make(tmp_path, f"{train}/ant/a.png", f"{val}/ant/c.png")
+    assert listed(root) == {"train": [f"{train}/ant/a.png"], "held out": [f"{val}/ant/c.png"]}
+
+
+@pytest.mark.parametrize("name", ["trainval", "tests", "TestSplitB", "train_jpeg_small"])
+def test_what_looks_like_a_split_of_a_strange_name_is_refused(tmp_path, name):
+    with pytest.raises(BadInput, match=f"{name} looks like a split|has {name}, but no train"):
+        list_folder(make(tmp_path, f"{name}/ant/a.png", f"{name}/bee/b.png"))
+
+
+def test_a_class_may_be_called_as_it_likes(tmp_path):
+    root = make(tmp_path, "valley/a.png", "bullet_train/b.png", "test_tube/c.png")
+    assert list_folder(root)[0] == ["bullet_train", "test_tube", "valley"]
+
+
+def test_annotations_know_classes_of_several_words_and_images_by_their_paths(tmp_path):
+    root = make(tmp_path, "train/tiger/a.png", "train/tiger cat/b.png")
+    make(root, "val/p/0.png", "val/q/0.png", "val/x.png")
+    lines = 'p/0.png,tiger\n"q/0.png","tiger cat"\nx.png,tiger cat 3 4 5\n'
+    (root / "val" / "labels.csv").write_text(lines)
+    classes, entries, _ = list_folder(root)
+    held_out = {entry.name: classes[entry.label] for entry in entries if entry.held_out}
+    assert held_out == {
+        "val/p/0.png": "tiger",
+        "val/q/0.png": "tiger cat",
+        "val/x.png": "tiger cat",
+    }
+    (root / "val" / "labels.csv").write_text("0.png tiger\n")
+    with pytest.raises(BadInput, match=r"0\.png is the name of 2 images"):
+        list_folder(root)
+
+
+def test_whatever_is_left_out_anywhere_is_said_once(tmp_path):
+    root = make(tmp_path, "train/ant/a.png", "train/bee/b.png", "val/ant/c.png")
+    (root / "train" / "cow").symlink_to(root / "gone")
+    (root / "val" / "cow").symlink_to(root / "gone")
+    for name in ("train/n01440764.tar", "val.zip", ".DS_Store", "train/.hidden"):
+        (root / name).write_text("x")
+    write_image(root / "loose.png")
+    left_out = list_folder(root)[2]
+    for words in ("2 broken link (cow)", "1 .tar", "1 .zip", "2 hidden", "1 image outside"):
+        assert words in left_out

@@ -13,11 +13,10 @@ from omegaconf import DictConfig
 
 from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
-from benchmarks.core.errors import BadInput
 from benchmarks.core.machine import as_lines
 from benchmarks.core.session import session
 from benchmarks.core.settings import check
-from benchmarks.images.inspect import inspect_folder, refused
+from benchmarks.images.inspect import inspect_images
 
 
 def examine(cfg: DictConfig) -> None:
@@ -25,11 +24,7 @@ def examine(cfg: DictConfig) -> None:
     check(cfg)
     findings = machine.everything(Path(cfg.cache_dir), Path(cfg.results_dir))
     if cfg.data.source == "imagefolder":
-        sizes = {"reference": cfg.data.reference_images, "holdout": cfg.num_samples}
-        try:
-            findings += inspect_folder(cfg.data.path, **sizes)
-        except BadInput as error:
-            findings.append(refused(error))
+        findings += inspect_images(cfg.data, num_samples=cfg.num_samples)
     print("\n".join(as_lines(findings)))
     bad = [finding.topic for finding in findings if finding.bad]
     if bad:

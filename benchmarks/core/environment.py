@@ -33,11 +33,13 @@ PACKAGES = (
 # of accelerate and torchrun: settings that would change a training, or make it wait for others
 OF_LAUNCHERS = ("ACCELERATE_", "FSDP_")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-CHANGE_NUMBERS = (
-    "NVIDIA_TF32_OVERRIDE",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "DNNL_DEFAULT_FPMATH_MODE",
-)
+COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# name -> the value that leaves float32 as it is
+CHANGE_NUMBERS = {
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+}
 
 
 @lru_cache(maxsize=1)
@@ -96,13 +98,14 @@ def refuse_foreign_settings() -> None:
     Those of a launcher are taken out, with a printed line. Raises BadInput for several processes,
     and for what libraries read behind our back.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):  # before it waits for the others
-        raise BadInput(
-            "WORLD_SIZE is set: a launcher started several processes, but a cell trains in one; "
-            "run cells side by side instead"
-        )
-    for name in CHANGE_NUMBERS:
-        if os.environ.get(name):
+    for name in COUNTS:
+        if os.environ.get(name, "1") not in ("", "1"):  # before it waits for the others
+            raise BadInput(
+                f"{name} is set: a launcher started several processes, but a cell trains in one; "
+                "run cells side by side instead"
+            )
+    for name, harmless in CHANGE_NUMBERS.items():
+        if os.environ.get(name, harmless) not in ("", harmless):
             raise BadInput(f"{name} is set: it changes the precision of float32; unset it")
     launched = [name for name in os.environ if name in RANKS or name.startswith(OF_LAUNCHERS)]
     for name in launched:

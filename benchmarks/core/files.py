@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from benchmarks.core.errors import BadInput
 
 RUST_ERROR = re.compile(r"os error (\d+)")
+ZEROS = 1 << 20  # bytes written at once
 ALMOST_NOTHING = 1 << 20  # bytes: a disk with less is full
 # ".<name>.<machine>.<process>.tmp": what a process makes before it takes its place
 LEFT_OVER = re.compile(r"^\..+\.(?P<machine>[^.]+)\.(?P<process>\d+)\.(tmp|old)$", re.DOTALL)
@@ -37,8 +39,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """As `atomic_file`, for a folder of several files; an older folder of that name is replaced."""
+def atomic_folder(path: str | Path, *, lasting: bool = True) -> Iterator[Path]:
+    """As `atomic_file`, for a folder of several files; an older folder of that name is replaced.
+
+    Not `lasting`: files that can be made again, too many to wait for each.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, older = _temporary(path, "tmp"), _temporary(path, "old")
@@ -47,7 +52,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         with _disk_errors_by_name(path):
             yield temporary
-        for one in [*temporary.rglob("*"), temporary]:
+        for one in [*temporary.rglob("*"), temporary] if lasting else []:
             _to_disk(one)
         if path.exists():  # the older one goes only when the newer one is in its place
             os.replace(path, older)
@@ -76,7 +81,7 @@ def _disk_errors_by_name(path: Path) -> Iterator[None]:
     """Whatever a library raises when the disk is full becomes the OSError that it is."""
     try:
         yield
-    except OSError:
+    except (OSError, BadInput):
         raise
     except Exception as error:
         code = RUST_ERROR.search(str(error))
@@ -102,8 +107,14 @@ def _temporary(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{suffix}")
 
 
+@cache
 def _machine() -> str:
-    return socket.gethostname().replace(".", "-") or "unnamed"
+    """Names where process numbers are known: this boot of this machine, or of this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+        return f"{boot[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname().replace(".", "-") or "unnamed"
 
 
 @cache  # once for each folder
@@ -117,7 +128,8 @@ def _remove_left_over(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a cache that cannot be written
+                path.unlink()
 
 
 def _runs(process: int) -> bool:
@@ -137,5 +149,27 @@ def _to_disk(path: Path) -> None:
     place = os.open(path, os.O_RDONLY)
     try:
         os.fsync(place)
+    except OSError as error:  # some file systems cannot for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(place)
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Room on the disk for a file's first `size` bytes. OSError where there is none.
+
+    Writing to a mapped file of a full disk would end the process.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # not on this system
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise OSError(error.errno, error.strerror, file.name) from None
+    start = file.seek(0, os.SEEK_END)
+    while start < size:
+        start += file.write(bytes(min(ZEROS, size - start)))
+    file.flush()

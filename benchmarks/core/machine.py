@@ -75,10 +75,12 @@ def processor() -> Finding:
 
 def disk(cache: Path, results: Path) -> Finding:
     """Room for the caches and the results, and whether they can be written."""
-    for setting, folder in (("cache_dir", cache), ("results_dir", results)):
-        if not os.access(_nearest(folder), os.W_OK):
-            mend = f"make it writable, or give another {setting}="
-            return Finding("disk", f"{setting}={folder} cannot be written", mend, bad=True)
+    if not os.access(_nearest(results), os.W_OK):
+        mend = "make it writable, or give another results_dir="
+        return Finding("disk", f"results_dir={results} cannot be written", mend, bad=True)
+    if not os.access(_nearest(cache), os.W_OK):
+        found = f"cache_dir={cache} cannot be written"
+        return Finding("disk", found, "a bench ends where it lacks anything")
     free = shutil.disk_usage(_nearest(cache)).free
     found = f"{free / GIB:.1f} GiB free for {cache}"
     if free < LITTLE_DISK:
@@ -99,7 +101,7 @@ def code() -> Finding:
 
 def load() -> Finding:
     """What other programs take of the CPU."""
-    watch = speed.OtherPrograms()
+    watch = speed.OtherPrograms(torch.device("cpu"))
     time.sleep(WATCHED)
     share = watch.share()
     if share is None:
@@ -156,7 +158,9 @@ def _free_memory() -> int | None:
     try:
         limit = int((CGROUP / "memory.max").read_text(encoding="utf-8"))
         used = int((CGROUP / "memory.current").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # "max": no limit
+        lines = (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines()
+        used -= int(dict(line.split() for line in lines)["inactive_file"])  # given back on demand
+    except (OSError, ValueError, KeyError):  # "max": no limit
         return free
     return min(free, limit - used)
 

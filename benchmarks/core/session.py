@@ -46,6 +46,8 @@ class Session:
     reports: dict[Path, str | None] = field(default_factory=dict)
     # why a download failed, by what was asked for: other cells of a sweep do not wait for it again
     unreachable: dict[str, str] = field(default_factory=dict)
+    # files whose digest was checked, or that were written, by path, size and time
+    checked: set[tuple] = field(default_factory=set)
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
 
     def complain(self, line: str, *, diverged: bool = False) -> None:

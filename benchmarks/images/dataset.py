@@ -5,7 +5,6 @@ All three are decoded once and cached as one memory-mapped array plus three inde
 """
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from filelock import FileLock
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
-from benchmarks.core.files import atomic_folder
+from benchmarks.core.files import atomic_folder, reserve
 from benchmarks.core.session import session
 from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import printable
@@ -53,7 +52,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
             _write_procedural, name=cfg.name, size=size, counts=counts, seed=int(cfg.seed)
         )
     else:
-        listing = choose_entries(_list_images(cfg), held_out)
+        listing = choose_entries(listing_of(cfg), held_out)
         left_out = listing.left_out
         # a file's stamp changes with it, so that a replaced image makes another data set
         stamps = [(entry.label, entry.stamp, entry.held_out) for entry in listing.entries]
@@ -92,7 +91,7 @@ def _check_sizes(size: int, held_out: dict[str, int]) -> None:
         )
 
 
-def _list_images(cfg: Any) -> Listing:
+def listing_of(cfg: Any) -> Listing:
     """Class names and every image of the chosen classes, in a deterministic order."""
     if cfg.source == "imagefolder":
         classes, entries, left_out = list_folder(cfg.path)
@@ -155,10 +154,7 @@ def _new_pixels(folder: Path, count: int, size: int) -> np.memmap:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
-        try:
-            os.posix_fallocate(file.fileno(), 0, file.tell() + math.prod(shape))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        reserve(file, file.tell() + math.prod(shape))
     return np.lib.format.open_memmap(path, mode="r+")
 
 

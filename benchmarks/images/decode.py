@@ -70,6 +70,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode == "F":
         raise ValueError("floating-point values have no fixed range; save it with 8 bits")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of these it has 16 bits
+        raise ValueError("32-bit values have no fixed range; save it with 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

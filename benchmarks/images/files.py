@@ -5,9 +5,9 @@ What is listed is what a person would list. Whatever else lies there is counted,
 
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.text import printable
@@ -20,6 +20,13 @@ SUFFIXES = {
 REASONS_SHOWN = 6
 
 
+class Children(NamedTuple):
+    """What is in a folder, but for what is left out."""
+
+    folders: list[Path]
+    images: list[Path]
+
+
 @dataclass
 class Walk:
     """One listing of one or several folders: what was left out, and where it has been."""
@@ -28,6 +35,7 @@ class Walk:
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
     # device and inode of each folder that was listed, with the path that led there
     visited: dict[tuple[int, int], Path] = field(default_factory=dict)
+    looked_at: dict[Path, Children] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: Path) -> None:
         self.left_out.setdefault(reason, []).append(printable(path.name))
@@ -57,43 +65,44 @@ class Walk:
         return ", ".join(shown) or None
 
 
-def list_folders(folder: Path, walk: Walk) -> list[Path]:
-    """The folders in a folder by name, linked ones too. Hidden ones are counted as left out."""
-    return [Path(child.path) for child in _children(folder, walk) if child.is_dir()]
+def look(folder: Path, walk: Walk) -> Children:
+    """The folders and the images in a folder, by name, linked ones too.
 
-
-def list_images(folder: Path, walk: Walk, *, inside: bool = True) -> list[Path]:
-    """The images of a folder, in the order of their names; of the folders in it too where `inside`.
-
-    Links are followed, each folder once. Raises BadInput for links that lead back to a folder that
-    they lie in, and for folders that cannot be read.
+    Whatever else lies there is counted as left out. Raises BadInput for a folder that cannot be
+    read.
     """
-    if not walk.enter(folder):
-        return []
-    images: list[Path] = []
-    for child in _children(folder, walk):
-        path = Path(child.path)
-        if child.is_dir():  # of most file systems without asking the disk again
-            images += list_images(path, walk) if inside else []
-        elif _is_wanted(path, walk):
-            images.append(path)
-    return images
-
-
-def _children(folder: Path, walk: Walk) -> Iterator[os.DirEntry]:
-    """Everything in a folder by name, but what is hidden."""
+    if folder in walk.looked_at:
+        return walk.looked_at[folder]
     try:
         with os.scandir(folder) as children:
             by_name = sorted(children, key=lambda child: child.name)
     except OSError as error:
         reason = f"cannot be listed ({error.strerror}); mend its permissions or leave it out"
         raise BadInput(f"{walk.setting}: {printable(str(folder))} {reason}") from None
+    found = walk.looked_at[folder] = Children([], [])
     for child in by_name:
+        path = Path(child.path)
         # what editors, notebooks and file managers leave behind
         if child.name.startswith("."):
-            walk.leave_out("hidden", Path(child.path))
-        else:
-            yield child
+            walk.leave_out("hidden", path)
+        elif child.is_dir():  # of most file systems without asking the disk again
+            found.folders.append(path)
+        elif _is_wanted(path, walk):
+            found.images.append(path)
+    return found
+
+
+def list_images(folder: Path, walk: Walk) -> list[Path]:
+    """The images of a folder and of the folders in it, in the order of their names.
+
+    Links are followed, each folder once. Raises BadInput for links that lead back to a folder that
+    they lie in, and for folders that cannot be read.
+    """
+    if not walk.enter(folder):
+        return []
+    found = look(folder, walk)
+    inside = [path for child in found.folders for path in list_images(child, walk)]
+    return sorted([*found.images, *inside])
 
 
 def _is_wanted(path: Path, walk: Walk) -> bool:

@@ -15,16 +15,20 @@ from typing import IO, Any, NamedTuple
 from benchmarks.core.errors import BadInput
 from benchmarks.core.text import printable
 from benchmarks.images.annotations import read_annotations
-from benchmarks.images.files import Walk, list_folders, list_images
+from benchmarks.images.files import Walk, list_images, look
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPELLINGS = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev"), VAL),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "valset", "validationset", "dev", "holdout", "heldout"), VAL
+    ),
     **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), TEST),
 }
 # words that say nothing about the split, as in ILSVRC2012_img_train
 NEUTRAL = {"set", "split", "data", "images", "image", "imgs", "img", "files", "ilsvrc", "imagenet"}
+# ordinary words that begin as splits do
+WORDS = {"trainer", "trainers", "valley", "value", "valve", "vale", "testament", "testudo"}
 EXPECTED = "expected train/<class>/* with val/<class>/*, or <class>/*"
 
 
@@ -52,14 +56,15 @@ def list_folder(given: Any) -> tuple[list[str], list[Entry], str | None]:
     train, held_out = _split_folders(root, walk)
     for folder in dict.fromkeys((root, train)):
         walk.enter(folder)  # so that a link back to them is seen to be one
-    folders = list_folders(train, walk)
+    folders = look(train, walk).folders
     if not folders:
         raise BadInput(
             f"data.path={given}: {printable(train.name)} has no class folders; {EXPECTED}"
         )
     for folder in folders:
         _refuse_splits_inside(folder, walk)
-    _leave_out_loose(train, walk)
+    for folder in dict.fromkeys((root, train)):
+        _leave_out_loose(folder, walk)
     labels = {folder.name: label for label, folder in enumerate(folders)}
     entries = _list_classes(folders, labels, root, walk, held_out=False)
     if held_out is not None:
@@ -71,16 +76,34 @@ def list_folder(given: Any) -> tuple[list[str], list[Entry], str | None]:
 
 def split_of(name: str) -> str | None:
     """Which split a folder's name stands for, in any case and usual spelling; None: a class."""
-    words = [word for word in re.findall("[a-z]+", name.lower()) if word not in NEUTRAL]
+    words = [word for word in _words(name) if word not in NEUTRAL]
     return SPELLINGS.get(words[0]) if len(words) == 1 else None
+
+
+def looks_like_split(name: str) -> bool:
+    """Whether a name that `split_of` does not know begins or ends as those of splits do."""
+    words = _words(name)
+    ends = {words[0], words[-1]} if words else set()
+    return any(end.startswith((TRAIN, VAL, TEST)) and end not in WORDS for end in ends)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in small letters: `trainImages_64x64` is train and images."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return [word for word in re.findall("[a-z]+", name.lower()) if len(word) > 1]
 
 
 def _split_folders(root: Path, walk: Walk) -> tuple[Path, Path | None]:
     """The folders of training and of held-out images; without splits all of `root` is training."""
     splits: dict[str, Path] = {}
     others = []
-    for folder in list_folders(root, walk):
+    for folder in look(root, walk).folders:
         split = split_of(folder.name)
+        if split is None and looks_like_split(folder.name) and look(folder, walk).folders:
+            raise BadInput(
+                f"{walk.setting}: {printable(folder.name)} looks like a split, but not like one "
+                f"of the names train, val and test; rename it. {EXPECTED}"
+            )
         if split is None:
             others.append(folder)
         elif split in splits:
@@ -105,7 +128,7 @@ def _split_folders(root: Path, walk: Walk) -> tuple[Path, Path | None]:
 
 def _refuse_splits_inside(folder: Path, walk: Walk) -> None:
     """Raises BadInput for a class folder that holds splits, which would all become training."""
-    inside = [path.name for path in list_folders(folder, Walk(walk.setting))]
+    inside = [path.name for path in look(folder, walk).folders]
     splits = [name for name in inside if split_of(name) is not None]
     if splits:
         raise BadInput(
@@ -116,7 +139,7 @@ def _refuse_splits_inside(folder: Path, walk: Walk) -> None:
 
 def _leave_out_loose(folder: Path, walk: Walk) -> None:
     """Count the images beside class folders, which have no class."""
-    for path in list_images(folder, Walk(walk.setting), inside=False):
+    for path in look(folder, walk).images:
         walk.leave_out("image outside class folders", path)
 
 
@@ -141,7 +164,7 @@ def _list_classes(
 
 def _list_held_out(folder: Path, labels: dict[str, int], root: Path, walk: Walk) -> list[Entry]:
     """The held-out images, by class folders or by annotations. Raises BadInput for neither."""
-    folders = list_folders(folder, Walk(walk.setting))
+    folders = look(folder, walk).folders
     known = [path for path in folders if path.name in labels]
     if known:
         for path in folders:
@@ -162,8 +185,8 @@ def _list_held_out(folder: Path, labels: dict[str, int], root: Path, walk: Walk)
         )
     entries = []
     for path in images:
-        if path.name in class_of:
-            entries.append(_entry(path, root, labels[class_of[path.name]], held_out=True))
+        if path in class_of:
+            entries.append(_entry(path, root, labels[class_of[path]], held_out=True))
         else:
             walk.leave_out("held-out image of no training class", path)
     return entries

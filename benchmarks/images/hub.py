@@ -85,7 +85,7 @@ def list_hub(
         values.update(loaded[name].unique(label_column))
     _check_labels(values, path, label_column)
     label_of = {value: label for label, value in enumerate(sorted(values))}
-    written = _parquet_stamp(path)
+    written = _stamp(path)
     entries = []
     for name in splits:
         split = _undecoded(loaded[name], image_column)
@@ -124,7 +124,9 @@ def _load(path: str, config: str | None) -> Any:
     _hush()
     try:
         if local.is_dir():
-            return datasets.load_dataset(str(local))
+            # the library knows files by their dates, which a copy may keep: a place for each stamp
+            place = Path(datasets.config.HF_DATASETS_CACHE) / f"by-stamp-{_stamp(path)}"
+            return datasets.load_dataset(str(local), cache_dir=str(place))
         return datasets.load_dataset(path, config)
     # the library raises whatever its network, file and script layers raise
     except Exception as error:
@@ -176,15 +178,16 @@ def _check_labels(values: set[Any], path: str, column: str) -> None:
             )
 
 
-def _parquet_stamp(path: str) -> str:
-    """Changes with whatever is written to the parquet files of a local folder; empty for a name on
-    the hub.
+def _stamp(path: str) -> str:
+    """Changes with whatever is written to the files of a local folder, even under an old date;
+    empty for a name on the hub.
     """
     local = Path(path).expanduser()
     if not local.is_dir():
         return ""
-    stats = [file.stat() for file in sorted(local.rglob("*.parquet"))]
-    return digest([(one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats])
+    files = sorted(file for file in local.rglob("*") if file.is_file())
+    stats = [(str(file.relative_to(local)), file.stat()) for file in files]
+    return digest([(n, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for n, one in stats])
 
 
 def _undecoded(split: Any, column: str) -> Any:

@@ -38,7 +38,7 @@ def write(images: np.ndarray, labels: np.ndarray, path: Path, kind: str) -> Path
             np.savez(file, arr_0=pixels, arr_1=labels)
         return path
     # the label in the name: a folder of PNGs has no other place for it
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, lasting=False) as folder:
         for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             Image.fromarray(image).save(folder / f"{i:06d}-{label}.png")
     return path

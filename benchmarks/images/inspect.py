@@ -2,60 +2,46 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.core.errors import BadInput
 from benchmarks.core.machine import Finding
+from benchmarks.images.dataset import listing_of
 from benchmarks.images.decode import Unreadable, decode, open_image
-from benchmarks.images.folder import Entry, list_folder
-from benchmarks.images.splits import quota
+from benchmarks.images.folder import Entry
+from benchmarks.images.splits import choose_entries, deal
 
+START = 4096  # bytes that tell most files apart
 LOOKED_AT = 500  # images that are decoded: evenly spread over all
 NAMED = 3  # examples
 
 
-def inspect_folder(path: Any, *, reference: int, holdout: int) -> list[Finding]:
+def inspect_images(cfg: Any, *, num_samples: int) -> list[Finding]:
     """Classes, splits, sizes, unreadable files, and files that are in two splits or classes.
 
-    `reference` and `holdout` are the sizes of these splits. Raises BadInput for what a bench
-    refuses.
+    `cfg` is conf/data, of a folder.
     """
-    classes, entries, left_out = list_folder(path)
-    findings = [_splits(classes, entries, reference, holdout)]
-    if left_out:
-        findings.append(Finding("left out", left_out))
+    held_out = {"reference": int(cfg.reference_images), "holdout": num_samples}
+    try:
+        listing = listing_of(cfg)
+        chosen = choose_entries(listing, held_out)
+        index, aside = deal(chosen, np.ones(len(chosen.entries), bool), held_out)
+    except BadInput as error:
+        return [Finding("images", str(error), "a bench refuses it", bad=True)]
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in sorted(index.items()))
+    found = f"{len(listing.classes)} classes; {counts}"
+    source = f"some of {' and '.join(aside)} are set aside from training images"
+    findings = [Finding("images", found, source if aside else "none is set aside from training")]
+    if listing.left_out:
+        findings.append(Finding("left out", listing.left_out))
+    entries = listing.entries
     findings += _looked_at(entries[:: max(1, len(entries) // LOOKED_AT)])
-    return [*findings, _twice(entries, classes)]
-
-
-def _splits(classes: list[str], entries: list[Entry], reference: int, holdout: int) -> Finding:
-    """How many images of each class there are, and where each split will come from."""
-    counts = {
-        held_out: Counter(entry.label for entry in entries if entry.held_out == held_out)
-        for held_out in (False, True)
-    }
-    train, outside = counts[False], counts[True]
-    fewest = min(range(len(classes)), key=lambda label: train[label] + outside[label])
-    found = (
-        f"{len(classes)} classes, {train.total()} images to train on, {outside.total()} held out; "
-        f"fewest of {classes[fewest]}: {train[fewest]} and {outside[fewest]}"
-    )
-    needed = [
-        quota(reference, len(classes), k) + quota(holdout, len(classes), k)
-        for k in range(len(classes))
-    ]
-    short = [k for k in range(len(classes)) if outside[k] < needed[k]]
-    starved = [k for k in short if train[k] <= needed[k]]
-    if starved:
-        names = ", ".join(classes[k] for k in starved[:NAMED])
-        mend = "lower data.reference_images and num_samples, or add images"
-        return Finding("images", found, f"too few of {names}: {mend}", bad=True)
-    if short:
-        aside = f"for {len(short)} classes reference or holdout images are set aside from training"
-        return Finding("images", found, aside)
-    return Finding("images", found, "reference and holdout come from the held-out images")
+    return [*findings, _twice(entries)]
 
 
 def _looked_at(entries: Sequence[Entry]) -> list[Finding]:
@@ -84,20 +70,16 @@ def _looked_at(entries: Sequence[Entry]) -> list[Finding]:
     return findings
 
 
-def _twice(entries: list[Entry], classes: list[str]) -> Finding:
-    """Files that are there twice, byte for byte; only those of equal size are read."""
-    by_size: dict[int, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        file = entry.file()
-        if isinstance(file, Path):
-            by_size[file.stat().st_size].append(entry)
-    by_content: dict[bytes, list[Entry]] = defaultdict(list)
-    for same_size in by_size.values():
-        for entry in same_size if len(same_size) > 1 else []:
-            content = hashlib.blake2b(Path(entry.file()).read_bytes(), digest_size=16)
-            by_content[content.digest()].append(entry)
-    twins = [twin for twin in by_content.values() if len(twin) > 1]
-    across = [twin for twin in twins if len({(e.held_out, e.label) for e in twin}) > 1]
+def _twice(entries: list[Entry]) -> Finding:
+    """Files that are there twice, byte for byte; few but those are read in full."""
+    of_size = _groups([(entry, entry.file()) for entry in entries], _size)
+    of_start = [group for same in of_size for group in _groups(same, partial(_content, most=START))]
+    twins = [group for same in of_start for group in _groups(same, _content)]
+    across = [
+        [entry for entry, _ in group]
+        for group in twins
+        if len({(entry.held_out, entry.label) for entry, _ in group}) > 1
+    ]
     if across:
         first, second = across[0][:2]
         found = f"{len(across)} files in two splits or classes, e.g. {first.name} = {second.name}"
@@ -105,6 +87,22 @@ def _twice(entries: list[Entry], classes: list[str]) -> Finding:
     return Finding("twice", f"{len(twins)} files twice in their class, none in two")
 
 
-def refused(error: BadInput) -> Finding:
-    """A folder that a bench would not take."""
-    return Finding("images", str(error), "a bench refuses it", bad=True)
+Files = list[tuple[Entry, Path]]
+
+
+def _groups(files: Files, key: Callable[[Path], Any]) -> list[Files]:
+    """Those files of which several have the same key, together."""
+    groups: dict[Any, Files] = defaultdict(list)
+    for entry, path in files:
+        groups[key(path)].append((entry, path))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _content(path: Path, most: int = -1) -> bytes:
+    """A digest of a file's bytes, or of `most` of them."""
+    with open(path, "rb") as file:
+        return hashlib.blake2b(file.read(most), digest_size=16).digest()

@@ -33,6 +33,7 @@ COLUMNS = [
     "ratio",
     "peak_memory_mb",
 ]
+PRECISION = "bf16"  # of our own networks
 CLASSES = 100
 LEAST = 0.3  # seconds of a turn; shorter calls are repeated
 TURNS, QUICK_TURNS = 7, 3
@@ -196,7 +197,8 @@ class Bench:
 
 
 def ceiling(device: torch.device, *, rehearse: bool = False) -> float:
-    """FLOP/s of the better of two square bf16 matrix products, each the better of two.
+    """FLOP/s of the better of two square matrix products, each the better of two, in the type that
+    this machine multiplies fastest.
 
     Taken anew in every turn, unlike `metrics.speed.ceiling_flops`, which is taken once a process:
     a machine's clock drifts by more than what is compared here. On CUDA the products are larger,
@@ -207,9 +209,13 @@ def ceiling(device: torch.device, *, rehearse: bool = False) -> float:
         sides = (4096, 8192)
     if rehearse:
         sides = (128, 256)
+    rates = speed.product_flops(device)
+    fastest = max(rates, key=lambda dtype: rates[dtype])
+    # a product of over a second would make a slow machine seem to hang
+    short = [side for side in sides if 2 * side**3 / rates[fastest] < 1] or [512]
     reached = []
-    for side in sides:
-        a = torch.randn(side, side, device=device).bfloat16()
+    for side in short:
+        a = torch.randn(side, side, device=device).to(fastest)
         a @ a  # the first product of a shape chooses a kernel
         seconds = min(speed.timed(lambda a=a: a @ a, device)[1] for _ in range(2))
         reached.append(2 * side**3 / seconds)
@@ -231,19 +237,19 @@ def random_latents(
 
 def generator(name: str, size: str, side: int, device: torch.device) -> tuple[GenerativeModel, Any]:
     """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
-    cfg = compose(f"model={name}", f"size={size}")
+    cfg = compose(f"model={name}", f"size={size}", f"train.precision={PRECISION}")
     book = load_codebook(SHIPPED_FOLDER / "codebook.safetensors")
     return place_on(build_model(cfg.model, (4, side, side), CLASSES, book), device), cfg
 
 
 def network_columns(cfg: Any, batch: int) -> dict[str, Any]:
-    """The columns of a network of configuration `cfg` at a batch, run in bf16."""
+    """The columns of a network of configuration `cfg` at a batch."""
     return {
         "model": cfg.model.name,
         "family": cfg.model.family,
         "size": cfg.size.name,
         "batch": batch,
-        "dtype": "bf16",
+        "dtype": PRECISION,
     }
 
 

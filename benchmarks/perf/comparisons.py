@@ -20,6 +20,7 @@ from benchmarks.images.decode import decode
 from benchmarks.perf import baselines, bounds
 from benchmarks.perf.bench import (
     CLASSES,
+    PRECISION,
     Bench,
     batches,
     generator,
@@ -69,7 +70,7 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compi
         )
     if compiled:
         twin, _ = generator(name, size, side, bench.device)
-        settings = compose("train.compile=true").train
+        settings = compose("train.compile=true", f"train.precision={PRECISION}").train
         twin_state = build_train_state(twin, settings, LR, bench.device)
         calls["ours, compiled"] = partial(train_step, twin_state, steps)
 

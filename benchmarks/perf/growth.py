@@ -24,6 +24,7 @@ from benchmarks.core.store import seeded
 from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
 from benchmarks.perf.bench import (
     CLASSES,
+    PRECISION,
     Bench,
     random_latents,
     repeating_labels,
@@ -93,7 +94,7 @@ def points(
         for grows, (values, _) in AXES.items():
             macs = None  # of a sample; counted anew only where the network grows
             for value in values[:most]:
-                cfg = compose(f"model={name}", "size=xs")
+                cfg = compose(f"model={name}", "size=xs", f"train.precision={PRECISION}")
                 side, batch = 8, value
                 if grows == "tokens":
                     side, batch = round(value**0.5), 4

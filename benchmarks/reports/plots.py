@@ -42,6 +42,7 @@ FLOORS = {
         ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
     ],
 }
+TICK = "\\mathdefault"  # in the text of a tick, which is a formula
 MADE_BY = "latentbench"  # what a PNG says of itself
 FAR_BELOW = 4  # a floor lower by more is left off the axis
 AXES = {
@@ -55,7 +56,8 @@ AXES = {
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG, atomically."""
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar in a name begins no formula
+        if TICK not in text.get_text():
+            text.set_parse_math(False)  # a dollar in a name begins no formula
     with atomic_file(path) as temporary:
         made_by = {"Software": MADE_BY}
         figure.savefig(temporary, dpi=130, bbox_inches="tight", format="png", metadata=made_by)
@@ -68,7 +70,7 @@ def is_ours(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == MADE_BY
-    except OSError:
+    except Exception:  # whatever bytes that are no PNG lead its reader to
         return False
 
 

@@ -82,7 +82,7 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
 
 def _cell(row: pd.Series, column: str) -> object:
     """A value, with its error where it has one; seconds of a busy machine are marked."""
-    if column in TIMED and row["others_cpu"] > BUSY:
+    if column in TIMED and row[TIMED[column]] > BUSY:
         return f"{show(row[column])} (busy)"
     if column not in ERRORS or pd.isna(row[column]):
         return row[column]
@@ -93,7 +93,8 @@ def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the training table: one row per trained network."""
     rows = panel.rows.drop_duplicates("training")
     columns = [name for name in TRAINED if name != "variant" or panel.rows["variant"].any()]
-    return [heading(name, "") for name in columns], rows[columns].values.tolist()
+    cells = [[_cell(row, name) for name in columns] for _, row in rows.iterrows()]
+    return [heading(name, "") for name in columns], cells
 
 
 def as_text(panel: Panel) -> list[str]:

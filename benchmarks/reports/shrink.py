@@ -24,7 +24,7 @@ def shrink(source: Path, target: Path, limit: int) -> Path:
     Raises BadInput for a file that is not a readable image.
     """
     try:
-        image = Image.open(source)
+        image = Image.open(source, formats=["PNG"])
         image.load()
     except (OSError, SyntaxError) as error:
         why = type(error).__name__

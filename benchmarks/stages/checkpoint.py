@@ -5,7 +5,6 @@ Everything carries the key of the configuration that made it, and nothing that i
 another's is taken for its own.
 """
 
-import math
 import time
 import zipfile
 from dataclasses import asdict, dataclass, field
@@ -34,7 +33,6 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    untrained_loss: float = math.nan  # of the first batches, before the first step
     # rows of images, training FLOPs, mean loss, learning rate, seconds
     log: list[list[float]] = field(default_factory=list)
     # fraction of the budget -> images, flops, seconds, weights

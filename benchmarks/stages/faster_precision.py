@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.core.session import session
@@ -25,6 +26,7 @@ FEW = 2  # images of the first step, which tells how many a timed one may have
 TIMED = 3  # steps of each precision, in turns; the fastest counts
 # float32 must be faster by this, or two calls on one machine might choose differently
 CLEARLY = 1.1
+MUCH_SLOWER = 3  # a first step in bf16 that is slower by this settles it
 
 
 def faster_precision(
@@ -33,15 +35,27 @@ def faster_precision(
     """`bf16` or `fp32`; `file` keeps what was found. `model` and `data` lie on the CPU."""
     measured = read_sealed(file)
     if measured is None:
-        measured = _measure(model, data, cfg, device)
-        write_sealed(file, measured)
-        bf16, fp32 = (measured["seconds"][name] for name in PRECISIONS)
-        session.print_once(
-            f"{cfg.model.name} {cfg.size.name}: train.precision={measured['precision']} "
-            f"(a step of {measured['images']} images takes {bf16:.2g} s in bf16, "
-            f"{fp32:.2g} s in fp32)"
-        )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # runs begun together must not choose differently: one measures, the others wait
+            with FileLock(file.with_suffix(".lock")):
+                measured = read_sealed(file)
+                if measured is None:
+                    measured = _measure(model, data, cfg, device)
+                    write_sealed(file, measured)
+        except OSError:  # a cache that cannot be written may hold all else
+            measured = measured or _measure(model, data, cfg, device)
+        _say(measured, f"{cfg.model.name} {cfg.size.name}")
     return measured["precision"]
+
+
+def _say(measured: dict[str, Any], name: str) -> None:
+    """Print what was found."""
+    bf16, fp32 = (measured["seconds"][precision] for precision in PRECISIONS)
+    session.print_once(
+        f"{name}: train.precision={measured['precision']} (a step of {measured['images']} images "
+        f"takes {bf16:.2g} s in bf16, {fp32:.2g} s in fp32)"
+    )
 
 
 def _measure(
@@ -50,7 +64,10 @@ def _measure(
     """Seconds of a training step in each precision, and the faster."""
     data = data.to(device)
     states = {name: _state(model, cfg, name, device) for name in PRECISIONS}
-    first = {name: _seconds(state, data, FEW, device) for name, state in states.items()}
+    # float32 first: on some machines a step in bf16 takes minutes
+    first = {name: _seconds(states[name], data, FEW, device) for name in reversed(PRECISIONS)}
+    if first["bf16"] > STEP_SECONDS and first["bf16"] > MUCH_SLOWER * first["fp32"]:
+        return {"precision": "fp32", "images": FEW, "seconds": first}
     # the first step is slow for other reasons, too, so that this errs towards few images
     images = int(FEW * STEP_SECONDS / max(first.values()))
     images = max(FEW, min(images, cfg.train.batch))

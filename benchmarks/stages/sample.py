@@ -177,7 +177,7 @@ def _on_the_clock(
 ) -> Samples:
     """`sampled` of all labels in batches; its latency is measured first, on one."""
     began, untimed = now(), UNTIMED if device.type == "cuda" else 0
-    others = speed.OtherPrograms()
+    others = speed.OtherPrograms(device)
 
     def alone() -> Tensor:
         return sampled(labels[:1], seeded("latency", config.seed)).arrived()

@@ -27,7 +27,7 @@ from metrics import speed
 from models.generator import Batch, GenerativeModel
 
 CHECKED_BATCHES = 4  # whose loss says whether trained weights are any use
-FAR_ABOVE = 1.5  # times the untrained loss: diverged
+WORSE = 1.2  # times the untrained loss: diverged
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
 
 
@@ -73,17 +73,25 @@ def train(
     if finished:
         return finished
     check_writable(folder, "cache_dir")
-    budget, state = make_budget(cfg, forward_macs), build_train_state(generator, cfg, lr, device)
+    budget = make_budget(cfg, forward_macs)
+    # the same batches before and after: a training that ends worse than it began has diverged
+    first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
+    loss = partial(_loss, generator, first, cfg.precision, device)
+    untrained = loss()
+    state = build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
-    checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
-    if progress.step == 0:
-        progress.untrained_loss = _loss(state, checked)
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
-    others = speed.OtherPrograms()
+    others = speed.OtherPrograms(device)
     run = Run(files, budget, state, progress, compiler, saver, device, others)
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
-    return _finish(run, checked)
+    _take_average(run)
+    # samples would not tell: tokens of any logits decode to images like any others
+    if not (trained := loss()) <= WORSE * untrained:  # so written, NaN counts
+        raise Diverged(
+            f"the trained weights have a loss of {trained:.3g}, untrained {untrained:.3g}"
+        )
+    return _finish(run)
 
 
 def loop(
@@ -164,37 +172,28 @@ def _log(run: Run, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
 
 
 @torch.no_grad()
-def _loss(state: TrainState, batches: list[Batch]) -> float:
+def _loss(
+    generator: GenerativeModel, batches: list[Batch], precision: str, device: torch.device
+) -> float:
     """The mean loss of some training batches, no label dropped, always with the same noise."""
-    state.generator.eval()
-    losses = [state.model(batch, rng=seeded("check", i)) for i, batch in enumerate(batches)]
-    state.generator.train()
+    generator.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        losses = [generator(batch, rng=seeded("check", i)) for i, batch in enumerate(batches)]
     return torch.stack(losses).mean().item()
 
 
-def _check_loss(run: Run, batches: list[Batch]) -> None:
-    """Raises Diverged where the averaged weights, finite or not, know less than untrained ones.
-
-    Samples do not tell: tokens of any logits decode to images like any others.
-    """
-    loss, untrained = _loss(run.state, batches), run.progress.untrained_loss
-    if not loss <= FAR_ABOVE * untrained:  # so written, NaN counts
-        raise Diverged(
-            f"the averaged weights have a loss of {loss:.3g}, untrained ones {untrained:.3g}"
-        )
-
-
-def _finish(run: Run, batches: list[Batch]) -> dict:
-    """The averaged weights into the model and to disk, with what the training took and made.
-
-    Raises Diverged where these weights are no use.
-    """
-    generator, progress = run.state.generator, run.progress
+def _take_average(run: Run) -> None:
+    """The averaged weights into the model. Raises Diverged where they are not finite."""
+    generator = run.state.generator
     generator.uncompile_error()
     run.state.ema.copy_to(generator.parameters())
     if not all(p.isfinite().all() for p in generator.parameters()):
-        raise Diverged(f"the weights were not finite after {progress.step} steps")
-    _check_loss(run, batches)
+        raise Diverged(f"the weights were not finite after {run.progress.step} steps")
+
+
+def _finish(run: Run) -> dict:
+    """The weights to disk, with what the training took and made."""
+    generator, progress = run.state.generator, run.progress
     spent = run.budget.spent(progress)
     flops_per_second = spent["flops"] / spent["seconds"]
     summary = spent | {

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
+from benchmarks.core.environment import refuse_foreign_settings
 from models.generator import Batch, GenerativeModel
 
 
@@ -66,7 +67,8 @@ def build_train_state(
     """
     # cells of one process may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
-    precision = "bf16" if cfg.precision == "bf16" else "no"
+    precision = {"bf16": "bf16", "fp32": "no"}[cfg.precision]  # `auto` is settled before
+    refuse_foreign_settings()
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     optimizer = torch.optim.AdamW(
         generator.parameters(),
