@@ -135,7 +135,7 @@ FROZEN += [
 ]
 CONFIGURED = [
     [name, "features=local", "device=cpu", override]
-    for name in ("study", "reconstruct", "probe")
+    for name in ("study", "reconstruct", "probe", "doctor")
     for override in (
         "nothing",
         "nothing=1",
@@ -175,7 +175,7 @@ def raising(error: Exception):
     "error, line",
     [
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
-        (OSError(28, "No space left on device"), "a file cannot be written: No space left"),
+        (OSError(28, "No space left on device"), "a file: No space left on device; make room"),
         (MemoryError("Unable to allocate 7 GiB"), "not enough memory: Unable to allocate 7 GiB"),
         (ConnectionError("reset"), "ConnectionError: reset (not foreseen"),
     ],

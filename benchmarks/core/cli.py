@@ -58,6 +58,8 @@ def _raising(job: Callable[[], None]) -> None:
     except ValueError as error:  # of `model=null`, say, where Hydra wants a name
         raise HydraException(str(error)) from error
     except OSError as error:  # of a sweep's folder, see conf/config.yaml
+        if error.filename is None:  # a full disk
+            raise OSError(error.errno, error.strerror, "results_dir") from error
         reason = f"{error.filename} cannot be written ({error.strerror})"
         raise BadInput(f"results_dir: {reason}; give a folder that can") from error
 
