@@ -32,6 +32,7 @@ ALWAYS = [
     "peak_memory_mb",
 ]
 STAGES = {
+    "choosing the precision",
     "images",
     "latents",
     "evaluators and floors",

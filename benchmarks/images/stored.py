@@ -61,7 +61,7 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
         labels = np.load(folder / "labels.npy")
         index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
         # of what is there, not of what was written: a byte may have changed since
-        there = _fingerprints_once(folder, (folder / "pixels.npy").stat().st_mtime_ns)
+        there = _fingerprints_once(folder, _written(folder))
     except Exception as error:  # whatever damaged files lead their readers to
         print(f"data: the cache in {folder} is damaged ({first_line(error)}); rebuilding it")
         return None
@@ -84,8 +84,14 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
     )
 
 
+def _written(folder: Path) -> tuple:
+    """Changes with any of the files."""
+    stats = [path.stat() for path in sorted(folder.glob("*.npy"))]
+    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in stats)
+
+
 @lru_cache(maxsize=8)
-def _fingerprints_once(folder: Path, written: int) -> dict[str, Any]:
+def _fingerprints_once(folder: Path, written: tuple) -> dict[str, Any]:
     """`fingerprints`, once in a process for files that were `written` then: every cell of a sweep
     asks, and reading all images may take long.
     """
