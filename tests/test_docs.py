@@ -34,7 +34,7 @@ EXTENDING = ROOT / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
-WITH_OVERRIDES = ("run", "study", "reconstruct", "probe")  # these take Hydra overrides
+WITH_OVERRIDES = ("run", "study", "reconstruct", "probe", "doctor")  # these take Hydra overrides
 # added to overrides, so that a run takes seconds
 MINIATURE = ["rehearse=mini", "features=local", "num_samples=20", "data.reference_images=20"]
 ONE_MODEL = ["model=dit", "steps=[4]", "guidance=[1,4]", "sampler=default,heun"]
