@@ -64,17 +64,15 @@ def train(
 
     `cfg` is conf/train. Returns the summary also written to `folder/train.json`: images, flops,
     seconds, images_per_second and the loss log. `compile_file` keeps what compiling this network
-    took and gave. Raises Diverged where the loss is not finite, or ends far above that of untrained
-    weights, and OutOfTime, with a checkpoint left, where it is not done at `stop_at` (seconds since
-    the epoch).
+    took and gave. Raises Diverged where the loss is not finite or ends above that of untrained
+    weights, and OutOfTime, with a checkpoint left, where `stop_at` (seconds, epoch) comes first.
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
-    finished = files.finished(generator.eval())
-    if finished:
+    if finished := files.finished(generator.eval()):
         return finished
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
-    # the same batches before and after: a training that ends worse than it began has diverged
+    # the same batches before and after
     first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     loss = partial(_loss, generator, first, cfg.precision, device)
     untrained = loss()
@@ -82,15 +80,10 @@ def train(
     progress = files.resume(generator, state.ema, state.optimizer, device)
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
-    others = speed.OtherPrograms(device)
-    run = Run(files, budget, state, progress, compiler, saver, device, others)
+    run = Run(files, budget, state, progress, compiler, saver, device, speed.OtherPrograms(device))
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
     _take_average(run)
-    # samples would not tell: tokens of any logits decode to images like any others
-    if not (trained := loss()) <= WORSE * untrained:  # so written, NaN counts
-        raise Diverged(
-            f"the trained weights have a loss of {trained:.3g}, untrained {untrained:.3g}"
-        )
+    _check_learned(loss(), untrained)
     return _finish(run)
 
 
@@ -180,6 +173,17 @@ def _loss(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         losses = [generator(batch, rng=seeded("check", i)) for i, batch in enumerate(batches)]
     return torch.stack(losses).mean().item()
+
+
+def _check_learned(trained: float, untrained: float) -> None:
+    """Raises Diverged where trained weights have a clearly higher loss than untrained ones.
+
+    Samples would not tell: tokens of any logits decode to images like any others.
+    """
+    if not trained <= WORSE * untrained:  # so written, NaN counts
+        raise Diverged(
+            f"the trained weights have a loss of {trained:.3g}, untrained {untrained:.3g}"
+        )
 
 
 def _take_average(run: Run) -> None:
