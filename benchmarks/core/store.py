@@ -108,7 +108,7 @@ def write_tensors(
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = extra | {"key": key}
     with atomic_file(path) as temporary:
-        sealed = texts | {SEAL: _digest_of_tensors(on_cpu, texts)}
+        sealed = texts | {SEAL: tensors_digest(on_cpu, texts)}
         # one entry: the order of several would be left to chance, and so would the file's bytes
         save_file(on_cpu, str(temporary), metadata={ABOUT: json.dumps(sealed, sort_keys=True)})
 
@@ -129,7 +129,7 @@ def read_tensors(
         if texts.get("key") != key:
             raise ValueError("another configuration's")
         # once a process: every cell of a sweep reads the latents
-        if _stamp(path) not in session.checked and stated != _digest_of_tensors(tensors, texts):
+        if _stamp(path) not in session.checked and stated != tensors_digest(tensors, texts):
             raise ValueError("it was changed, or is of an earlier version")
         session.checked.add(_stamp(path))
     except MemoryError:
@@ -146,12 +146,16 @@ def _stamp(path: str | Path) -> tuple:
     return str(path), found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _digest_of_tensors(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> str:
-    """sha256 of names, types, shapes and bytes, in hex."""
-    total = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+def tensors_digest(tensors: dict[str, torch.Tensor], texts: dict[str, str] | None = None) -> str:
+    """sha256 of names, types, shapes and bytes, in hex, and of strings beside them.
+
+    It names what a file holds, whatever the file's format.
+    """
+    total = hashlib.sha256(json.dumps(texts or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        on_cpu = tensor.detach().cpu().contiguous()
+        total.update(f"{name} {on_cpu.dtype} {tuple(on_cpu.shape)}".encode())
+        total.update(on_cpu.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 

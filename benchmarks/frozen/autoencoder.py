@@ -20,6 +20,7 @@ from benchmarks.core.store import (
     load_weights,
     read_json,
     read_tensors,
+    tensors_digest,
     write_tensors,
 )
 from benchmarks.frozen import train_autoencoder
@@ -196,7 +197,8 @@ def _load_matching(path: Path, autoencoder: nn.Module, key: str) -> tuple[Codebo
 def _train(
     images: Any, seed: Any, dataset: Dataset, cache: Path, device: torch.device
 ) -> tuple[Autoencoder, str]:
-    """The shipped architecture, trained on this data's training images and cached; and its sha256.
+    """The shipped architecture, trained on this data's training images and cached; and the sha256
+    of its weights.
 
     `images` is how many to train on, repeats included. Raises BadInput, and Diverged for weights
     that are not finite.
@@ -225,7 +227,7 @@ def _train(
         if not all(p.isfinite().all() for p in model.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
         write_tensors(path, key, model.state_dict())
-    return model.eval().requires_grad_(False), file_digest(path)
+    return model.eval().requires_grad_(False), tensors_digest(model.state_dict())
 
 
 def _checked(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -239,9 +241,10 @@ def _checked(name: str, value: Any, least: int, most: int | None = None) -> int:
 def _fit(
     autoencoder: nn.Module, key: str, size: int, dataset: Dataset, cache: Path, device: torch.device
 ) -> tuple[Codebook, str]:
-    """A codebook fitted on the latents of this data's training images and cached, and its sha256.
+    """A codebook fitted on the latents of this data's training images and cached, and the sha256
+    of its entries.
 
-    The sha256 names it, not the key: machines round differently, and k-means magnifies that.
+    The entries name it, not the key: machines round differently, and k-means magnifies that.
     """
     key = digest("codebook", versions.CODEBOOK, key, size, dataset.train_key, device.type)
     path = cache / "codebook" / f"{key}.safetensors"
@@ -249,7 +252,7 @@ def _fit(
     if cached:
         codebook = Codebook(*cached[0]["entries"].shape)
         codebook.load_state_dict(cached[0])
-        return codebook.requires_grad_(False), file_digest(path)
+        return codebook.requires_grad_(False), tensors_digest(codebook.state_dict())
     try:
         codebook = train_autoencoder.fit_codebook(
             autoencoder, dataset.train, size, device=device.type
@@ -259,4 +262,4 @@ def _fit(
             f"autoencoder.codebook_size={size}: {error}; lower it or add training images"
         ) from None
     write_tensors(path, key, codebook.state_dict())
-    return codebook.requires_grad_(False), file_digest(path)
+    return codebook.requires_grad_(False), tensors_digest(codebook.state_dict())
