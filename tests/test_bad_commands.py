@@ -148,6 +148,7 @@ CONFIGURED = [
         "cache_dir=file",
         "+sides=[0]",
         "model=null",
+        "--nothing",
     )
 ]
 LINES = [*REPORT, *COMPARE, *PUBLISH, *SCORE, *PERF, *COST, *REFERENCE, *FROZEN, *CONFIGURED]

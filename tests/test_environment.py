@@ -15,6 +15,7 @@ from benchmarks.core import environment, files
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.session import Session
+from benchmarks.core.store import write_tensors
 from benchmarks.results import records
 from benchmarks.stages import faster_precision
 from metrics import speed
@@ -153,6 +154,13 @@ def test_what_dead_processes_left_goes_and_what_others_make_stays(tmp_path):
     with atomic_file(tmp_path / "new") as path:
         path.write_text("x")
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_cache_can_be_read_by_whoever_may_read_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "x.safetensors", "key", {"a": torch.zeros(1)})
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
 
 
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])

@@ -44,6 +44,8 @@ def run_hydra(
         with environment("HYDRA_FULL_ERROR", asked):
             session.guard(task, cfg)
 
+    # Hydra's own parser, too, says in one line what it does not take
+    argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]
     sys.argv = [f"python -m benchmarks {name}", *map(quoted_home, argv)]
     session.guard(_raising, job)
 

@@ -31,6 +31,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         with _disk_errors_by_name(path):
             yield temporary
+        # safetensors makes files that only their owner can read; a cache may be shared
+        temporary.chmod(0o666 & ~_umask())
         # else a power cut might leave the new name with nothing behind it
         _to_disk(temporary)
         os.replace(temporary, path)
@@ -106,6 +108,14 @@ def _temporary(path: Path, suffix: str) -> Path:
     """Where this process makes what will stand at `path`."""
     _remove_left_over(path.parent)
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{suffix}")
+
+
+@cache
+def _umask() -> int:
+    """The permissions that new files of this process lack."""
+    mask = os.umask(0o022)  # it can be read only by setting it
+    os.umask(mask)
+    return mask
 
 
 @cache
