@@ -1,7 +1,7 @@
 """Rebuild tables, plots and pages from the records of results folders; nothing is measured anew.
 
     python -m benchmarks report
-    python -m benchmarks report results/cpu results/reference/seeds
+    python -m benchmarks report results/cpu results/reference/cpu-procedural
 
 Without folders, all of results/ that hold records. A published folder stays one.
 """
