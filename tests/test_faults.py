@@ -14,6 +14,7 @@ import runpy
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.reports import summary
 
 ALL = os.environ.get("FAULTS") == "all"
 KILLS = 60 if ALL else 3
+NOBODY = 65534  # the user who owns nothing
 LONGEST = 12.0  # seconds after its first line within which a run is killed
 BENCH = ["-m", "experiment=smoke", "name=faults", "model=dit,ar", "steps=[2,16]"]
 BENCH += [*TINY, "train.budget=60", "train.checkpoint_seconds=0", "train.snapshots=[0.5]"]
@@ -74,23 +76,30 @@ def check_like(unbroken: Path, folder: Path) -> None:
 # --- processes
 
 
-def _in_process(arguments: list[str], log: Path, limit: tuple[int, int] | None) -> None:
+def _in_process(
+    arguments: list[str], log: Path, limit: tuple[int, int] | None, plain_user: bool
+) -> None:
     """In the new process: a command of the suite, its output in the file `log`."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     if limit:
         resource.setrlimit(limit[0], (limit[1], limit[1]))
+    if plain_user and os.getuid() == 0:  # root may do everything, whatever a file says
+        os.environ["HOME"] = "/nonexistent"
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
     sys.argv = ["python -m benchmarks", *arguments]
     runpy.run_module("benchmarks", run_name="__main__", alter_sys=False)
 
 
-def begin(folder: Path, log: Path, limit: tuple[int, int] | None = None):
+def begin(folder: Path, log: Path, limit: tuple[int, int] | None = None, plain_user: bool = False):
     """The bench in a process of its own, of which the libraries are loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     arguments = _bench(folder, tuple(BENCH))
-    process = context.Process(target=_in_process, args=(arguments, log, limit))
+    process = context.Process(target=_in_process, args=(arguments, log, limit, plain_user))
     process.start()
     return process
 
@@ -157,6 +166,59 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_and_spoils_nothing(unbroke
     if limit[0] == resource.RLIMIT_FSIZE:
         assert process.exitcode == 1 and "; make room" in text
     check_like(unbroken, folder)
+
+
+# --- permissions
+
+
+def open_to_all(folder: Path) -> None:
+    """Whatever is in a folder can be read and written by everybody."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def close(pattern: str, folder: Path, mode: int) -> None:
+    """Set the permissions of what a pattern names, and of all that is in it."""
+    found = list(folder.glob(pattern))
+    assert found, pattern
+    for path in found:
+        for one in [*path.rglob("*"), path]:
+            one.chmod(mode | (0o111 if one.is_dir() and mode else 0))
+
+
+# what loses its permissions, which are left, and how the next run ends: whole, or refused
+PERMISSIONS = {
+    "a whole cache that cannot be written": ("cache", 0o444, 0),
+    "results that cannot be written": ("results/faults", 0o444, 1),
+    "a cache that cannot be read": ("cache", 0, 1),
+    "weights that cannot be read": ("cache/cells/*/weights.safetensors", 0, 0),
+    "latents that cannot be read": ("cache/latents/*", 0, 0),
+    "a record that cannot be read": ("results/faults/records/*", 0, 0),
+}
+
+
+@pytest.mark.parametrize("case", PERMISSIONS if ALL else [*PERMISSIONS][:3])
+def test_files_that_may_not_be_read_or_written_are_made_again_or_named(unbroken, case):
+    pattern, mode, code = PERMISSIONS[case]
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        shutil.copytree(unbroken, folder, dirs_exist_ok=True)
+        open_to_all(folder)
+        close(pattern, folder, mode)
+        # something is left to do, so that everything is asked for
+        next((folder / "results/faults/records").glob("*")).unlink()
+        log = folder / "log"
+        log.touch(mode=0o666)
+        process = begin(folder, log, plain_user=True)
+        process.join(120)
+        text = log.read_text()
+        assert process.exitcode == code and "Traceback" not in text, text[-2000:]
+        assert "not foreseen" not in text
+        open_to_all(folder)
+        check_like(unbroken, folder)
+        assert not left_over(folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 # --- damage
