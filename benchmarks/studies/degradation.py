@@ -63,7 +63,7 @@ from metrics.kid import kid
 from metrics.prdc import prdc
 from metrics.probe import Probe, fit_probe
 
-REPEATS = 20  # of the bootstrap: its standard deviation is then known to one part in six
+REPEATS = 200  # of the bootstrap: its standard deviation is then known to one part in twenty
 
 
 @dataclass(frozen=True)
