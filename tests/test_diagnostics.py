@@ -269,6 +269,14 @@ def test_several_trainings_are_one_row_of_means_that_says_how_many():
     assert len(rows.trained(panel)[1]) == 4
 
 
+def test_the_table_of_trainings_says_what_tells_them_apart():
+    made_up = trained("dit", 10.0, 11.0)
+    assert "dtype" not in rows.trained(panel_of(made_up))[0]
+    made_up[1]["row"] |= {"dtype": "fp32", "seed": 0}
+    header, networks = rows.trained(panel_of(made_up))
+    assert [row[header.index("dtype")] for row in networks] == ["bf16", "fp32"]
+
+
 def test_without_a_generator_only_distance_that_of_the_system_leads():
     made_up = [record("dit", 10.0), record("ar", 9.0)]
     for one in made_up:

@@ -33,6 +33,8 @@ TRAINED = [
     "model",
     "size",
     "seed",
+    "objective",
+    "dtype",
     "variant",
     "params_m",
     "train_images",
@@ -41,6 +43,7 @@ TRAINED = [
     "train_images_per_second",
     "train_utilisation",
 ]
+WHERE_VARIED = ["objective", "dtype", "variant"]  # of these columns
 # what depends on the features is called by their name
 NAMED = {
     "fd_generator": "generator-only {distance}",
@@ -92,7 +95,8 @@ def _cell(row: pd.Series, column: str) -> object:
 def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
     """Header and rows of the training table: one row per trained network."""
     rows = panel.rows.drop_duplicates("training")
-    columns = [name for name in TRAINED if name != "variant" or panel.rows["variant"].any()]
+    varied = rows[WHERE_VARIED].groupby(rows["model"]).nunique(dropna=False).max()
+    columns = [name for name in TRAINED if name not in WHERE_VARIED or varied[name] > 1]
     cells = [[_cell(row, name) for name in columns] for _, row in rows.iterrows()]
     return [heading(name, "") for name in columns], cells
 
