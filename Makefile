@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 needed, this is {v[0]}.{v[1]}; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[hub,judge,frozen,dev]'
+	$(PIP) -e '.[hub,judge,frozen,joblib,slurm,dev]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/test-only torch-fidelity
 	@touch $@
 

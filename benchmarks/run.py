@@ -12,6 +12,7 @@ This file is the way of an image, from its file to the plot; read it first.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.files import check_writable, tidy
+from benchmarks.core.locks import only_one
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time
 from benchmarks.core.store import as_json, digest
@@ -84,7 +86,9 @@ def run_cell(cfg: DictConfig) -> None:
         session.complain(f"{line}; remove {cell.failure_file} to try again", diverged=True)
     try:
         if unfinished and not diverged:
-            train_and_measure(cell)
+            # of two runs of one cell the second goes on with what the first has left
+            with only_one(cell.work, out_of_time=partial(out_of_time, cfg)):
+                train_and_measure(cell)
     finally:  # a run whose time is up has a report too, of what is there
         session.reports[cell.results] = None
         summary = cell.results / "summary.md"
@@ -267,7 +271,9 @@ def main(argv: Sequence[str]) -> None:
             rebuild_report(folder)
     print("\n".join(text or "" for _, text in sorted(session.reports.items())), flush=True)
     rest = time.perf_counter() - began - sum(session.seconds.values())
-    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in session.seconds.items())
-    print(f"seconds spent: {spent}, the rest {rest:.1f}", flush=True)
+    stages = session.seconds | (
+        {"the rest": rest} if rest > 0 else {}
+    )  # of several processes: none
+    print("seconds spent: " + ", ".join(f"{k} {s:.1f}" for k, s in stages.items()), flush=True)
     if session.exit_code():  # whoever calls this function must notice, too
         session.finish()

@@ -7,8 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,9 +16,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks.core.environment import variable
 from benchmarks.core.errors import BadInput
+from benchmarks.core.jobs import Job, merge_outcomes
 from benchmarks.core.session import session
 from benchmarks.core.settings import CONF, in_home
+
+# what the launchers' libraries raise where a process was killed; they need not be installed
+PROCESS_ENDED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
 
 
 def run_hydra(
@@ -39,22 +43,20 @@ def run_hydra(
 
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")  # a traceback, of a cell too
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(cfg: DictConfig) -> None:
-        with environment("HYDRA_FULL_ERROR", asked):
-            session.guard(task, cfg)
-
+    job = Job(task, full_error=asked)
+    composed = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     # Hydra's own parser, too, says in one line what it does not take
     argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]
     sys.argv = [f"python -m benchmarks {name}", *map(quoted_home, argv)]
-    session.guard(_raising, job)
+    session.guard(_raising, composed)
+    merge_outcomes(job)
 
 
-def _raising(job: Callable[[], None]) -> None:
-    """`job`, with the errors outside of cells raised, of which Hydra would print a traceback."""
+def _raising(composed: Callable[[], None]) -> None:
+    """`composed()`, with errors outside of cells raised, of which Hydra would print a traceback."""
     try:
-        with environment("HYDRA_FULL_ERROR", "1"):
-            job()
+        with variable("HYDRA_FULL_ERROR", "1"):
+            composed()
     except (HydraException, OmegaConfBaseException):
         raise
     except ValueError as error:  # of `model=null`, say, where Hydra wants a name
@@ -64,20 +66,13 @@ def _raising(job: Callable[[], None]) -> None:
             raise OSError(error.errno, error.strerror, "results_dir") from error
         reason = f"{error.filename} cannot be written ({error.strerror})"
         raise BadInput(f"results_dir: {reason}; give a folder that can") from error
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Within, an environment variable has this value."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    except Exception as error:
+        if type(error).__name__ not in PROCESS_ENDED:
+            raise
+        raise BadInput(
+            "a process of the sweep ended before its cell did, for want of memory perhaps; "
+            "the same command goes on"
+        ) from error
 
 
 def quoted_home(word: str) -> str:

@@ -49,6 +49,7 @@ class Session:
     # files whose digest was checked, or that were written, by path, size and time
     checked: set[tuple] = field(default_factory=set)
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
+    sweep_folder: Path | None = None  # of a sweep, for its launcher
 
     def complain(self, line: str, *, diverged: bool = False) -> None:
         """One line on stderr, once, and a non-zero exit code at the end."""
@@ -93,6 +94,27 @@ class Session:
         finally:
             spent = time.perf_counter() - began
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def outcome(self) -> dict[str, Any]:
+        """What another process must know of this one, as JSON holds it."""
+        return {
+            "errors": self.errors,
+            "unfinished": self.unfinished,
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+            "reports": [str(folder) for folder in self.reports],
+        }
+
+    def merge(self, outcome: dict[str, Any]) -> None:
+        """Take another process's outcome for one's own. Reports have to be built again."""
+        for line in outcome.get("errors", []):
+            self.complain(line)
+        for line in outcome.get("diverged", []):
+            self.complain(line, diverged=True)
+        self.unfinished += outcome.get("unfinished", [])
+        for name, seconds in outcome.get("seconds", {}).items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.reports |= {Path(folder): None for folder in outcome.get("reports", [])}
 
     def exit_code(self) -> int:
         """1 if anything ended badly, 75 if anything is left, 4 if a training diverged, else 0."""

@@ -3,15 +3,17 @@ trained and fitted on the data itself.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput, Diverged
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.settings import is_whole
 from benchmarks.core.store import (
     ROOT,
@@ -216,17 +218,19 @@ def _train(
     version = versions.AUTOENCODER
     key = digest("autoencoder", version, shapes, images, seed, dataset.train_key, device.type)
     path = cache / "autoencoder" / f"{key}.safetensors"
-    cached = read_tensors(path, key)
-    if cached:
-        model.load_state_dict(cached[0])
-    else:
-        model = train_autoencoder.train_autoencoder(
+
+    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
+        trained = train_autoencoder.train_autoencoder(
             dataset.train, count=images, device=device.type, seed=seed
         )
         # a cache must never hold what diverged: the next run would take it for good
-        if not all(p.isfinite().all() for p in model.parameters()):
+        if not all(p.isfinite().all() for p in trained.parameters()):
             raise Diverged(f"autoencoder=trained on {dataset.name}: its weights are not finite")
-        write_tensors(path, key, model.state_dict())
+        write_tensors(path, key, trained.state_dict())
+        return trained.state_dict(), {}
+
+    weights, _ = load_or_make(path, partial(read_tensors, path, key), make)
+    model.load_state_dict(weights)
     return model.eval().requires_grad_(False), tensors_digest(model.state_dict())
 
 
@@ -248,18 +252,20 @@ def _fit(
     """
     key = digest("codebook", versions.CODEBOOK, key, size, dataset.train_key, device.type)
     path = cache / "codebook" / f"{key}.safetensors"
-    cached = read_tensors(path, key)
-    if cached:
-        codebook = Codebook(*cached[0]["entries"].shape)
-        codebook.load_state_dict(cached[0])
-        return codebook.requires_grad_(False), tensors_digest(codebook.state_dict())
-    try:
-        codebook = train_autoencoder.fit_codebook(
-            autoencoder, dataset.train, size, device=device.type
-        )
-    except ValueError as error:
-        raise BadInput(
-            f"autoencoder.codebook_size={size}: {error}; lower it or add training images"
-        ) from None
-    write_tensors(path, key, codebook.state_dict())
+
+    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
+        try:
+            fitted = train_autoencoder.fit_codebook(
+                autoencoder, dataset.train, size, device=device.type
+            )
+        except ValueError as error:
+            raise BadInput(
+                f"autoencoder.codebook_size={size}: {error}; lower it or add training images"
+            ) from None
+        write_tensors(path, key, fitted.state_dict())
+        return fitted.state_dict(), {}
+
+    entries, _ = load_or_make(path, partial(read_tensors, path, key), make)
+    codebook = Codebook(*entries["entries"].shape)
+    codebook.load_state_dict(entries)
     return codebook.requires_grad_(False), tensors_digest(codebook.state_dict())

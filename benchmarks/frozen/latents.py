@@ -1,7 +1,7 @@
 """Images to whitened latents and tokens, once per data set: what all three families train on."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.core import versions
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.images.stored import Dataset, Split
@@ -78,11 +79,13 @@ def prepare_latents(
     path = Path(cache) / "latents" / f"{key}.safetensors"
     images_key = digest("latents", versions.LATENTS, dataset.train_key, space.autoencoder_key)
     keys = {"key": key, "images_key": images_key}
-    cached = read_tensors(path, key)
-    if cached:
-        return LatentSet(**cached[0], **keys)
-    tensors = _encode(dataset, space, device)
-    write_tensors(path, key, tensors)
+
+    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = _encode(dataset, space, device)
+        write_tensors(path, key, tensors)
+        return tensors, {}
+
+    tensors, _ = load_or_make(path, partial(read_tensors, path, key), make)
     return LatentSet(**tensors, **keys)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_folder, reserve
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
 from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import printable
@@ -122,19 +122,15 @@ def _load_or_write(folder: Path, key: str, size: int, write: Writer) -> Dataset:
     """The cached data set, written first where it is missing or damaged. Raises BadInput where what
     was written does not read back.
     """
-    dataset = load(folder, key, size)
-    if dataset is not None:
-        return dataset
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # of two runs begun together one makes it, and the other waits
-    with FileLock(folder.with_suffix(".lock")):
-        dataset = load(folder, key, size)
-        if dataset is None:
-            # whole or absent: a run that is killed leaves no half a data set behind
-            with atomic_folder(folder) as temporary:
-                description = write(temporary) | fingerprints(temporary)
-                write_sealed(temporary / "meta.json", {"key": key} | description)
-            dataset = load(folder, key, size)
+
+    def make() -> Dataset | None:
+        # whole or absent: a run that is killed leaves no half a data set behind
+        with atomic_folder(folder) as temporary:
+            description = write(temporary) | fingerprints(temporary)
+            write_sealed(temporary / "meta.json", {"key": key} | description)
+        return load(folder, key, size)
+
+    dataset = load_or_make(folder, partial(load, folder, key, size), make)
     if dataset is None:
         raise BadInput(
             f"cache_dir={folder.parents[1]}: the data just written to {folder} does not read back; "

@@ -6,13 +6,15 @@ of the network itself is timed in each.
 
 import copy
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
 from benchmarks.core.store import read_sealed, seeded, write_sealed
 from benchmarks.frozen.latents import LatentSet
@@ -33,19 +35,22 @@ def faster_precision(
     model: GenerativeModel, data: LatentSet, cfg: DictConfig, device: torch.device, file: Path
 ) -> str:
     """`bf16` or `fp32`; `file` keeps what was found. `model` and `data` lie on the CPU."""
-    measured = read_sealed(file)
-    if measured is None:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # runs begun together must not choose differently: one measures, the others wait
-            with FileLock(file.with_suffix(".lock")):
-                measured = read_sealed(file)
-                if measured is None:
-                    measured = _measure(model, data, cfg, device)
-                    write_sealed(file, measured)
-        except OSError:  # a cache that cannot be written may hold all else
-            measured = measured or _measure(model, data, cfg, device)
-        _say(measured, f"{cfg.model.name} {cfg.size.name}")
+    known = read_sealed(file)
+    if known is not None:
+        return known["precision"]
+
+    def measure() -> dict[str, Any]:
+        measured = _measure(model, data, cfg, device)
+        with suppress(OSError):  # a cache that cannot be written may hold all else
+            write_sealed(file, measured)
+        return measured
+
+    try:
+        # runs begun together must not choose differently: one measures, the others wait
+        measured = load_or_make(file, partial(read_sealed, file), measure)
+    except OSError:  # not even a lock can be made there
+        measured = measure()
+    _say(measured, f"{cfg.model.name} {cfg.size.name}")
     return measured["precision"]
 
 

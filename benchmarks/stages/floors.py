@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.core import versions
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.extractors import FeatureExtractor
@@ -138,10 +139,13 @@ def _load_or_measure(
     probe_split: str,
 ) -> dict[str, Tensor]:
     """What `_measure` gives, from the file where it is there under this key, else kept there."""
-    tensors, _ = read_tensors(path, key) or ({}, {})
-    if not tensors:
+
+    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = _measure(extractor, dataset, through, device, probe_split)
         write_tensors(path, key, tensors)
+        return tensors, {}
+
+    tensors, _ = load_or_make(path, partial(read_tensors, path, key), make)
     return tensors
 
 

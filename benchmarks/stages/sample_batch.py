@@ -5,10 +5,13 @@ Image i depends on (seed, i) alone, so that the batch decides about seconds and 
 rounding, but not about what is sampled.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import read_sealed, write_sealed
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet
@@ -37,13 +40,15 @@ def best_batch(
     """
     if device.type == "cpu":
         return ON_A_CPU
-    measured = read_sealed(file)
-    if measured is None:
+
+    def measure() -> dict[str, Any]:
         seconds = _tried(generator, space, data, device, precision)
         of_batch = {str(batch): value for batch, value in seconds.items()}
         measured = {"seconds_per_image": of_batch, "batch": chosen_batch(seconds)}
         write_sealed(file, measured)
-    return measured["batch"]
+        return measured
+
+    return load_or_make(file, partial(read_sealed, file), measure)["batch"]
 
 
 def chosen_batch(seconds: dict[int, float]) -> int:

@@ -1,0 +1,69 @@
+"""Cells that one of Hydra's launchers runs in other processes, on this machine or on others, and
+how the process that launched them learns what became of them.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from benchmarks.core.environment import variable
+from benchmarks.core.session import session
+from benchmarks.core.store import read_json, write_json
+
+
+def _this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls with every configuration of one command; a launcher can send it elsewhere.
+
+    In another process than the one that made it, it leaves a file for `merge_outcomes`.
+    """
+
+    task: Callable[[DictConfig], None]  # a function of a module
+    full_error: str  # the value of HYDRA_FULL_ERROR: "1" shows the traceback of a cell
+    launched_by: tuple[str, int] = field(default_factory=_this_process)
+    name: str = field(default_factory=lambda: secrets.token_hex(4))  # of this call of the command
+
+    def __call__(self, cfg: DictConfig) -> None:
+        with variable("HYDRA_FULL_ERROR", self.full_error):
+            session.guard(self.task, cfg)
+        if _this_process() != self.launched_by:
+            host, number = _this_process()
+            folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
+            write_json(folder / f"{host}-{number}.json", session.outcome())
+
+
+class NoteSweep(Callback):
+    """Of conf/config.yaml. Hydra calls it in the process that launches, as a sweep begins."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        session.sweep_folder = Path(config.hydra.sweep.dir)
+
+
+def merge_outcomes(job: Job) -> None:
+    """Take into this session what became of a job's cells in other processes."""
+    if session.sweep_folder is None:
+        return
+    folder = _outcomes(session.sweep_folder, job.name)
+    for path in sorted(folder.glob("*.json")):
+        session.merge(read_json(path) or {})
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # the folder of another call's is there, too
+        folder.parent.rmdir()
+
+
+def _outcomes(sweep_folder: Path, name: str) -> Path:
+    return sweep_folder / "outcomes" / name

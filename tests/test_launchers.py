@@ -1,0 +1,160 @@
+"""Sweeps in several processes at once: Hydra's launchers, and the locks by which processes share
+every cache.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from benches import TINY, run, start
+from filelock import SoftFileLease
+
+from benchmarks.core import locks
+from benchmarks.core.errors import OutOfTime
+from benchmarks.core.session import session
+
+BENCH = ["-m", "experiment=smoke", "name=launched", "steps=[16]", *TINY, "train.budget=30"]
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+# what differs from run to run by nature
+MEASURED = ("seconds", "per_second", "memory", "utilisation", "others_cpu", "started_at", "device")
+
+
+def launcher(name: str) -> list[str]:
+    """The overrides that choose a launcher; skips the test where it is not installed."""
+    plugin = f"hydra_plugins.hydra_{name.split('_')[0]}_launcher"
+    if importlib.util.find_spec(plugin) is None:
+        pytest.skip(f"{plugin} is not installed")
+    return LAUNCHERS[name]
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    """results.csv but for what a clock or the machine made, sorted."""
+    table = pd.read_csv(folder / "results" / "launched" / "results.csv", dtype=str)
+    kept = [name for name in table if not any(word in name for word in MEASURED)]
+    return table[kept].sort_values("run_id", ignore_index=True)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+# --- launchers
+
+
+def test_cells_in_several_processes_give_the_rows_of_one(tmp_path):
+    cells = [*BENCH, "model=dit,ar", "seed=0,1"]
+    two = start(tmp_path / "two", *cells, *launcher("joblib"))
+    one = run(tmp_path / "one", *cells)
+    code, out, err = ended(two)
+    assert one.code == code == 0, err[-2000:]
+    assert "generator-only FD[local]" in out, "the launching process prints the report"
+    pd.testing.assert_frame_equal(rows(tmp_path / "one"), rows(tmp_path / "two"))
+    # each made once, and no lock is left
+    for room in ("latents", "evaluators", "cells"):
+        made = [{p.name for p in (tmp_path / n / "cache" / room).iterdir()} for n in ("one", "two")]
+        assert made[0] == made[1]
+    assert not list((tmp_path / "two").rglob("*.lock"))
+
+
+def test_what_ends_badly_in_another_process_is_said_by_the_launching_one(tmp_path):
+    cells = [*BENCH, "model=dit", "seed=0,-1", *launcher("submitit_local")]
+    code, out, err = ended(start(tmp_path, *cells))
+    assert code == 1 and "latentbench: seed=-1: a whole number from 0" in err
+    assert "Traceback" not in err and "generator-only FD[local]" in out, "the other cell is there"
+
+
+def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_path):
+    cells = [*BENCH, "model=dit", "seed=0,1", *launcher("joblib")]
+    process = start(tmp_path, *cells)
+    while process.poll() is None and not list(tmp_path.glob("cache/cells/*.lock")):
+        time.sleep(0.05)
+    lease = SoftFileLease(str(next(tmp_path.glob("cache/cells/*.lock"))))
+    os.kill(lease.pid, signal.SIGKILL)
+    code, _, err = ended(process)
+    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
+    assert code == 1 and "Traceback" not in err
+    assert len(lines) == 1 and "a process of the sweep ended before its cell did" in lines[0]
+    code, _, err = ended(start(tmp_path, *cells))
+    assert code == 0 and len(rows(tmp_path)) == 2, err
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+# --- locks
+
+
+def make(folder: Path, seconds: float) -> None:
+    """In a process of its own: make the artefact, unless another process does."""
+    path = folder / "artefact"
+
+    def made() -> str:
+        time.sleep(seconds)
+        (folder / f"made by {os.getpid()}").touch()
+        path.write_text("done")
+        return "done"
+
+    found = locks.load_or_make(path, lambda: path.read_text() if path.exists() else None, made)
+    assert found == "done"
+
+
+def begun(folder: Path, seconds: float) -> multiprocessing.Process:
+    process = multiprocessing.get_context("spawn").Process(target=make, args=(folder, seconds))
+    process.start()
+    return process
+
+
+def test_of_several_processes_one_makes_an_artefact(tmp_path):
+    processes = [begun(tmp_path, 0.5) for _ in range(4)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list(tmp_path.glob("made by *"))) == 1
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_killed_holder_leaves_the_lock_to_the_next(tmp_path):
+    holder = begun(tmp_path, 300)
+    while not list(tmp_path.glob("*.lock")):
+        time.sleep(0.01)
+    holder.kill()
+    holder.join()
+    began = time.monotonic()
+    make(tmp_path, 0)
+    assert time.monotonic() - began < locks.LEASE / 2, "its death is noticed, not waited for"
+
+
+def test_a_holder_on_another_machine_that_shows_no_life_loses_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    with locks.only_one(tmp_path / "artefact"):
+        (marker,) = tmp_path.glob("*.lock")
+        abandoned = marker.read_text()
+    # as a machine that lost its power leaves it: another's name, and nobody renews it
+    marker.write_text(abandoned.replace(abandoned.splitlines()[1], "elsewhere"))
+    with locks.only_one(tmp_path / "artefact"):
+        pass
+    assert not marker.exists()
+
+
+def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    holder = begun(tmp_path, 300)
+    while not list(tmp_path.glob("*.lock")):
+        time.sleep(0.01)
+    with (
+        pytest.raises(OutOfTime, match="another process makes artefact"),
+        locks.only_one(tmp_path / "artefact", out_of_time=lambda: True),
+    ):
+        pass
+    assert "waiting for another process, which makes artefact" in session.printed
+    holder.kill()
+    holder.join()
+    assert not (tmp_path / "artefact").exists()
