@@ -100,7 +100,9 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, capsys):
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     verdicts = NONE | {"ties": 1, "better": 1, "worse": 1}
     assert counts == {"matched": 3, "rows": 3, **verdicts, "only_a": 1, "only_b": 1}
-    assert "generator-only FD[local]" in lines[2] and "-11.8%" in lines[2]
+    assert "generator-only FD[local]" in lines[2] and "| 0.889 (0.86 to 0.919) |" in lines[2], (
+        "8 / 9"
+    )
     with pytest.raises(SystemExit, match="no records there"):
         compared(capsys, tmp_path / "a", tmp_path / "c")
 
@@ -111,7 +113,7 @@ def test_compare_does_not_judge_networks_of_one_training_each(tmp_path, capsys):
     _record(tmp_path / "b", 5.0, recipe="other")
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["not_judged"]) == (1, 1)
-    assert "| not judged: one training each |" in lines[2] and "%" in lines[2]
+    assert "| 0.0556 | not judged: one training each |" in lines[2], "the ratio, and no interval"
     _trainings(tmp_path / "seeds", 90.0, 5.0)
     given = ("--where-a", "seed=0", "--where-b", "seed=1")
     assert compared(capsys, tmp_path / "seeds", *given)[1]["not_judged"] == 1
@@ -216,7 +218,7 @@ def test_networks_are_compared_by_the_spread_of_all_in_the_table(tmp_path, capsy
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["worse"], counts["inconclusive"]) == (2, 1, 1)
     assert "3 seeds" in lines[2] and "3 and 3 trainings" in lines[2] and "worse" in lines[2]
-    assert "3.1% (2 and 2 trainings)" in lines[3]
+    assert "| 1.05 (0.973 to 1.13) | 2 and 2 trainings |" in lines[3]
 
 
 def test_a_training_counts_once_towards_the_spread(tmp_path):
@@ -267,7 +269,7 @@ def test_two_settings_of_several_trainings_are_compared_by_their_paired_differen
     _record(tmp_path, 6.32, seed=2, run_id="4.08-2", guidance=4.0)
     lines, counts = compared(capsys, tmp_path, "--where-a", "guidance=1", "--where-b", "guidance=4")
     assert (counts["matched"], counts["rows"], counts["better"]) == (3, 1, 1)
-    assert "(3 trainings, paired)" in lines[2]
+    assert "| 3 trainings, paired |" in lines[2]
 
 
 def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, capsys):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from benchmarks.analysis import diagnostics
 from benchmarks.analysis.differences import NOT_JUDGED
@@ -205,7 +206,7 @@ def test_networks_of_one_training_each_are_not_judged_in_the_table_of_pairs():
     """Twice the distance is shown, but no error and no verdict."""
     ((first, second, relative, verdict, labels),) = ties([record("dit", 10.0), record("ar", 5.0)])
     assert (first, second) == ("ar, 8 steps", "dit, 8 steps")
-    assert relative == "+69.3%" and verdict == NOT_JUDGED and labels == "+0.000"
+    assert relative == "2" and verdict == NOT_JUDGED and labels == "+0.000"
 
 
 def test_several_trainings_are_compared_by_the_spread_of_all_of_them():
@@ -215,10 +216,15 @@ def test_several_trainings_are_compared_by_the_spread_of_all_of_them():
     logs = np.log([[10.0, 10.3, 10.6], [12.4, 13.0, 13.0], [10.0, 10.4, 10.6]])
     own = logs.var(axis=1, ddof=1)
     # of each of the two the pooled spread, or its own where that is larger
-    error = 100 * (np.maximum(own, own.mean())[:2].sum() / 3) ** 0.5
-    relative, verdict, _ = table["dit", "ar"]
-    value = 100 * (logs[1].mean() - logs[0].mean())
-    assert relative == f"{value:+.3g}% ± {error:.2g}%" and verdict == "worse"
+    variances = np.maximum(own, own.mean())[:2] / 3
+    # degrees of freedom: six behind the pooled spread, two behind one's own, joined as Welch's
+    behind = np.where(own > own.mean(), 2, 6)[:2]
+    freedom = variances.sum() ** 2 / (variances**2 / behind).sum()
+    reach = t.ppf(0.975, freedom) * variances.sum() ** 0.5
+    value = logs[1].mean() - logs[0].mean()
+    low, middle, high = np.exp([value - reach, value, value + reach])
+    ratio, verdict, _ = table["dit", "ar"]
+    assert ratio == f"{middle:.3g} ({low:.3g} to {high:.3g})" and verdict == "worse"
     # 0.3% apart, and surely within 10%
     assert table["dit", "unet"][1] == "tie"
     assert {row[1] for pair, row in table.items() if "masked" in pair} == {NOT_JUDGED}

@@ -191,10 +191,13 @@ def test_at_most_twelve_lines_of_which_those_between_networks_are_none_of_the_cu
     table = trained({f"network {i}": at for i in range(networks)})
     table["train_flops"] = [1e12] + [2e12] * (len(table) - 1)
     lines = answers(table)
-    between = {1: f"is {NOT_JUDGED}", 3: "is lowest"}[trainings]
+    between = {1: f"is {NOT_JUDGED}", 3: "no network is told apart"}[trainings]
     assert len(lines) == min(12, networks + {1: 2, 3: 5}[trainings])
     assert sum(between in line for line in lines) == {1: 1, 3: 4}[trainings]
     assert sum("budgets differ by a factor of 2" in line for line in lines) == 1
+    every = networks + {1: 2, 3: 5}[trainings]
+    left_out = f"{every - 11} more lines on steps are left out."
+    assert lines[-1] == left_out if every > 12 else "left out" not in lines[-1]
 
 
 def test_unequal_budgets_are_said_to_be():
@@ -209,20 +212,19 @@ def test_one_point_says_nothing():
 
 def test_one_network_is_asked_for_its_steps_only():
     (line,) = answers(TWO[TWO["curve"] == "a"])
-    assert line == "a: 4 steps are as good as 16, within two errors (5)."
+    assert line == "a: 4 steps are as good as any count measured (5)."
 
 
-def test_enough_steps_are_the_fewest_from_which_on_none_is_worse_than_the_most():
+def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
     lines = verdicts.enough_steps(TWO)
     assert lines == [
-        "a: 4 steps are as good as 16, within two errors (5).",
-        "b: the distance still falls at 4 steps, the most measured (3).",
+        "a: 4 steps are as good as any count measured (5).",
+        "b: fewer steps than 4, the most measured, are not as good (3).",
     ]
-    bumpy = trained({"a": {1: [5.0], 4: [9.0], 16: [5.0]}})
-    (line,) = verdicts.enough_steps(bumpy)
-    assert "still falls at 16 steps" in line, "1 step is as good by luck: 4 steps are not"
     (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
-    assert line == "a: 1 step is as good as 16, within two errors (4)."
+    assert line == "a: 1 step is as good as any count measured (4); 16 steps are worse (5)."
+    (line,) = verdicts.enough_steps(trained({"a": {4: [4.0], 8: [3.5], 16: [3.6]}}))
+    assert line == "a: 8 steps are as good as any count measured (3.5)."
     assert verdicts.enough_steps(trained({"a": {4: [5.0]}})) == []
 
 
@@ -233,7 +235,7 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
         {"bootstrap": list(fd + 0.1 * noise + 0.002 * i * noise)} for i, fd in enumerate((5.2, 5.0))
     ]
     table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
-    assert "still falls" in verdicts.enough_steps(table)[0]
+    assert "fewer steps than 8" in verdicts.enough_steps(table)[0]
     apart = table.assign(sampling_seed=[0, 1])
     assert "4 steps are as good" in verdicts.enough_steps(apart)[0], "nothing cancels"
 
@@ -242,7 +244,19 @@ def test_steps_are_compared_within_each_training():
     """The trainings differ by far more than the steps do, and only the first has 32 steps."""
     table = trained({"a": {4: [5.5, 9.5], 8: [5.0, 9.0], 16: [5.0, 9.0], 32: [5.0]}})
     (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 8 steps are as good as 32"), "0.1 of 5 is seen in each"
+    assert line.startswith("a: 8 steps are as good as any"), "0.1 of 5 is seen in each"
+
+
+def test_steps_that_help_some_trainings_and_harm_others_are_not_told_apart():
+    """The images' errors are 2% here, the trainings differ by 20%."""
+    table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [4.0, 4.9, 5.4]}})
+    (line,) = verdicts.enough_steps(table)
+    assert line.startswith("a: 4 steps are as good as any count measured (5)")
+
+
+def test_settings_chosen_otherwise_for_fewer_steps_are_mentioned():
+    (line,) = verdicts.enough_steps(TWO[TWO["curve"] == "a"].assign(guidance=[2.5, 2.5, 1.5]))
+    assert line.endswith("(5); other settings were chosen for these.")
 
 
 def test_a_curve_of_trainings_has_the_error_of_its_mean():

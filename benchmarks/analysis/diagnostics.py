@@ -120,8 +120,8 @@ def _variances(block: pd.DataFrame) -> tuple[float, float]:
 
 
 def ties(panel: Panel) -> Table:
-    """Every pair of leading curves at their most steps: by how much the second's distance lies
-    above the first's, the difference in label accuracy, the errors, and the verdict.
+    """Every pair of leading curves at their most steps: the second's distance over the
+    first's, the difference in label accuracy, the errors, and the verdict.
     """
     rows = at_most_steps(panel.leading)
     order = rows.groupby("curve")["distance"].mean().sort_values().head(MOST_CURVES).index
@@ -130,10 +130,9 @@ def ties(panel: Panel) -> Table:
     table = []
     for a, b, difference, verdict in verdicts.pairs(groups):
         names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in (a, b)]
-        error = "" if pd.isna(difference.error) else f"± {100 * difference.error:.2g}%"
-        relative = f"{100 * difference.value:+.3g}% {error}".strip()
-        table.append([*names, relative, verdict, accuracies[a, b]])
-    header = ["first", "second", f"second against first, {panel.distance}", "the second is"]
+        table.append([*names, difference.ratio(), verdict, accuracies[a, b]])
+    header = ["first", "second", f"second / first, {panel.distance} (95% interval)"]
+    header.append("the second is")
     return [*header, "label accuracy, second - first"], table
 
 

@@ -30,6 +30,16 @@ class Difference(NamedTuple):
     basis: str  # what the error is of
     margin: float  # a smaller difference does not matter
 
+    def ratio(self) -> str:
+        """Of a difference of logarithms, the second over the first, and the interval that holds the
+        true ratio with a chance of 95%, such as `1.30 (1.12 to 1.51)`.
+        """
+        if math.isnan(self.error):
+            return f"{math.exp(self.value):.3g}"
+        reach = float(student.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        low, middle, high = (math.exp(self.value + way * reach) for way in (-1, 0, 1))
+        return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
     @property
     def p(self) -> float:
         """The chance of so large a difference between equals, two-sided; NaN where unknown."""

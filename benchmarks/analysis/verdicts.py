@@ -2,7 +2,7 @@
 within a budget.
 
 Networks are compared over several trainings of each, or not at all. Steps of one network are
-compared by what they share.
+compared within each training, by what their samples share.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from benchmarks.analysis.differences import (
 
 COSTS = {"gflops_per_image": "GFLOPs per image", "latency_seconds": "seconds of latency"}
 BUDGETS = 2  # of each cost
-MOST_LINES = 12
-ENOUGH = 2.0  # errors that fewer steps may lie above the most steps
+MOST_LINES = 12  # of all panels of a report together
+ENOUGH = 2.0  # errors that fewer steps may lie above the best count
 
 
 def frontier(cost: Any, distance: Any) -> np.ndarray:
@@ -64,9 +64,9 @@ def pairs(groups: dict[str, pd.DataFrame]) -> list[tuple[str, str, Difference, s
     ]
 
 
-def answers(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
-    """At most twelve lines on the leading rows of a panel, one a training, and their means over
-    trainings; each has its `curve`.
+def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
+    """At most `most` lines on the leading rows of a panel, one a training, and their means over
+    trainings; each has its `curve`. What is left out is counted.
     """
     measured = means["distance"].notna() & means["gflops_per_image"].notna()
     means = means[measured & means["latency_seconds"].notna()]
@@ -83,52 +83,67 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
             lines.append(f"Which network is better is {NOT_JUDGED}.")
     # last, because of many curves some are cut
     lines += enough_steps(rows)
-    return lines[:MOST_LINES]
-
-
-def enough_steps(rows: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps from which on no count lies above the most steps measured by more
-    than two errors of that difference.
-    """
-    lines = []
-    for name, curve in rows.groupby("curve", sort=False):
-        counts = sorted(curve["steps"].unique())
-        if len(counts) < 2:
-            continue
-        at = {steps: curve[curve["steps"] == steps] for steps in counts}
-        most = counts[-1]
-        excess = {steps: _excess(at[steps], at[most]) for steps in counts[:-1]}
-        enough = next(
-            (
-                steps
-                for i, steps in enumerate(counts[:-1])
-                if all(excess[later] <= ENOUGH for later in counts[i:-1])
-            ),
-            most,
-        )
-        value = at[enough]["distance"].mean()
-        if enough == most:
-            line = f"{name}: the distance still falls at {_steps(most)}, the most measured"
-        else:
-            verb = "is" if enough == 1 else "are"
-            line = f"{name}: {_steps(enough)} {verb} as good as {most:.0f}, within two errors"
-        lines.append(f"{line} ({value:.3g}).")
+    if len(lines) > most:
+        left_out = len(lines) - most + 1
+        lines = [*lines[: most - 1], f"{left_out} more lines on steps are left out."]
     return lines
 
 
-def _excess(few: pd.DataFrame, most: pd.DataFrame) -> float:
-    """By how many errors of the difference the log distance lies above that at the most steps."""
+def enough_steps(rows: pd.DataFrame) -> list[str]:
+    """Per curve, the fewest steps that are as good as any count measured: no more than two errors
+    of the difference above the lowest. Whether more steps are worse is said, too.
+    """
+    lines = []
+    for name, curve in rows.groupby("curve", sort=False):
+        at = dict(list(curve.groupby("steps")))  # ascending
+        if len(at) < 2:
+            continue
+        most = max(at)
+        above_most = {steps: _excess(at[steps], at[most])[0] for steps in at}
+        best = min(at, key=lambda steps: above_most[steps])
+        errors_above = {steps: _in_errors(*_excess(at[steps], at[best])) for steps in at}
+        enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
+        value = f"{at[enough]['distance'].mean():.3g}"
+        if enough == most:
+            line = f"fewer steps than {most:.0f}, the most measured, are not as good ({value})"
+        else:
+            verb = "is" if enough == 1 else "are"
+            line = f"{_steps(enough)} {verb} as good as any count measured ({value})"
+        if errors_above[most] > ENOUGH:
+            line += f"; {_steps(most)} are worse ({at[most]['distance'].mean():.3g})"
+        if _settings_of(at[enough]) != _settings_of(at[most]):
+            line += "; other settings were chosen for these"
+        lines.append(f"{name}: {line}.")
+    return lines
+
+
+def _settings_of(rows: pd.DataFrame) -> set[tuple]:
+    return set(zip(rows["guidance"], rows["sampler"], strict=True))
+
+
+def _in_errors(difference: float, error: float) -> float:
+    if difference <= 0:
+        return 0.0
+    return difference / error if error > 0 else math.inf
+
+
+def _excess(some: pd.DataFrame, others: pd.DataFrame) -> tuple[float, float]:
+    """By how much the log distance of `some` lies above that of `others`, the mean over the
+    trainings that both have, and its error: of the images, or between trainings if that is larger.
+    """
     differences, errors = [], []
-    for training, rows in few.groupby("training"):
-        other = most[most["training"] == training]
+    for training, rows in some.groupby("training"):
+        other = others[others["training"] == training]
         if len(other):
             difference, error = _log_ratio(rows.iloc[0], other.iloc[0])
             differences.append(difference)
             errors.append(error)
     if not differences:
-        return math.inf
+        return math.inf, 0.0
     error = math.hypot(*errors) / len(errors)
-    return statistics.mean(differences) / error if error > 0 else math.inf
+    if len(differences) > 1:
+        error = max(error, statistics.stdev(differences) / len(differences) ** 0.5)
+    return statistics.mean(differences), error
 
 
 def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
@@ -165,10 +180,12 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
                 if lowest["curve"] in (a, b) and verdict in ("better", "worse")
             }
             others = [name for name in names if name not in (*told_apart, lowest["curve"])]
-            line = f"Up to {budget:.2g} {meaning}: {_named(lowest)} is lowest"
-            if others:
+            line = f"{_named(lowest)} is lowest"
+            if len(others) == len(names) - 1 > 0:
+                line = f"no network is told apart from the lowest, {_named(lowest)}"
+            elif others:
                 line += f"; not told apart from it: {', '.join(others)}"
-            lines.append(line + ".")
+            lines.append(f"Up to {budget:.2g} {meaning}: {line}.")
     return lines
 
 

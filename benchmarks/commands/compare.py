@@ -58,8 +58,8 @@ HEADER = [
     "distance",
     "A",
     "B",
-    "B against A",
-    "± error",
+    "B/A (95% interval)",
+    "interval over",
     "B is",
     "label accuracy, B - A",
     "GFLOPs B/A",
@@ -157,11 +157,8 @@ def _why_none(group: list[Pair], difference: Difference | None) -> str:
 
 
 def _relative(difference: Difference | None) -> list[str]:
-    """By how much B lies above A, and the error, of which kind."""
-    if difference is None:
-        return ["", ""]
-    error = "" if math.isnan(difference.error) else f"{100 * difference.error:.2g}% "
-    return [f"{100 * difference.value:+.3g}%", f"{error}({difference.basis})"]
+    """B's distance over A's with its interval, and what the interval is of."""
+    return ["", ""] if difference is None else [difference.ratio(), difference.basis]
 
 
 def _accuracy(difference: Difference | None) -> str:

@@ -39,7 +39,7 @@ from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
 from benchmarks.stages.floors import prepare_evaluator
 from benchmarks.stages.score import Evaluator, analytic_floor, balanced_alike
-from metrics.features import extract
+from metrics.features import extract, frechet_features
 from metrics.prdc import NEIGHBOURS
 
 FEWEST = NEIGHBOURS + 3  # below this nothing but the distance itself could be said
@@ -100,7 +100,8 @@ def evaluators_of_files(
     evaluators = []
     for extractor in load_extractors(cfg.features):
         features = extract(extractor.net, real, device=device)
-        floor = analytic_floor(features, len(images), balanced)
+        projected = frechet_features(extractor.net, features)  # of which the distance is
+        floor = analytic_floor(projected, len(images), balanced)
         evaluators.append(
             Evaluator(
                 extractor=extractor,
@@ -221,7 +222,7 @@ def _print_table(name: str, columns: dict[str, Any], evaluator: Evaluator) -> No
     """The numbers as a table, and what must be known before quoting them."""
     distance = distance_name(evaluator.extractor.name)
     smaller = min(columns["num_samples"], columns["reference_images"])
-    few = smaller < 2 * evaluator.reference.shape[1]
+    few = smaller < 2 * evaluator.extractor.fingerprint["frechet_dim"]
     shown = [column for column in SHOWN if columns.get(column) is not None]
     headings = {column: column.replace("_", " ") for column in shown}
     headings["fd"] = f"{distance} ({FEW})" if few else distance

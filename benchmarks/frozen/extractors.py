@@ -70,7 +70,7 @@ def load_extractors(cfg: Any) -> list[FeatureExtractor]:
         "dinov2": _dinov2,
     }
     # several configurations merge into one, each under a key of its own
-    wanted = [name for name in loaders if name in cfg]
+    wanted = [name for name in cfg if name in loaders]  # in the order that was asked for
     if not wanted:
         raise BadInput(f"features: none of {', '.join(loaders)} is asked for")
     extractors, reasons = [], []

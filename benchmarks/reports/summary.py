@@ -151,7 +151,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     record = report.by_id[panel.first["run_id"]]
     lines = [f"## {title}", "", *markdown(*measured(panel)), "", *notes(panel, record), ""]
     reason = refused(panel)
-    answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel))
+    most = verdicts.MOST_LINES // len(report.panels)
+    answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel), most)
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
     tables = {
