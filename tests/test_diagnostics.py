@@ -317,6 +317,23 @@ def test_the_pairs_that_judges_turn_round_are_named():
     assert line.endswith("order 1 of 3 pairs differently (rank correlation 0.50): dit and ar.")
 
 
+def test_changes_that_one_judge_likes_and_the_other_does_not_are_named():
+    """Chosen settings are better by the first judge only; more steps by the second only."""
+    made_up = []
+    for place, (plain, chosen, more) in enumerate([(6.0, 3.0, 9.0), (60.0, 66.0, 30.0)]):
+        for fd, steps, tuned in ((plain, 8, False), (chosen, 8, True), (more, 16, False)):
+            one = record("dit", fd, steps=steps)
+            settings = {"settings": "tuned", "guidance": 2.0} if tuned else {}
+            run_id = f"{place}{steps}{tuned}"
+            one["row"] |= {"features": f"judge{place}", "run_id": run_id} | settings
+            one["fingerprints"]["features"] = str(place)
+            made_up.append(one)
+    (line,) = diagnostics.disagreement(panels(records.table(made_up)))
+    assert line.startswith("Of 2 changes of settings or steps, 2 are better by one judge")
+    assert "dit at 8 steps, settings chosen (0.5, 1.1)" in line
+    assert "dit from 8 to 16 steps (1.5, 0.5)" in line
+
+
 def test_judges_are_compared_on_what_both_have_seen_and_each_pair_of_judges_once():
     three = judges(*[{"dit": 5.0, "ar": 6.0}] * 2, {"dit": 5.0, "unet": 6.0})
     (line,) = diagnostics.disagreement(three)

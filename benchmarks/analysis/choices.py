@@ -15,6 +15,7 @@ SEVERAL = "several"  # samplers, behind a mean
 MEASURES = (
     "distance",
     *ERRORS,
+    "fd_generator_full",
     "label_accuracy",
     "precision",
     "recall",

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from benchmarks.analysis import verdicts
+from benchmarks.analysis.choices import CHOSEN
 from benchmarks.analysis.curves import distance_name, in_order
 from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
@@ -20,7 +21,9 @@ from benchmarks.analysis.panel import Panel
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
 MOST_CLASSES = 3
+MOST_NAMED = 5  # of what two judges disagree on
 MOST_CURVES = 8  # compared with each other: more would be a page of pairs
+FULL = "fd_generator_full"
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
 
@@ -38,6 +41,7 @@ def quality(panel: Panel) -> Table:
     """
     flags = [bool(one.get("memorised_flagged")) for one in panel.by_sampling["diagnostics"]]
     flagged = panel.by_sampling[flags].groupby(["curve", "steps"]).groups
+    full = panel.shown[FULL].notna().any()
     rows = []
     for _, row in at_most_steps(panel.shown).iterrows():
         copies = None
@@ -46,11 +50,13 @@ def quality(panel: Panel) -> Table:
             copies += " FLAGGED" if (row["curve"], row["steps"]) in flagged else ""
         kernels = [_with_error(row, "kid_generator", "kid_generator_stderr")]
         kernels.append(_with_error(row, "kid", "kid_stderr"))
-        distances = [row["fd_generator"], row["fd"]]
+        distances = [row["fd_generator"], *([row[FULL]] if full else []), row["fd"]]
         manifold = [row[name] for name in MANIFOLD]
         rows.append([row["curve"], row["steps"], *distances, *kernels, *manifold, copies])
     name = distance_name(panel.features)
-    header = ["model", "steps", f"generator-only {name}", f"{name}, decoder included"]
+    header = ["model", "steps", f"generator-only {name}"]
+    header += ["the same over all features"] if full else []
+    header += [f"{name}, decoder included"]
     header += [f"generator-only KID[{panel.features}] ± SE", "KID, decoder included ± SE"]
     return [*header, *MANIFOLD, "memorised fraction"], rows
 
@@ -165,30 +171,66 @@ def _setting(row: pd.Series) -> str:
 
 
 def disagreement(panels: list[Panel]) -> list[str]:
-    """How far the judges of one setting (panels that differ in features alone) agree on the order
-    of the leading curves at their most steps: Spearman's rank correlation, and the pairs they turn
-    round.
+    """How far the judges of one setting (panels that differ in features alone) agree: on the order
+    of the leading curves at their most steps (Spearman's rank correlation, and the pairs they turn
+    round), and on what a change of settings or of steps is good for.
     """
     lines = []
     for first, second in combinations(panels, 2):
         if first.features == second.features:  # one judge of other images
             continue
-        marks = [
-            at_most_steps(panel.leading).groupby("curve", sort=False)["distance"].mean()
-            for panel in (first, second)
-        ]
-        both = pd.concat(marks, axis=1, keys=["first", "second"]).dropna()
-        if len(both) < 2:
-            continue
-        turned = [
-            f"{a} and {b}"
-            for a, b in combinations(both.index, 2)
-            if (both["first"][a] - both["first"][b]) * (both["second"][a] - both["second"][b]) < 0
-        ]
-        count = len(both) * (len(both) - 1) // 2
-        line = f"{first.distance} and {second.distance} order {len(turned)} of {count} pairs"
-        line += " differently"
-        if len(both) > 2:
-            line += f" (rank correlation {spearmanr(both['first'], both['second'])[0]:.2f})"
-        lines.append(line + (f": {'; '.join(turned[:5])}." if turned else "."))
+        lines += _turned_pairs(first, second) + _opposite_changes(first, second)
     return lines
+
+
+def _turned_pairs(first: Panel, second: Panel) -> list[str]:
+    """One line on the order of the leading curves at their most steps."""
+    marks = [
+        at_most_steps(panel.leading).groupby("curve", sort=False)["distance"].mean()
+        for panel in (first, second)
+    ]
+    both = pd.concat(marks, axis=1, keys=["first", "second"]).dropna()
+    if len(both) < 2:
+        return []
+    turned = [
+        f"{a} and {b}"
+        for a, b in combinations(both.index, 2)
+        if (both["first"][a] - both["first"][b]) * (both["second"][a] - both["second"][b]) < 0
+    ]
+    count = len(both) * (len(both) - 1) // 2
+    line = f"{first.distance} and {second.distance} order {len(turned)} of {count} pairs"
+    line += " differently"
+    if len(both) > 2:
+        line += f" (rank correlation {spearmanr(both['first'], both['second'])[0]:.2f})"
+    return [line + (f": {'; '.join(turned[:MOST_NAMED])}." if turned else ".")]
+
+
+def _opposite_changes(first: Panel, second: Panel) -> list[str]:
+    """One line on the changes that one judge likes and the other does not."""
+    mine, theirs = _changes(first), _changes(second)
+    both = [name for name in mine if name in theirs]
+    opposite = [name for name in both if (mine[name] - 1) * (theirs[name] - 1) < 0]
+    if not both:
+        return []
+    line = f"Of {len(both)} changes of settings or steps, {len(opposite)} are better by one judge"
+    line += " and worse by the other"
+    named = [f"{name} ({mine[name]:.3g}, {theirs[name]:.3g})" for name in opposite[:MOST_NAMED]]
+    return [line + (f" (times the distance): {'; '.join(named)}." if named else ".")]
+
+
+def _changes(panel: Panel) -> dict[str, float]:
+    """The distance after a change over that before it, by the change: chosen settings in place of
+    those configured, at each step count, and the most steps in place of the fewest.
+    """
+    found = {}
+    for (network, steps), rows in panel.shown.groupby(["network", "steps"], sort=False):
+        by_pick = rows.drop_duplicates("pick").set_index("pick")["distance"]
+        if {"", CHOSEN} <= set(by_pick.index):
+            name = f"{network} at {steps:.0f} steps, settings chosen"
+            found[name] = by_pick[CHOSEN] / by_pick[""]
+    for curve, rows in panel.shown.groupby("curve", sort=False):
+        few, many = rows.loc[rows["steps"].idxmin()], rows.loc[rows["steps"].idxmax()]
+        if few["steps"] < many["steps"]:
+            name = f"{curve} from {few['steps']:.0f} to {many['steps']:.0f} steps"
+            found[name] = many["distance"] / few["distance"]
+    return found

@@ -18,6 +18,7 @@ from benchmarks.results.columns import ERRORS, leading
 LEVEL = 0.05  # of the chance of calling equal networks different, in all comparisons of a table
 MARGIN = 0.1  # of a distance: networks that differ by surely less are called a tie
 ACCURACY_MARGIN = 0.05  # the same for label accuracies, of which 1 is all
+LEAST_RECALL = 0.7  # of real images through the autoencoder: below it no verdict on quality
 NOT_JUDGED = "not judged: one training each"
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.analysis.curves import FEW, distance_title
 from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
+    LEAST_RECALL,
     MARGIN,
     NOT_JUDGED,
     Difference,
@@ -50,7 +51,6 @@ from benchmarks.core.store import digest
 from benchmarks.results import records
 from benchmarks.results.columns import NAMES, leading
 from benchmarks.results.tables import markdown
-from benchmarks.studies.findings import LEAST_RECALL
 
 HEADER = [
     "network",

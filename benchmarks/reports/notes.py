@@ -3,11 +3,11 @@
 import pandas as pd
 
 from benchmarks.analysis.curves import distance_name, too_few
+from benchmarks.analysis.differences import LEAST_RECALL
 from benchmarks.analysis.panel import Panel
 from benchmarks.results.columns import BUSY
 from benchmarks.results.tables import show
 
-LEAST_RECALL = 0.7  # of real images through the autoencoder, for verdicts on quality
 SHARED = ("autoencoder", "codebook", "judge")  # the networks that come with the suite
 
 

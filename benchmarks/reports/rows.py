@@ -28,7 +28,7 @@ MEASURED = [
     "peak_memory_mb",
 ]
 IN_TERMINAL = ["steps", "nfe", "guidance", "fd_generator", "kid_generator", "fd"]
-IN_TERMINAL += ["gflops_per_image", "seconds_per_image", "latency_seconds"]
+IN_TERMINAL += ["gmacs_generator", "gmacs_decoder", "seconds_per_image", "latency_seconds"]
 TRAINED = [
     "model",
     "size",

@@ -89,6 +89,13 @@ COLUMNS = [
         "bootstrap standard deviation of fd_generator over images; training is not repeated",
     ),
     Column(
+        "fd_generator_full",
+        -1,
+        "",
+        "fd_generator over all dimensions of a network whose Fréchet distance is taken over fewer; "
+        "where N and M are 5,000 or more",
+    ),
+    Column(
         "fd_generator_floor_real",
         0,
         "",
@@ -213,8 +220,9 @@ COLUMNS = [
     Column("gmacs_decoder", 0, "GMAC/image", "decoding one image's latents"),
     Column("gmacs_per_image", -1, "GMAC/image", "gmacs_generator + gmacs_decoder"),
     Column("gflops_per_image", -1, "GFLOP/image", "2 x gmacs_per_image"),
-    Column("seconds_per_image", -1, "s/image", "wall time at the sampling batch, decoder included"),
+    Column("seconds_per_image", -1, "s/image", "wall time at sample_batch, decoder included"),
     Column("images_per_second", 1, "images/s", "1 / seconds_per_image"),
+    Column("sample_batch", 0, "", "images sampled at once"),
     Column("latency_seconds", -1, "s", "wall time of one image sampled alone"),
     Column(
         "peak_memory_mb",

@@ -125,6 +125,7 @@ def sampling_columns(cell: Cell, config: SamplingConfig, evaluator: Evaluator) -
         "sampler": cell.model.sampler_label(),
         "steps": config.steps,
         "guidance": config.guidance,
+        "sample_batch": config.batch,
         "features": evaluator.extractor.name,
         "train_fraction": config.train_fraction,
     }

@@ -148,7 +148,7 @@ class Evaluator:
                 projected[0], self.reference_labels, projected[1], labels
             )
         if smaller >= FULL_COVARIANCE and hasattr(self.extractor.net, "project"):
-            diagnostics["fd_generator_full"] = frechet_distance(real, features)
+            row["fd_generator_full"] = frechet_distance(real, features)
         return row, diagnostics
 
     def _with_bootstrap(
