@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 from benches import TINY, run, start
 from filelock import SoftFileLease
+from hydra import compose, initialize_config_dir
 
 from benchmarks.core import locks
 from benchmarks.core.errors import OutOfTime
 from benchmarks.core.session import session
+from benchmarks.core.settings import CONF
 
 BENCH = ["-m", "experiment=smoke", "name=launched", "steps=[16]", *TINY, "train.budget=30"]
 LAUNCHERS = {
@@ -87,6 +89,15 @@ def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_pa
     code, _, err = ended(start(tmp_path, *cells))
     assert code == 0 and len(rows(tmp_path)) == 2, err
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_the_example_for_a_cluster_is_one_that_hydra_takes():
+    launcher("submitit_local")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm_gpu"], return_hydra_config=True)
+    slurm = cfg.hydra.launcher
+    assert slurm._target_.endswith("SlurmLauncher")
+    assert (slurm.gpus_per_node, slurm.array_parallelism) == (1, 8)
 
 
 # --- locks
