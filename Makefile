@@ -85,7 +85,7 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
 test-faults: $(READY) ## sixty kills, full disks, damage to every file and two thousand broken inputs: half an hour
-	FAULTS=all $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py $(ARGS)
+	FAULTS=all $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl

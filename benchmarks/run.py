@@ -12,6 +12,7 @@ This file is the way of an image, from its file to the plot; read it first.
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -86,9 +87,7 @@ def run_cell(cfg: DictConfig) -> None:
         session.complain(f"{line}; remove {cell.failure_file} to try again", diverged=True)
     try:
         if unfinished and not diverged:
-            # of two runs of one cell the second goes on with what the first has left
-            with only_one(cell.work, out_of_time=partial(out_of_time, cfg)):
-                train_and_measure(cell)
+            train_and_measure(cell)
     finally:  # a run whose time is up has a report too, of what is there
         session.reports[cell.results] = None
         summary = cell.results / "summary.md"
@@ -98,6 +97,18 @@ def run_cell(cfg: DictConfig) -> None:
 
 def train_and_measure(cell: Cell) -> None:
     """Train, or load what is trained, choose its settings, then make each missing measurement."""
+    ready = (cell.work / "train.json").exists() and tune.known(cell) is not None
+    # of two runs of one cell one trains and tunes, and the other waits; a whole cache is only read
+    alone = only_one(cell.work, out_of_time=partial(out_of_time, cell.cfg))
+    with nullcontext() if ready else alone:
+        trained = load_or_train(cell)
+        choices = choose_settings(cell, trained) if trained else {}
+    if trained:
+        measure_missing(cell, trained, choices)
+
+
+def load_or_train(cell: Cell) -> dict | None:
+    """The summary of the training, with its weights in the model; None where it failed."""
     cfg = cell.cfg
     try:
         with session.stage("training"):
@@ -117,9 +128,10 @@ def train_and_measure(cell: Cell) -> None:
     except (BadInput, OutOfTime, OSError):  # of the setting or the machine, not of the training
         raise
     except Exception as error:
-        return record_failure(cell, error)
+        record_failure(cell, error)
+        return None
     cell.failure_file.unlink(missing_ok=True)
-    measure_missing(cell, trained, choose_settings(cell, trained))
+    return trained
 
 
 def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) -> None:

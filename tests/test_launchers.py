@@ -75,6 +75,7 @@ def test_what_ends_badly_in_another_process_is_said_by_the_launching_one(tmp_pat
     assert "Traceback" not in err and "generator-only FD[local]" in out, "the other cell is there"
 
 
+@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="takes minutes: make test-faults")
 def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_path):
     cells = [*BENCH, "model=dit", "seed=0,1", *launcher("joblib")]
     process = start(tmp_path, *cells)
@@ -83,9 +84,9 @@ def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_pa
     lease = SoftFileLease(str(next(tmp_path.glob("cache/cells/*.lock"))))
     os.kill(lease.pid, signal.SIGKILL)
     code, _, err = ended(process)
-    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
     assert code == 1 and "Traceback" not in err
-    assert len(lines) == 1 and "a process of the sweep ended before its cell did" in lines[0]
+    assert err.count("latentbench: ") == 1, "progress bars end without a new line"
+    assert "latentbench: a process of the sweep ended before its cell did" in err
     code, _, err = ended(start(tmp_path, *cells))
     assert code == 0 and len(rows(tmp_path)) == 2, err
     assert not list(tmp_path.rglob("*.lock"))

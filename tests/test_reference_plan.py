@@ -42,6 +42,7 @@ SETTABLE = {
     "train.batch",
     "train.budget",
     "train.checkpoint_seconds",
+    "train.precision",
     "train.snapshots",
     "tune",
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.core.environment import now, provenance
 from benchmarks.core.errors import Diverged
 from benchmarks.core.files import check_writable
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import read_tensors, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet, decode
@@ -218,12 +219,21 @@ def load_or_sample(path: Path, key: str, *args: Any) -> Samples:
     when they were sampled.
     """
     costs = Samples._fields[1:]
-    ready = read_tensors(path, key)
-    if ready:
-        tensors, texts = ready
+
+    def load() -> Samples | None:
+        tensors, texts = read_tensors(path, key) or (None, {})
+        if tensors is None:
+            return None
         return Samples(tensors["images"], *(json.loads(texts[name]) for name in costs))
+
+    def make() -> Samples:
+        samples = sample_images(*args)
+        texts = {name: json.dumps(getattr(samples, name)) for name in costs}
+        write_tensors(path, key, {"images": samples.images}, **texts)
+        return samples
+
+    ready = load()
+    if ready is not None:
+        return ready
     check_writable(path.parent, "cache_dir")
-    samples = sample_images(*args)
-    texts = {name: json.dumps(getattr(samples, name)) for name in costs}
-    write_tensors(path, key, {"images": samples.images}, **texts)
-    return samples
+    return load_or_make(path, load, make)
