@@ -283,9 +283,9 @@ def main(argv: Sequence[str]) -> None:
             rebuild_report(folder)
     print("\n".join(text or "" for _, text in sorted(session.reports.items())), flush=True)
     rest = time.perf_counter() - began - sum(session.seconds.values())
-    stages = session.seconds | (
-        {"the rest": rest} if rest > 0 else {}
-    )  # of several processes: none
-    print("seconds spent: " + ", ".join(f"{k} {s:.1f}" for k, s in stages.items()), flush=True)
+    spent = [f"{name} {seconds:.1f}" for name, seconds in session.seconds.items()]
+    if rest > 0:  # the stages of several processes together may take longer than the clock
+        spent.append(f"the rest {rest:.1f}")
+    print("seconds spent:", ", ".join(spent), flush=True)
     if session.exit_code():  # whoever calls this function must notice, too
         session.finish()

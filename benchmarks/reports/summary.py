@@ -151,7 +151,7 @@ def _section(panel: Panel, report: Report) -> list[str]:
     record = report.by_id[panel.first["run_id"]]
     lines = [f"## {title}", "", *markdown(*measured(panel)), "", *notes(panel, record), ""]
     reason = refused(panel)
-    most = verdicts.MOST_LINES // len(report.panels)
+    most = max(3, verdicts.MOST_LINES // len(report.panels))  # of many panels not none
     answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel), most)
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
