@@ -17,7 +17,7 @@ unknown := $(filter-out $(KNOWN),$(given))
 $(if $(unknown),$(error $(unknown): not a variable of this Makefile; settings go into ARGS, as in ARGS="seed=1"))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench run test test-faults agreement lint report score compare doctor cost perf reference publish \
+.PHONY: help setup bench run test test-long agreement lint report score compare doctor cost perf reference publish \
 	study reconstruct probe train-frozen commit-file clean
 
 help: ## this list
@@ -84,8 +84,9 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS) -m "not alone" || test $$? -eq 5
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
-test-faults: $(READY) ## sixty kills, full disks, damage to every file and two thousand broken inputs: half an hour
-	FAULTS=all $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py $(ARGS)
+test-long: $(READY) ## what is too long for every day, an hour: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
+	TESTS=all $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py tests/test_team.py \
+		tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl

@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import distance_title
-from benchmarks.core import machine
+from benchmarks.core import machine, team
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
@@ -35,15 +35,13 @@ from benchmarks.images import import_export
 from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
 from benchmarks.results import records
-from benchmarks.stages import tune
+from benchmarks.stages import jointly, tune
 from benchmarks.stages.cell import Cell, prepare, results_folder
-from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.floors import train_images
-from benchmarks.stages.model import forward_macs, image_cost, place_on
+from benchmarks.stages.model import image_cost
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
 from benchmarks.stages.score import Evaluator, Scores
-from benchmarks.stages.train import train
 from metrics import speed
 
 REPORT_EVERY = 60  # seconds: a sweep's report grows as it runs, but must not hold up the next cell
@@ -109,22 +107,9 @@ def train_and_measure(cell: Cell) -> None:
 
 def load_or_train(cell: Cell) -> dict | None:
     """The summary of the training, with its weights in the model; None where it failed."""
-    cfg = cell.cfg
     try:
         with session.stage("training"):
-            trained = train(
-                place_on(cell.model, cell.device),
-                cell.latents.to(cell.device),
-                cfg.train,
-                lr=cfg.model.lr,
-                seed=cfg.seed,
-                forward_macs=forward_macs(cell.meta_model),
-                folder=cell.work,
-                key=cell.key,
-                device=cell.device,
-                compile_file=cell.compile_file,
-                stop_at=cfg.stop_at,
-            )
+            trained = jointly.train(cell)
     except (BadInput, OutOfTime, OSError):  # of the setting or the machine, not of the training
         raise
     except Exception as error:
@@ -139,8 +124,7 @@ def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) 
 
     Raises OutOfTime.
     """
-    cfg = cell.cfg
-    checkpoints, loaded_fraction = Checkpoints(cell.work, cell.key), 1.0
+    cfg, loaded_fraction = cell.cfg, 1.0
     asked = measurements(cell, choices)
     missing = [one for one in asked if not is_recorded(cell, one)]
     for i, one in enumerate(missing):
@@ -150,7 +134,7 @@ def measure_missing(cell: Cell, trained: dict, choices: dict[int, tune.Choice]) 
             raise OutOfTime(f"{name} is trained; {len(missing) - i} measurement(s) are left")
         try:
             if config.train_fraction != loaded_fraction:  # weights kept on the way come last
-                trained = checkpoints.load_at_fraction(cell.model, trained, config.train_fraction)
+                trained = jointly.load_at_fraction(cell, trained, config.train_fraction)
                 loaded_fraction = config.train_fraction
             measure(cell, one, trained)
         except OSError:
@@ -190,9 +174,7 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     path = cell.work / f"samples-{key}.safetensors"
     cell.set_sampler(config)
     with session.stage("sampling"):
-        samples = load_or_sample(
-            path, path.stem, cell.model, cell.latent_space, cell.latents, config, cell.device
-        )
+        samples = load_or_sample(path, path.stem, partial(jointly.sample, cell, config))
     labels = labels_for(config.count, cell.model.num_classes)
     with session.stage("counting"):
         autoencoder = cell.latent_space.autoencoder
@@ -274,10 +256,17 @@ def with_preset(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Run the cells, then print each report once."""
+    team.start()
+    if not team.leads():
+        team.follow()
+        return
     began = time.perf_counter()
     git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     speed.keep_memory()
-    run_hydra("run", __doc__, run_cell, with_preset(argv))
+    try:
+        run_hydra("run", __doc__, run_cell, with_preset(argv))
+    finally:
+        team.dismiss()
     for folder, text in list(session.reports.items()):
         if text is None:
             rebuild_report(folder)

@@ -210,16 +210,24 @@ class GenerativeModel(nn.Module):
 
     # --- training
 
-    def forward(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
+    def forward(self, batch: Batch, *, rng: torch.Generator, rows: slice | None = None) -> Tensor:
         """The training loss of a batch, scalar float32; `rng` is a CPU generator.
 
+        With `rows`, of these images of the batch alone. Random numbers are drawn for all of it, so
+        that parts of equal size, on whatever devices, have the mean loss of the whole.
+
         Labels are dropped here, in training mode only. The loss is `forward`, because that is the
-        one method whose gradients distributed training synchronises.
+        one method whose gradients distributed training synchronises. Raises ValueError for `rows`
+        of a family with a `loss` of its own.
         """
         if self.training and self.label_dropout:
             labels = drop_labels(batch.labels, self.num_classes, self.label_dropout, rng=rng)
             batch = batch._replace(labels=labels)
-        return self.loss(batch, rng=rng)
+        if rows is None:
+            return self.loss(batch, rng=rng)
+        if type(self).loss is not GenerativeModel.loss:
+            raise ValueError("a family that overrides `loss` trains on whole batches only")
+        return self.error(*(each[rows] for each in self.inputs(batch, rng=rng)))
 
     def loss(self, batch: Batch, *, rng: torch.Generator) -> Tensor:
         """The loss of a batch whose labels are final: `error` of its `inputs`.
@@ -230,7 +238,8 @@ class GenerativeModel(nn.Module):
         return self.error(*self.inputs(batch, rng=rng))
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """What the loss is computed from: the arguments of `error`, on the batch's device.
+        """What the loss is computed from: the arguments of `error`, on the batch's device, each
+        with a row for every image.
 
         Noise, timesteps and orders are drawn from `rng` on the CPU and moved by `to_device`. So a
         batch has the same loss on every kind of device, and nothing waits.

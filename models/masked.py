@@ -86,15 +86,21 @@ class Masked(TokenModel):
         return self.head(self.norm(x[:, 1:]))  # the class token predicts nothing
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens (B, H*W), labels (B,), and which tokens are masked (B, H*W) bool."""
-        masked = self._random_mask(len(batch.tokens), rng)
-        return batch.tokens, batch.labels, to_device(masked, batch.tokens.device)
+        """Tokens (B, H*W), labels (B,), which tokens are masked (B, H*W) bool, and (B,) how many of
+        an image are on average.
+        """
+        device, masked = batch.tokens.device, self._random_mask(len(batch.tokens), rng)
+        average = (masked.sum() / len(masked)).expand(len(masked))
+        return batch.tokens, batch.labels, to_device(masked, device), to_device(average, device)
 
-    def error(self, tokens: LongTensor, labels: LongTensor, masked: Tensor) -> Tensor:
+    def error(
+        self, tokens: LongTensor, labels: LongTensor, masked: Tensor, average: Tensor
+    ) -> Tensor:
         """Mean cross-entropy per masked token, in nats (arXiv 2202.04200, equation 1)."""
         logits = self.logits(tokens.masked_fill(masked, self.codebook.size), labels).float()
         losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-        return (losses.view(masked.shape) * masked).sum() / masked.sum()
+        # of the whole batch, also where these are a part of it with more or fewer masked tokens
+        return (losses.view(masked.shape) * masked).sum() / average.sum()
 
     def _random_mask(self, count: int, rng: torch.Generator) -> Tensor:
         """Which tokens (count, H * W) of a training batch are masked: at least one of each image.

@@ -26,6 +26,7 @@ from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.unet import UNet
 
+ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]
 TOKEN_MODELS = {"ar": Autoregressive, "any": AnyOrder, "masked": Masked}
@@ -133,8 +134,13 @@ LONGEST = ("test_reference_rehearsal.py", "test_docs.py", "test_bench.py", "test
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Tests marked cuda are skipped where there is none, unless asked for on a CPU."""
+    """Tests marked cuda are skipped where there is none, unless asked for on a CPU; those marked
+    long wherever not all are asked for.
+    """
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    for item in items if not ALL else ():
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-long"))
     if config.getoption("--on") == "cuda" and not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 IMPORTED = ["benchmarks.run", "benchmarks.perf.command"]  # and, through these, the libraries
+LONGEST = 600  # seconds of a command
 
 
 def run_preloaded(call: list[str], log: Path) -> int:
@@ -23,7 +24,10 @@ def run_preloaded(call: list[str], log: Path) -> int:
     _, _, *arguments = call
     process = context.Process(target=_run_module, args=(arguments, log))
     process.start()
-    process.join()
+    process.join(LONGEST)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"still running after {LONGEST} s: {' '.join(call)}")
     return process.exitcode
 
 

@@ -56,7 +56,7 @@ def trained_with(compiler: Compiler, steps: int, network: Network) -> list[int]:
     state = SimpleNamespace(
         generator=network,
         model=network,
-        accelerator=SimpleNamespace(backward=lambda loss: None),
+        backward=network,
         optimizer=SimpleNamespace(zero_grad=lambda: None),
     )
     changes, before = [], network.seconds

@@ -24,7 +24,7 @@ from benchmarks.frozen.extractors import (
 )
 from benchmarks.images import hub, procedural
 from benchmarks.images.dataset import load_dataset
-from benchmarks.stages import floors
+from benchmarks.stages import features
 from benchmarks.stages.floors import prepare_evaluator
 from benchmarks.studies.probe_extractor import examine
 from metrics.features import WEIGHTS, LocalFeatures, extract
@@ -105,7 +105,7 @@ def test_features_are_extracted_once_for_each_key(local, tmp_path, monkeypatch):
         calls.append(args)
         return extract(*args, **kwargs)
 
-    monkeypatch.setattr(floors, "extract", counted)
+    monkeypatch.setattr(features, "extract", counted)
     cfg = composed("data.train_images=40", "data.reference_images=20", "data.image_size=32")
     dataset = load_dataset(cfg.data, num_samples=20, cache=tmp_path)
     twin = FeatureExtractor("local", local.net, "0" * 64)

@@ -1,7 +1,7 @@
 """Interruptions and damage: whatever happened before, the next run ends with the rows of an
 unbroken one.
 
-`make test-faults` has sixty kills and damages every file in several ways; the ordinary tests have
+`make test-long` has sixty kills and damages every file in several ways; the ordinary tests have
 a few of each.
 """
 
@@ -22,11 +22,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from benches import TINY, _bench, run
+from conftest import ALL
 from preloaded import IMPORTED
 
 from benchmarks.reports import summary
 
-ALL = os.environ.get("FAULTS") == "all"
 KILLS = 60 if ALL else 3
 NOBODY = 65534  # the user who owns nothing
 LONGEST = 12.0  # seconds after its first line within which a run is killed

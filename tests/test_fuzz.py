@@ -1,7 +1,7 @@
 """Broken files of every kind, made from whole ones with a fixed seed: each is read or refused in
 one line, with no other exception, no long wait and no memory beyond what its pixels take.
 
-`make test-faults` makes two thousand; the ordinary tests a tenth of them.
+`make test-long` makes two thousand; the ordinary tests a tenth of them.
 """
 
 import io
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ALL
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
@@ -21,7 +22,6 @@ from benchmarks.core.store import read_tensors, write_tensors
 from benchmarks.images import import_export
 from benchmarks.images.decode import LARGEST, Unreadable, decode
 
-ALL = os.environ.get("FAULTS") == "all"
 OF_A_KIND = 200 if ALL else 20
 LONGEST = 30.0  # seconds of one file
 MEMORY = 2 * 3 * LARGEST  # bytes: an image of the most pixels that are decoded, twice

@@ -53,6 +53,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 # --- launchers
 
 
+@pytest.mark.long
 def test_cells_in_several_processes_give_the_rows_of_one(tmp_path):
     cells = [*BENCH, "model=dit,ar", "seed=0,1"]
     two = start(tmp_path / "two", *cells, *launcher("joblib"))
@@ -68,6 +69,7 @@ def test_cells_in_several_processes_give_the_rows_of_one(tmp_path):
     assert not list((tmp_path / "two").rglob("*.lock"))
 
 
+@pytest.mark.long
 def test_what_ends_badly_in_another_process_is_said_by_the_launching_one(tmp_path):
     cells = [*BENCH, "model=dit", "seed=0,-1", *launcher("submitit_local")]
     code, out, err = ended(start(tmp_path, *cells))
@@ -75,7 +77,7 @@ def test_what_ends_badly_in_another_process_is_said_by_the_launching_one(tmp_pat
     assert "Traceback" not in err and "generator-only FD[local]" in out, "the other cell is there"
 
 
-@pytest.mark.skipif(os.environ.get("FAULTS") != "all", reason="takes minutes: make test-faults")
+@pytest.mark.long
 def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_path):
     cells = [*BENCH, "model=dit", "seed=0,1", *launcher("joblib")]
     process = start(tmp_path, *cells)
@@ -119,24 +121,32 @@ def make(folder: Path, seconds: float) -> None:
 
 
 def begun(folder: Path, seconds: float) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=make, args=(folder, seconds))
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=make, args=(folder, seconds), daemon=True)
     process.start()
+    return process
+
+
+def holder_of(folder: Path) -> multiprocessing.Process:
+    """A process that holds the lock of the artefact, and will not let it go."""
+    process = begun(folder, 300)
+    while not list(folder.glob("*.lock")):
+        assert process.is_alive(), "it ended before it had the lock"
+        time.sleep(0.01)
     return process
 
 
 def test_of_several_processes_one_makes_an_artefact(tmp_path):
     processes = [begun(tmp_path, 0.5) for _ in range(4)]
     for process in processes:
-        process.join()
+        process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(list(tmp_path.glob("made by *"))) == 1
     assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_killed_holder_leaves_the_lock_to_the_next(tmp_path):
-    holder = begun(tmp_path, 300)
-    while not list(tmp_path.glob("*.lock")):
-        time.sleep(0.01)
+    holder = holder_of(tmp_path)
     holder.kill()
     holder.join()
     began = time.monotonic()
@@ -158,9 +168,7 @@ def test_a_holder_on_another_machine_that_shows_no_life_loses_the_lock(tmp_path,
 
 def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
-    holder = begun(tmp_path, 300)
-    while not list(tmp_path.glob("*.lock")):
-        time.sleep(0.01)
+    holder = holder_of(tmp_path)
     with (
         pytest.raises(OutOfTime, match="another process makes artefact"),
         locks.only_one(tmp_path / "artefact", out_of_time=lambda: True),

@@ -24,6 +24,7 @@ CFG = SimpleNamespace(
     budget=60,
     unit="steps",
     batch=4,
+    accumulate=1,
     precision="fp32",
     betas=[0.9, 0.99],
     weight_decay=0.01,

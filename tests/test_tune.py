@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.settings import check, config_names
 from benchmarks.core.store import read_sealed, write_sealed
-from benchmarks.stages import tune
-from benchmarks.stages.sample import SamplingConfig, sample_images
+from benchmarks.stages import jointly, tune
+from benchmarks.stages.jointly import sample
+from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, search
 
 START = SamplingConfig(steps=4, guidance=1.0, count=8, batch=8, seed=SEED, precision="fp32")
@@ -151,11 +152,12 @@ def counted(monkeypatch):
     """The sampling configs that trials were sampled with."""
     sampled = []
 
-    def counting(*args):
-        sampled.append(args[3])
-        return sample_images(*args)
+    def counting(cell, config):
+        if config.seed == SEED:
+            sampled.append(config)
+        return sample(cell, config)
 
-    monkeypatch.setattr(tune, "sample_images", counting)
+    monkeypatch.setattr(jointly, "sample", counting)
     return sampled
 
 
@@ -237,10 +239,12 @@ def test_a_value_out_of_range_is_one_line_before_anything_is_trained(tmp_path):
 
 
 def test_a_search_that_fails_takes_no_configured_measurement_with_it(tmp_path, monkeypatch):
-    def failing(*args):
-        raise RuntimeError("no memory for two halves")
+    def failing(cell, config):
+        if config.seed == SEED:
+            raise RuntimeError("no memory for two halves")
+        return sample(cell, config)
 
-    monkeypatch.setattr(tune, "sample_images", failing)
+    monkeypatch.setattr(jointly, "sample", failing)
     ended = bench(tmp_path, "fails", "model=dit", "steps=[2]")
     assert ended.code == 1 and "no memory for two halves" in ended.err
     folder = tmp_path / "results" / "fails" / "records"
@@ -250,12 +254,12 @@ def test_a_search_that_fails_takes_no_configured_measurement_with_it(tmp_path, m
 
 
 def test_samples_that_diverge_in_a_trial_are_not_chosen(tmp_path, monkeypatch):
-    def diverging(*args):
-        if args[3].guidance > 1:
+    def diverging(cell, config):
+        if config.guidance > 1:
             raise Diverged("not finite")
-        return sample_images(*args)
+        return sample(cell, config)
 
-    monkeypatch.setattr(tune, "sample_images", diverging)
+    monkeypatch.setattr(jointly, "sample", diverging)
     ended = bench(tmp_path, "wild", "model=dit", "steps=[2]", "guidance=[]")
     assert ended.code == 0, ended.err
     [chosen], _ = rows(tmp_path, "wild")

@@ -117,8 +117,8 @@ def refuse_foreign_settings() -> None:
     for name in COUNTS:
         if os.environ.get(name, "1") not in ("", "1"):  # before it waits for the others
             raise BadInput(
-                f"{name} is set: a launcher started several processes, but a cell trains in one; "
-                "run cells side by side instead"
+                f"{name} is set: a launcher started several processes; only `run` takes them, "
+                "and only from torchrun or accelerate launch"
             )
     for name, harmless in CHANGE_NUMBERS.items():
         if os.environ.get(name, harmless) not in ("", harmless):

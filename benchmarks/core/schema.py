@@ -141,6 +141,7 @@ class Train(of.Section):
     budget: of.Budget
     unit: Literal["flops", "images", "steps", "minutes"] = of.one_of(*MOST_BUDGET)
     batch: of.Count
+    accumulate: of.Count
     precision: Literal["auto", "bf16", "fp32"] = of.one_of("auto", "bf16", "fp32")
     compile: bool | Literal["auto"] = of.one_of("true", "false", "auto")
     betas: of.Betas

@@ -80,7 +80,7 @@ class Session:
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            self.complain(of_the_machine(error) or unforeseen(error))
+            self.complain(in_words(error))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -127,6 +127,13 @@ class Session:
     def finish(self) -> NoReturn:
         """End the process."""
         sys.exit(self.exit_code())
+
+
+def in_words(error: Exception) -> str:
+    """One line about any error: what it says of input that cannot be used, of the machine, or that
+    nobody has foreseen it.
+    """
+    return str(error) if isinstance(error, BadInput) else of_the_machine(error) or unforeseen(error)
 
 
 def of_the_machine(error: Exception) -> str | None:

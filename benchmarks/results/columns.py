@@ -39,7 +39,8 @@ COLUMNS = [
     Column("train_flops", 0, "FLOP", "spent on training: 3 x forward FLOPs x images"),
     Column("train_fraction", 0, "", "fraction of the training budget behind these weights"),
     Column("train_seconds", -1, "s", "wall time of the training loop"),
-    Column("train_images_per_second", 1, "images/s", "training throughput"),
+    Column("train_images_per_second", 1, "images/s", "training throughput, of all processes"),
+    Column("train_processes", 0, "", "processes that trained it together"),
     Column(
         "train_others_cpu",
         -1,

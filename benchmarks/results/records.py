@@ -19,7 +19,14 @@ OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fracti
 TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
-NOT_OF_THE_TRAINING = ("checkpoint_seconds", "snapshots", "minutes", "images", "compile")
+NOT_OF_THE_TRAINING = (
+    "checkpoint_seconds",
+    "snapshots",
+    "minutes",
+    "images",
+    "compile",
+    "accumulate",
+)
 # settings that have columns of their own, or say nothing about the network
 NOT_OF_THE_VARIANT = {
     "model.objective",

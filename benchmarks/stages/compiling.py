@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.core import team
 from benchmarks.core.store import read_sealed, write_sealed
 from metrics import speed
 from models.generator import Batch
@@ -56,9 +57,9 @@ class Compiler:
         cls, wanted: bool | str, steps: int | None, device: torch.device, file: Path | None
     ) -> "Compiler":
         """As `train.compile` wants it; `auto` is for CUDA, since on a CPU compiling has paid for
-        some models only.
+        some models only, and for one process, since several would decide differently.
         """
-        auto = wanted == "auto" and device.type == "cuda"
+        auto = wanted == "auto" and device.type == "cuda" and team.size() == 1
         return cls(auto, steps, device, file, compiled=wanted is True)
 
     def after(self, state: Any, step: int, batch: Batch) -> None:
@@ -98,7 +99,7 @@ class Compiler:
         started = self._now()
         state.generator.compile_error()
         try:
-            state.accelerator.backward(state.model(batch, rng=torch.Generator()))
+            state.backward(batch, torch.Generator())
         # a compiler fails in many ways, and none of them is worth a training
         except Exception as error:
             self.auto = False

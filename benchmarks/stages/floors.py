@@ -17,8 +17,9 @@ from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.extractors import FeatureExtractor
 from benchmarks.frozen.latents import LatentSet, reconstruct
 from benchmarks.images.stored import Dataset, Split
+from benchmarks.stages.features import features_of
 from benchmarks.stages.score import Evaluator, analytic_floor
-from metrics.features import extract, frechet_features
+from metrics.features import frechet_features
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
 from metrics.prdc import NEIGHBOURS, prdc
@@ -168,7 +169,7 @@ def _measure(
     if through:
         images |= through()
     net = extractor.net
-    tensors = {name: extract(net, some, device=device) for name, some in images.items()}
+    tensors = {name: features_of(extractor, some, device) for name, some in images.items()}
     probe = _probe(extractor, dataset, probe_split, tensors["train"], device)
     tensors |= measure_floors(net, tensors, probe, labels_of(dataset.reference))
     return tensors | probe._asdict()
@@ -190,7 +191,7 @@ def _probe(
     if split == "train":  # the same random choice, so they are its first ones
         features = train_features[: len(chosen)]
     else:
-        features = extract(extractor.net, chosen, device=device)
+        features = features_of(extractor, chosen, device)
     return fit_probe(features, labels_of(chosen), len(dataset.classes))
 
 

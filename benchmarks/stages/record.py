@@ -47,6 +47,7 @@ def record_measurement(
         "peak_memory_mb": samples.peak_memory_mb,
     }
     row |= {f"train_{name}": trained[name] for name in TRAINED}
+    row["train_processes"] = trained.get("processes", 1)
     row |= evaluator.row_constants | scores.row | cost | samples.made
     records.write(
         cell.results,

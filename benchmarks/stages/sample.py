@@ -3,8 +3,9 @@ included.
 """
 
 import json
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.core import team
 from benchmarks.core.environment import now, provenance
 from benchmarks.core.errors import Diverged
 from benchmarks.core.files import check_writable
@@ -22,7 +24,7 @@ from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet, decode
 from benchmarks.stages.precision import bf16_weights
 from metrics import speed
-from models.generator import GenerativeModel, to_device
+from models.generator import GenerativeModel, spawn, to_device
 
 ABSURD = 1e3  # whitened latents have unit variance; quantising would hide that these do not
 # batches of a shape on CUDA: kernels are chosen in the first, graphs captured in the second
@@ -144,7 +146,8 @@ def sample_images(
 ) -> Samples:
     """Sample `config.count` images in batches, timing each; image i depends on (seed, i) alone.
 
-    Raises Diverged where latents are not finite, or absurdly large.
+    Every process of a team calls this, and the leader has all images at the end. Raises Diverged
+    where latents are not finite, or absurdly large.
     """
     labels = labels_for(config.count, generator.num_classes)
     try:
@@ -179,44 +182,78 @@ def _on_the_clock(
     """`sampled` of all labels in batches; its latency is measured first, on one."""
     began, untimed = now(), UNTIMED if device.type == "cuda" else 0
     others = speed.OtherPrograms(device)
-
-    def alone() -> Tensor:
-        return sampled(labels[:1], seeded("latency", config.seed)).arrived()
-
-    latency = speed.median_seconds(alone, device, warmup=max(1, untimed))
-
-    batch = min(config.batch, config.count)
-    full_batches = config.count // batch
+    latency = _latency(sampled, labels[:1], config, device, warmup=max(1, untimed))
+    # of a team, each process samples every so many batches
+    batch = min(config.batch, math.ceil(config.count / team.size()))
+    batches = labels.split(batch)
+    full = [len(each) == batch for each in batches[team.rank() :: team.size()]].count(True)
     # before graphs are captured: what they keep is no new memory when they run
     speed.reset_peak_memory(device)
-    if full_batches <= untimed:  # too few to leave any out
+    if full <= untimed:  # too few to leave any out
         for _ in range(untimed):
             sampled(labels[:batch], seeded("latency", config.seed)).arrived()
         untimed = 0
-
-    # two batches are under way at a time: one arrives while the next is sampled
-    rng, laps = noise(config), speed.Laps(device)
-    images, under_way = [], []
-    for batch_labels in labels.split(batch):
-        under_way.append(sampled(batch_labels, rng))
-        laps.mark()
-        if len(under_way) == 2:
-            images.append(under_way.pop(0).arrived())
-    images += [arriving.arrived() for arriving in under_way]
-
-    timed = laps.seconds()[untimed:full_batches]  # a shorter last batch does not count
+    laps = speed.Laps(device)
+    images = _share(sampled, batches, noise(config), laps)
+    timed = laps.seconds()[untimed:full]  # a shorter last batch does not count
+    seconds = statistics.median(timed) / batch if timed else math.nan
     return Samples(
-        images=torch.cat(images),
-        seconds_per_image=statistics.median(timed) / batch,
+        images=images,
+        seconds_per_image=seconds,
         latency_seconds=latency,
         peak_memory_mb=speed.peak_memory_mb(device),
-        made=provenance(device) | {"started_at": began, "others_cpu": others.share()},
+        made=provenance(device) | {"started_at": began, "others_cpu": team.of_others(others)},
     )
 
 
-def load_or_sample(path: Path, key: str, *args: Any) -> Samples:
-    """`sample_images(*args)`, unless `path` already holds these images, with the costs measured
-    when they were sampled.
+def _latency(
+    sampled: Sampler, label: Tensor, config: SamplingConfig, device: torch.device, *, warmup: int
+) -> float:
+    """Seconds of one image, of `label` (1,); of a team, the leader's, while the others rest."""
+
+    def alone() -> Tensor:
+        return sampled(label, seeded("latency", config.seed)).arrived()
+
+    if team.leads():
+        seconds = speed.median_seconds(alone, device, warmup=warmup)
+    else:
+        alone()  # what diverges does so in every process
+        seconds = math.nan
+    team.wait()
+    return seconds
+
+
+def _share(
+    sampled: Sampler, batches: Sequence[Tensor], rng: torch.Generator, laps: speed.Laps
+) -> Tensor:
+    """The images of all batches, of which each process of a team samples its own; they come
+    together in the leader. Raises Diverged, in all of them.
+    """
+    images, under_way, diverged = [], [], None
+    try:
+        for i, labels in enumerate(batches):
+            if i % team.size() != team.rank():
+                spawn(rng, len(labels))  # as many seeds as whoever samples these takes
+                continue
+            # two batches are under way at a time: one arrives while the next is sampled
+            under_way.append(sampled(labels, rng))
+            laps.mark()
+            if len(under_way) == 2:
+                images.append(under_way.pop(0).arrived())
+        images += [arriving.arrived() for arriving in under_way]
+    except Diverged as error:
+        diverged = error
+    if team.anywhere(diverged is not None):
+        raise diverged or Diverged("samples of another process are not finite")
+    shares = team.gathered(images)
+    if not team.leads():
+        return torch.empty(0)
+    return torch.cat([shares[i % team.size()][i // team.size()] for i in range(len(batches))])
+
+
+def load_or_sample(path: Path, key: str, sample: Callable[[], Samples]) -> Samples:
+    """`sample()`, unless `path` already holds these images, with the costs measured when they were
+    sampled.
     """
     costs = Samples._fields[1:]
 
@@ -227,7 +264,7 @@ def load_or_sample(path: Path, key: str, *args: Any) -> Samples:
         return Samples(tensors["images"], *(json.loads(texts[name]) for name in costs))
 
     def make() -> Samples:
-        samples = sample_images(*args)
+        samples = sample()
         texts = {name: json.dumps(getattr(samples, name)) for name in costs}
         write_tensors(path, key, {"images": samples.images}, **texts)
         return samples

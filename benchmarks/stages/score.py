@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.core.store import seeded
 from benchmarks.frozen.extractors import FeatureExtractor
-from metrics.features import extract, frechet_features
+from benchmarks.stages.features import features_of
+from metrics.features import frechet_features
 from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_infinity
 from metrics.kid import kid
 from metrics.memorisation import memorisation
@@ -65,7 +66,7 @@ class Evaluator:
 
     def features(self, images: np.ndarray) -> Tensor:
         """Of uint8 images (N, 3, H, W), (N, d)."""
-        return extract(self.extractor.net, images, device=self.device)
+        return features_of(self.extractor, images, self.device)
 
     def of_features(self, features: Tensor, labels: Tensor | None) -> Scores:
         """Of features (N, d); what needs labels or training images is left out where there are

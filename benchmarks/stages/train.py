@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.core import team
 from benchmarks.core.environment import provenance
 from benchmarks.core.errors import Diverged, OutOfTime
 from benchmarks.core.files import check_writable
@@ -62,16 +63,19 @@ def train(
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends
     with its EMA weights.
 
-    `cfg` is conf/train. Returns the summary also written to `folder/train.json`: images, flops,
-    seconds, images_per_second and the loss log. `compile_file` keeps what compiling this network
-    took and gave. Raises Diverged where the loss is not finite or ends above that of untrained
-    weights, and OutOfTime, with a checkpoint left, where `stop_at` (seconds, epoch) comes first.
+    Every process of a team calls this: each trains on its part of every batch, and the leader
+    writes. `cfg` is conf/train. Returns the summary also written to `folder/train.json`: images,
+    flops, seconds, images_per_second and the loss log. `compile_file` keeps what compiling this
+    network took and gave. Raises Diverged where the loss is not finite or ends above that of
+    untrained weights, and OutOfTime, with a checkpoint left, where `stop_at` (seconds, epoch) comes
+    first.
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     if finished := files.finished(generator.eval()):
         return finished
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
+    team.rows(budget.batch, parts=cfg.accumulate)  # refused before anything is computed
     # the same batches before and after
     first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     loss = partial(_loss, generator, first, cfg.precision, device)
@@ -83,7 +87,7 @@ def train(
     run = Run(files, budget, state, progress, compiler, saver, device, speed.OtherPrograms(device))
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
     _take_average(run)
-    _check_learned(loss(), untrained)
+    _check_learned(team.agreed(loss()), team.agreed(untrained))
     return _finish(run)
 
 
@@ -106,21 +110,22 @@ def loop(
         losses.append(state.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
         run.compiler.after(state, progress.step, batch)
-        progress.seconds = time.perf_counter() - began
+        progress.seconds = team.agreed(time.perf_counter() - began)
         bar.update(budget.batch)
 
         # weights kept on the way, for distance against training FLOPs
         for fraction in run.files.fractions:
-            if done < fraction <= budget.done(progress):
+            if done < fraction <= budget.done(progress) and team.leads():
                 spent = budget.spent(progress)
                 run.files.keep(state.generator, state.ema, fraction, spent, progress)
 
         finished = budget.done(progress) >= 1
-        late = not finished and stop_at is not None and time.time() > stop_at
+        late = not finished and stop_at is not None and team.agreed(time.time()) > stop_at
         if finished or late or progress.step % LOG_EVERY == 0:
             _log(run, losses, rate(done), bar)
             losses = []
-        if late or run.saver.due(progress):  # which is no training, so the clock stands
+        # which is no training, so the clock stands
+        if team.leads() and (late or run.saver.due(progress)):
             began += run.saver.save(state.generator, state.ema, state.optimizer, progress)
         if late:
             raise OutOfTime(f"{run.files.folder.name} is trained to {budget.done(progress):.0%}")
@@ -147,6 +152,7 @@ def _bar(run: Run) -> tqdm:
         unit="images",
         mininterval=0.5 if sys.stderr.isatty() else 20,
         dynamic_ncols=True,
+        disable=not team.leads(),
     )
 
 
@@ -155,7 +161,7 @@ def _log(run: Run, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
 
     Raises Diverged where the loss is not finite.
     """
-    loss = torch.stack(losses).mean().item() if losses else math.nan
+    loss = team.mean(torch.stack(losses).mean()).item() if losses else math.nan
     spent = run.budget.spent(run.progress)
     if not math.isfinite(loss):
         raise Diverged(f"the loss was {loss} after {spent['images']} images")
@@ -196,18 +202,21 @@ def _take_average(run: Run) -> None:
 
 
 def _finish(run: Run) -> dict:
-    """The weights to disk, with what the training took and made."""
-    generator, progress = run.state.generator, run.progress
+    """The weights to disk, by the leader, with what the training took and made."""
+    generator, progress = run.state.generator.eval(), run.progress
+    if not team.leads():
+        return {}
     spent = run.budget.spent(progress)
     flops_per_second = spent["flops"] / spent["seconds"]
     summary = spent | {
         "steps": progress.step,
         "images_per_second": spent["images"] / spent["seconds"],
-        "others_cpu": run.others.share(),
-        "utilisation": flops_per_second / speed.ceiling_flops(run.device),
+        "others_cpu": team.of_others(run.others),
+        "utilisation": flops_per_second / (speed.ceiling_flops(run.device) * team.size()),
+        "processes": team.size(),
         "log": progress.log,
         "snapshots": progress.snapshots,
         "trained_by": provenance(run.device),
         "compile": run.compiler.summary(),
     }
-    return run.files.finish(generator.eval(), summary)
+    return run.files.finish(generator, summary)

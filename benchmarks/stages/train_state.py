@@ -1,13 +1,18 @@
-"""What a training step needs around a model: precision, optimizer and the average of weights."""
+"""What a training step needs around a model: precision, optimizer, the average of weights, and the
+other processes that train it.
+"""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.core import team
 from benchmarks.core.environment import refuse_foreign_settings
 from models.generator import Batch, GenerativeModel
 
@@ -35,20 +40,40 @@ class TrainState(NamedTuple):
 
     generator: GenerativeModel
     accelerator: Accelerator
-    model: Any  # the generator in Accelerate's wrapping
+    model: Any  # the generator as it is called: its gradients are the mean of all processes'
     optimizer: Any
     ema: EMAModel
     grad_clip: float
+    accumulate: int  # passes that a batch is divided into
 
     def step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
-        """One update of the weights and of their average; returns the loss, still on the device."""
-        loss = self.model(batch, rng=rng)
-        self.accelerator.backward(loss)
+        """One update of the weights and of their average; returns the loss, still on the device.
+
+        Of several processes each has its part of the batch, and the loss of this part.
+        """
+        loss = self.backward(batch, rng)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.generator.parameters())
-        return loss.detach()
+        return loss
+
+    def backward(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
+        """The gradients of a batch, in one pass or several; returns the loss."""
+        if team.size() == self.accumulate == 1:
+            loss = self.model(batch, rng=rng)
+            self.accelerator.backward(loss)
+            return loss.detach()
+        losses, drawn = [], rng.get_state()
+        for part in range(self.accumulate):
+            rows = team.rows(len(batch.labels), part, self.accumulate)
+            # gradients are averaged over the processes once, in the last pass
+            last = part == self.accumulate - 1 or team.size() == 1
+            with nullcontext() if last else self.model.no_sync():
+                loss = self.model(batch, rng=rng.set_state(drawn), rows=rows)
+                self.accelerator.backward(loss / self.accumulate)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step."""
@@ -79,6 +104,8 @@ def build_train_state(
     )
     ema = InPlaceEMA(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
+    if team.size() > 1:
+        model = DistributedDataParallel(model, broadcast_buffers=False)
     if cfg.compile is True:
         generator.compile_error()
     return TrainState(
@@ -88,4 +115,5 @@ def build_train_state(
         optimizer=optimizer,
         ema=ema,
         grad_clip=cfg.grad_clip,
+        accumulate=cfg.accumulate,
     )

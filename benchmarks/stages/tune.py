@@ -25,9 +25,10 @@ from benchmarks.core.files import check_writable
 from benchmarks.core.session import session
 from benchmarks.core.settings import many, out_of_time
 from benchmarks.core.store import digest, read_sealed, write_sealed
+from benchmarks.stages import jointly
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.model import sampler_settings
-from benchmarks.stages.sample import SamplingConfig, sample_images
+from benchmarks.stages.sample import SamplingConfig
 
 SEED = -1  # of the trials' samples; seeds that are reported are from 0 up
 HIGHER = 1.5  # what the highest scale is multiplied by where it is the best
@@ -245,9 +246,8 @@ def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], 
 
 def _tried(cell: Cell, config: SamplingConfig) -> dict[str, Any]:
     """Sample and score one trial, as it is kept in the file."""
-    cell.set_sampler(config)
     try:
-        samples = sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
+        samples = jointly.sample(cell, config)
     except Diverged:
         return {"distance": None, "recall": 0.0}
     evaluator = cell.evaluators[0]

@@ -1,0 +1,195 @@
+"""The processes that a launcher (torchrun, accelerate launch) started together for one run.
+
+The first one leads: it alone reads settings, decides, prints and writes. The others follow: they
+wait for its calls and do their share of what all do at once. They need the same cache folder.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.core.environment import RANKS
+from benchmarks.core.errors import BadInput, Diverged, OutOfTime
+from benchmarks.core.session import in_words, session
+from metrics import speed
+
+Value = TypeVar("Value")
+# for one process the others wait as long as it takes: to encode a data set, to choose settings
+PATIENCE = timedelta(days=30)
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+CPU = torch.device("cpu")
+# what every process raises at the same place, and lives on after
+COMMON = (BadInput, Diverged, OutOfTime)
+
+
+class _State:
+    """Of this process."""
+
+    lost = False  # whether the others wait for something that will not come
+
+
+_state = _State()
+
+
+def size() -> int:
+    """How many processes there are; 1 where no launcher started several."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0, which leads."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this process is the one that decides, prints and writes."""
+    return rank() == 0
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or what sets the same variables, started this process beside others."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def start() -> None:
+    """Meet the others, where there are any. Raises BadInput where the launcher told too little."""
+    if not is_launched() or dist.is_initialized():
+        return
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise BadInput(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; "
+            "start several processes by torchrun or accelerate launch"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    for name in RANKS:  # what is started from here on is no part of the team
+        os.environ.pop(name, None)
+
+
+def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
+    """In the leader: `task(own, *args)` here, and `task(None, *args)` in all other processes at
+    once; its value here.
+
+    `task` is a function of a module, and `args` can be pickled. What it raises of COMMON is raised
+    everywhere. Anything else leaves the others waiting, so that the run has to end.
+    """
+    if size() == 1:
+        return task(own, *args)
+    if not leads():
+        raise RuntimeError("it follows, and has to do what the leader did")
+    dist.broadcast_object_list([(task, args)], src=0, device=CPU)
+    try:
+        return task(own, *args)
+    except COMMON:
+        raise
+    except BaseException as error:
+        _state.lost = True
+        if not isinstance(error, Exception):
+            raise
+        session.complain(in_words(error))
+        session.finish()
+
+
+def follow() -> None:
+    """In all others: do what the leader calls for, until it has ended."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (of the process, to its end)
+    while True:
+        call: list[Any] = [None]
+        dist.broadcast_object_list(call, src=0, device=CPU)
+        if call[0] is None:
+            dist.destroy_process_group()
+            return
+        task, args = call[0]
+        with suppress(*COMMON):
+            task(None, *args)
+
+
+def dismiss() -> None:
+    """In the leader: the others may end, unless they were left in the middle of a task."""
+    if size() > 1 and not _state.lost:
+        dist.broadcast_object_list([None], src=0, device=CPU)
+        dist.destroy_process_group()
+
+
+# --- within a task, by all processes
+
+
+def wait() -> None:
+    """Until all are here."""
+    if size() > 1:
+        agreed(0.0)
+
+
+def agreed(value: float) -> float:
+    """The leader's value, which all go by: clocks differ."""
+    if size() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return shared.item()
+
+
+def anywhere(fact: bool) -> bool:
+    """Whether it is a fact in any process."""
+    if size() == 1:
+        return fact
+    shared = torch.tensor(int(fact))
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return bool(shared)
+
+
+def of_others(watched: speed.OtherPrograms) -> float | None:
+    """What other programs took of the cores; unknown in a team, whose processes are others, too."""
+    return watched.share() if size() == 1 else None
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of all processes' values."""
+    if size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / size()
+
+
+def scattered(shares: list[Any] | None) -> Any:
+    """This process's of the shares that the leader has, one for each."""
+    own: list[Any] = [None]
+    dist.scatter_object_list(own, shares, src=0)
+    return own[0]
+
+
+def gathered(share: Any) -> list[Any]:
+    """In the leader: every process's share, in their order; elsewhere nothing."""
+    if size() == 1:
+        return [share]
+    shares: list[Any] | None = [None] * size() if rank() == 0 else None
+    dist.gather_object(share, shares, dst=0)
+    return shares or []
+
+
+def rows(count: int, part: int = 0, parts: int = 1) -> slice:
+    """Of `count` images those that are this process's: its share, or `part` of `parts` of it.
+
+    Raises BadInput where they cannot be divided equally.
+    """
+    pieces = size() * parts
+    if count % pieces:
+        raise BadInput(
+            f"train.batch={count} cannot be divided among {size()} processes with "
+            f"train.accumulate={parts}; give a multiple of {pieces}"
+        )
+    each = count // pieces
+    first = (rank() * parts + part) * each
+    return slice(first, first + each)

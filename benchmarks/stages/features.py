@@ -1,0 +1,40 @@
+"""Features of images, which all processes of a team extract together."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.core import team
+from benchmarks.core.environment import pick_device
+from benchmarks.frozen.extractors import FeatureExtractor
+from metrics.features import extract
+
+_nets: dict[str, nn.Module] = {}  # that this process was sent, by the extractor's key
+
+
+def features_of(extractor: FeatureExtractor, images, device: torch.device) -> Tensor:
+    """(N, d) float32 on the CPU, of anything that slices to uint8 (n, 3, H, W) arrays."""
+    if team.size() == 1:
+        return extract(extractor.net, images, device=device)
+    net = None
+    if extractor.key not in _nets:
+        net = copy.deepcopy(extractor.net).cpu()
+    return team.together(images, _share, extractor.key, net, device.type)
+
+
+def _share(images, key: str, net: nn.Module | None, device: str) -> Tensor:
+    """This process's part of `images`, which the leader has; all features in the leader."""
+    if net is not None:
+        _nets[key] = net
+    shares = None
+    if images is not None:
+        bounds = np.linspace(0, len(images), team.size() + 1).astype(int)
+        shares = [np.ascontiguousarray(images[a:b]) for a, b in pairwise(bounds)]
+    own = team.scattered(shares)
+    features = torch.empty(0)
+    if len(own):
+        features = extract(_nets[key], own, device=pick_device(device))
+    return torch.cat([part for part in team.gathered(features) if len(part)] or [features])

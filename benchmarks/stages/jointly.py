@@ -1,0 +1,91 @@
+"""What all processes of a team do of a cell at once: train it, and sample it.
+
+Each makes the leader's cell for itself, from the caches that the leader has filled by then. Where
+there is one process, it is the leader.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from benchmarks.core import team
+from benchmarks.core.errors import BadInput
+from benchmarks.core.session import in_words, session
+from benchmarks.core.store import digest
+from benchmarks.stages.cell import Cell, prepare
+from benchmarks.stages.checkpoint import Checkpoints
+from benchmarks.stages.model import forward_macs, place_on
+from benchmarks.stages.sample import Samples, SamplingConfig, sample_images
+from benchmarks.stages.train import train as train_model
+
+Value = TypeVar("Value")
+_followed: dict[str, Cell] = {}  # the cell of a process that follows
+
+
+def train(cell: Cell) -> dict[str, Any]:
+    """Train the cell's model to the budget, or load what is trained: `stages.train.train`."""
+    return _jointly(cell, _train)
+
+
+def sample(cell: Cell, config: SamplingConfig) -> Samples:
+    """Sample the trained model: `stages.sample.sample_images`."""
+    return _jointly(cell, _sample, config)
+
+
+def load_at_fraction(cell: Cell, trained: dict[str, Any], fraction: float) -> dict[str, Any]:
+    """Load weights kept on the way: `Checkpoints.load_at_fraction`."""
+    return _jointly(cell, _load_at_fraction, trained, fraction)
+
+
+def _jointly(cell: Cell, task: Callable[..., Value], *args: Any) -> Value:
+    return team.together(cell, _of_cell, cell.cfg, task, args)
+
+
+def _of_cell(cell: Cell | None, cfg: DictConfig, task: Callable[..., Value], args: Any) -> Value:
+    """`task(cell, *args)`, of the leader's cell or of one that is made like it."""
+    fault = None
+    if cell is None:
+        try:
+            cell = _like_the_leaders(cfg)
+        except Exception as error:
+            fault = error
+            session.complain(f"process {team.rank()}: {in_words(error)}")
+    if team.anywhere(fault is not None):
+        raise BadInput("a process could not do as the first one; all need the same files")
+    return task(cell, *args)
+
+
+def _like_the_leaders(cfg: DictConfig) -> Cell:
+    """The cell of a process that follows, made once."""
+    key = digest("followed", cfg)
+    if key not in _followed:
+        _followed.clear()
+        _followed[key] = prepare(cfg)
+    return _followed[key]
+
+
+def _train(cell: Cell) -> dict[str, Any]:
+    cfg = cell.cfg
+    return train_model(
+        place_on(cell.model, cell.device),
+        cell.latents.to(cell.device),
+        cfg.train,
+        lr=cfg.model.lr,
+        seed=cfg.seed,
+        forward_macs=forward_macs(cell.meta_model),
+        folder=cell.work,
+        key=cell.key,
+        device=cell.device,
+        compile_file=cell.compile_file,
+        stop_at=cfg.stop_at,
+    )
+
+
+def _sample(cell: Cell, config: SamplingConfig) -> Samples:
+    cell.set_sampler(config)
+    return sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
+
+
+def _load_at_fraction(cell: Cell, trained: dict[str, Any], fraction: float) -> dict[str, Any]:
+    return Checkpoints(cell.work, cell.key).load_at_fraction(cell.model, trained, fraction)

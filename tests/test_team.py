@@ -1,0 +1,142 @@
+"""A cell on several processes: the same losses and the same samples as on one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from benches import TINY, run
+from conftest import FAMILIES, random_batch, rng, tiny
+from safetensors.torch import load_file
+
+from benchmarks.core import team
+from benchmarks.core.errors import BadInput
+from benchmarks.core.store import ROOT
+
+BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
+BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
+
+
+def launched(folder: Path, *overrides: str, processes: int = 2) -> subprocess.Popen:
+    """A bench on several processes of this machine, by torchrun."""
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    call += ["--nproc_per_node", str(processes), "-m", "benchmarks", "run", "device=cpu"]
+    call += [f"cache_dir={folder}/cache", f"results_dir={folder}/results", *overrides]
+    return subprocess.Popen(
+        call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss log of the one training of a bench."""
+    (path,) = folder.glob("cache/cells/*/train.json")
+    return [row[2] for row in json.loads(path.read_text())["log"]]
+
+
+def images(folder: Path) -> dict[str, torch.Tensor]:
+    """The samples of a bench, by their names."""
+    paths = sorted(folder.glob("cache/cells/*/samples-*.safetensors"))
+    return {path.name: load_file(path)["images"] for path in paths}
+
+
+# --- a part of a batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parts_of_a_batch_have_the_loss_and_gradients_of_the_whole(family):
+    model, batch = tiny(family).train(), random_batch(6)
+    whole = model(batch, rng=rng())
+    (wanted,) = torch.autograd.grad(whole, [next(model.parameters())])
+    parts = [model(batch, rng=rng(), rows=rows) for rows in (slice(0, 3), slice(3, 6))]
+    loss = torch.stack(parts).mean()
+    (gradient,) = torch.autograd.grad(loss, [next(model.parameters())])
+    torch.testing.assert_close(loss, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+    assert parts[0] != parts[1], "they are of other images"
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    assert [team.rows(6, part, 3) for part in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    with pytest.raises(BadInput, match=r"train.batch=6 .* give a multiple of 4"):
+        team.rows(6, 0, 4)
+
+
+# --- a whole cell
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A bench of a model that is trained by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    done = run(folder, *BENCH, "model=dit")
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_passes_of_a_batch_train_as_one(one, tmp_path):
+    """`train.accumulate` is of the machine, as its memory is: the training has the same name."""
+    done = run(tmp_path, *BENCH, "model=dit", "train.accumulate=4")
+    assert done.code == 0, done.err
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+    trainings = [[path.name for path in (f / "cache" / "cells").iterdir()] for f in (one, tmp_path)]
+    assert trainings[0] == trainings[1]
+
+
+@pytest.mark.long
+def test_two_processes_train_sample_and_score_as_one(one, tmp_path):
+    code, out, err = ended(launched(tmp_path, *BENCH, "model=dit"))
+    assert code == 0, err[-3000:]
+    assert out.count("seconds spent:") == 1, "the leader alone prints"
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+    tables = [pd.read_csv(folder / "results/team/results.csv") for folder in (one, tmp_path)]
+    assert [table.train_processes.unique().tolist() for table in tables] == [[1], [2]]
+    for name in ("fd_generator", "fd", "kid", "recall", "fd_floor_real", "label_accuracy"):
+        assert tables[1][name].to_list() == pytest.approx(tables[0][name].to_list(), rel=0.02)
+
+
+@pytest.mark.long
+def test_two_processes_sample_the_same_images_of_the_same_weights(one, tmp_path):
+    shutil.copytree(one / "cache", tmp_path / "cache")
+    before = images(tmp_path)
+    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
+        path.unlink()
+    code, _, err = ended(launched(tmp_path, *BENCH, "model=dit"))
+    assert code == 0, err[-3000:]
+    after = images(tmp_path)
+    assert before.keys() == after.keys() and len(before) == 2
+    for name, wanted in before.items():
+        difference = (after[name].int() - wanted.int()).abs()
+        assert difference.max() <= 1, "one level is rounding"
+
+
+@pytest.mark.long
+def test_a_training_that_was_killed_goes_on_with_another_number_of_processes(one, tmp_path):
+    options = [*BENCH, "model=dit", "train.checkpoint_seconds=0"]
+    process, deadline = launched(tmp_path, *options), time.time() + 200
+    while not list(tmp_path.glob("cache/cells/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    ended(process)
+    done = run(tmp_path, *options)
+    assert done.code == 0, done.err
+    assert "train: resuming" in done.out
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+
+
+@pytest.mark.long
+def test_what_cannot_be_is_one_line_from_two_processes(tmp_path):
+    code, _, err = ended(launched(tmp_path, *BENCH, "model=dit", "train.batch=5"))
+    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
+    assert code == 1 and len(lines) == 1, err
+    assert "train.batch=5 cannot be divided among 2 processes" in lines[0]
