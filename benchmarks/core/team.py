@@ -97,7 +97,7 @@ def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
         _state.lost = True
         if not isinstance(error, Exception):
             raise
-        session.complain(in_words(error))
+        session.complain(f"{in_words(error)}; all {size()} processes end, the same command goes on")
         session.finish()
 
 

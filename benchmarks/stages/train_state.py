@@ -105,7 +105,7 @@ def build_train_state(
     ema = InPlaceEMA(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
     if team.size() > 1:
-        model = DistributedDataParallel(model, broadcast_buffers=False)
+        model = DistributedDataParallel(model)
     if cfg.compile is True:
         generator.compile_error()
     return TrainState(
