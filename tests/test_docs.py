@@ -39,6 +39,7 @@ WITH_OVERRIDES = ("run", "study", "reconstruct", "probe", "doctor")  # these tak
 # added to overrides, so that a run takes seconds
 MINIATURE = ["rehearse=mini", "features=local", "num_samples=20", "data.reference_images=20"]
 ONE_MODEL = ["model=dit", "steps=[4]", "guidance=[1,4]", "sampler=default,heun"]
+OF_SEVERAL_PROCESSES = ("torchrun", "accelerate")
 # what takes long even in miniature: its arguments are read, nothing more
 
 
@@ -86,7 +87,9 @@ def benchmark_calls(words: list[str]) -> list[list[str]]:
     for line in lines:
         if "benchmarks" in line:
             start = line.index("benchmarks")
-            assert line[start - 1] == "-m" and Path(line[start - 2]).name.startswith("python")
+            assert line[start - 1] == "-m"
+            by_python = Path(line[start - 2]).name.startswith("python")
+            assert by_python or Path(line[0]).name in OF_SEVERAL_PROCESSES
             calls.append(line[start + 1 :])
     return calls
 
@@ -271,6 +274,8 @@ def in_miniature(call: list[str], folder: Path) -> list[str] | None:
         folder_words = [here(given[0], folder), str(folder / "published")]
         return [command, *folder_words, *given[2:]]
     given = [here(word, folder) for word in given]
+    if "--into" in given:  # a new folder, too
+        given[given.index("--into") + 1] = str(folder / "together")
     if command in ("report", "compare") or (command == "reference" and "--list" in given):
         return [command, *given]
     if command == "score":

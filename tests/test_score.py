@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_import_export import IMAGES, LABELS, folder_of, png
 
 from benchmarks.commands import score_images
 from benchmarks.core.session import session
 from benchmarks.images import import_export
+from benchmarks.images.decode import to_pixels
 from benchmarks.images.procedural import generate
 from benchmarks.stages.score import balanced_alike
 
@@ -88,3 +90,24 @@ def test_only_sets_of_equal_fractions_of_every_class_count_as_balanced():
     assert balanced_alike(even, other)
     assert not balanced_alike(torch.zeros(52, dtype=torch.long), other)
     assert not balanced_alike(None, other) and not balanced_alike(even, None)
+
+
+def test_images_of_many_sizes_are_brought_to_one_and_that_is_said(samples, tmp_path, capsys):
+    """Sides of 32 and 48 pixels; the right pixels are those of the data set's own way to a size."""
+    large = generate(10, 48, seed=3, stream="holdout")[0]
+    mixed = folder_of(tmp_path / "pngs", [png(image) for image in (*IMAGES[:20], *large)])
+    score(mixed, samples, "image_size=16", places=tmp_path)
+    out, line = last_line(capsys)
+    assert line["resized"] and line["image_size"] == 16 and line["num_samples"] == 30
+    said = "IMAGES: 30 images of 2 size(s), 32x32 to 48x48, brought to 16x16"
+    assert said in out and "REFERENCE: 48 images of 1 size(s), 32x32 to 32x32" in out
+    images, _ = import_export.read(mixed, "IMAGES", 16)
+    wanted = to_pixels(Image.fromarray(large[0].transpose(1, 2, 0)), 16)
+    assert np.array_equal(images[20], wanted)
+
+
+@pytest.mark.parametrize("size", ["0", "big", "5.5", "-8", "100000"])
+def test_a_size_that_no_image_can_have_is_one_line(size, samples, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        score(samples, samples, f"image_size={size}", places=tmp_path)
+    assert str(stopped.value).startswith(f"latentbench: image_size={size}: a whole number")

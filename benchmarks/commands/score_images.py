@@ -6,7 +6,7 @@
 The second argument is what they are compared with: files likewise, or the name of a file in
 conf/data. From such a data set come also training images and floors, of as many images as are
 scored, or of `num_samples=` where the data holds out fewer. Hydra overrides may follow: features=,
-data.path=, ...
+data.path=, ... With image_size=64 all images, of whatever sizes, are cropped and resized to 64x64.
 
 Prints a table and, as the last line of each feature extractor, one JSON object with the column
 names of results.csv.
@@ -42,6 +42,7 @@ from benchmarks.stages.score import Evaluator, analytic_floor, balanced_alike
 from metrics.features import extract, frechet_features
 from metrics.prdc import NEIGHBOURS
 
+SMALLEST, LARGEST = 8, 4096  # pixels a side that images may be brought to
 FEWEST = NEIGHBOURS + 3  # below this nothing but the distance itself could be said
 LONG = ("kid_per_class", "fd_per_class", "bootstrap")  # diagnostics that are no single numbers
 SHOWN = [
@@ -61,13 +62,16 @@ SHOWN = [
 ]
 
 
-def read_shuffled(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | None]:
+def read_shuffled(
+    path: Path, what: str, size: int | None = None
+) -> tuple[np.ndarray, torch.Tensor | None]:
     """Images uint8 (N, 3, H, W) and labels (N,) of a file or folder, always in the same new order.
 
     Files come sorted by class, and some measures look at the first few only. `what` names the
-    argument in errors. Raises BadInput for fewer than can be scored.
+    argument in errors. All images must have one size where none is given that they are brought to.
+    Raises BadInput for fewer than can be scored.
     """
-    images, labels = import_export.read(path, what)
+    images, labels = import_export.read(path, what, size)
     if len(images) < FEWEST:
         raise BadInput(
             f"{what}={path}: {len(images)} image(s); at least {FEWEST} are needed, "
@@ -80,20 +84,25 @@ def read_shuffled(path: Path, what: str) -> tuple[np.ndarray, torch.Tensor | Non
 
 
 def evaluators_of_files(
-    cfg: DictConfig, reference: Path, images: np.ndarray, labels: torch.Tensor | None, path: Path
+    cfg: DictConfig,
+    reference: Path,
+    size: int | None,
+    images: np.ndarray,
+    labels: torch.Tensor | None,
+    path: Path,
 ) -> list[Evaluator]:
     """One evaluator for each feature extractor, against the images of a file or folder.
 
     `images`, of `path`, and their `labels` are those to be scored. Raises BadInput where sizes
-    differ.
+    differ and none is given.
     """
     device = pick_device(cfg.device)
-    real, real_labels = read_shuffled(reference, "REFERENCE")
+    real, real_labels = read_shuffled(reference, "REFERENCE", size)
     if real.shape[1:] != images.shape[1:]:
         sizes = " and ".join(f"{x.shape[3]}x{x.shape[2]}" for x in (images, real))
         raise BadInput(
-            f"IMAGES={path} and REFERENCE={reference} are {sizes}; resize one, else the resizing "
-            "is what is measured"
+            f"IMAGES={path} and REFERENCE={reference} are {sizes}; say image_size=<pixels>, to "
+            "which both are then brought"
         )
     # the floor of class-balanced images is lower, and right only where both sides are balanced
     balanced = real_labels if balanced_alike(real_labels, labels) else None
@@ -125,7 +134,7 @@ def evaluators_of_data(
     if images.shape[2:] != (size, size):
         raise BadInput(
             f"IMAGES={path} are {images.shape[3]}x{images.shape[2]}, data.image_size={size}: "
-            "give the same"
+            f"give the same, or image_size={size} to resize them"
         )
     held_out = min(cfg.num_samples, len(images))
     dataset = load_dataset(cfg.data, num_samples=held_out, cache=cfg.cache_dir)
@@ -193,16 +202,16 @@ def row(evaluator: Evaluator, images: np.ndarray, labels: torch.Tensor | None) -
     return ordered | records.clean(scores.selection | short)
 
 
-def score(cfg: DictConfig, path: Path, reference: str) -> None:
+def score(cfg: DictConfig, path: Path, reference: str, size: int | None) -> None:
     """Score and print; also written to results/score/."""
     wanted = cfg.num_samples  # of the floors; null: as many as there are images, which need 2 too
     cfg.num_samples = 2 if wanted is None else wanted
     check(cfg)
     check_writable(Path(cfg.results_dir) / "score", "results_dir")
-    images, labels = read_shuffled(path, "IMAGES")
+    images, labels = read_shuffled(path, "IMAGES", size)
     cfg.num_samples = len(images) if wanted is None else wanted
     if Path(reference).exists():
-        evaluators = evaluators_of_files(cfg, Path(reference), images, labels, path)
+        evaluators = evaluators_of_files(cfg, Path(reference), size, images, labels, path)
     else:
         evaluators = evaluators_of_data(cfg, images, labels, path)
     for evaluator in evaluators:
@@ -211,9 +220,10 @@ def score(cfg: DictConfig, path: Path, reference: str) -> None:
         line = columns | {
             "images": path.name,
             "reference": Path(reference).name,
+            "resized": size is not None,
             "features_sha256": evaluator.extractor.weights,
         }
-        name = digest(str(path), reference, columns["features"])[:8]
+        name = digest(str(path), reference, columns["features"], size)[:8]
         write_json(Path(cfg.results_dir) / "score" / f"{path.stem}-{name}.json", line)
         print(json.dumps(line), flush=True)
 
@@ -252,5 +262,18 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(known)}"
         )
     data = [] if is_path else [f"data={reference}"]
-    cfg = compose(*data, "num_samples=null", *map(cli.quoted_home, args.overrides))
-    session.guard(score, cfg, args.images, reference)
+    overrides, size = _image_size(args.overrides)
+    if size is not None and not is_path:
+        data.append(f"data.image_size={size}")
+    cfg = compose(*data, "num_samples=null", *map(cli.quoted_home, overrides))
+    session.guard(score, cfg, args.images, reference, size)
+
+
+def _image_size(overrides: Sequence[str]) -> tuple[list[str], int | None]:
+    """The overrides without `image_size=`, which is no setting of a bench, and its value."""
+    sizes = [word for word in overrides if word.startswith("image_size=")]
+    text = sizes[-1].partition("=")[2] if sizes else None
+    if text is not None and not (text.isdecimal() and SMALLEST <= int(text) <= LARGEST):
+        wanted = f"a whole number of pixels from {SMALLEST} to {LARGEST}"
+        sys.exit(f"latentbench: image_size={text}: {wanted}")
+    return [word for word in overrides if word not in sizes], text and int(text)

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.text import printable
-from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
+from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, to_pixels
 from benchmarks.images.files import Walk, list_images
 
 IMAGE_COLUMNS = ("image", "img")
@@ -44,20 +44,23 @@ def write(images: np.ndarray, labels: np.ndarray, path: Path, kind: str) -> Path
     return path
 
 
-def read(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read(path: Path, what: str, size: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 images (N, 3, H, W) of one size, and labels (N,) where the file has them.
 
-    `what` names the setting in errors. A folder is read with its sub-folders, in the order of their
-    names; these are not taken for labels. Raises BadInput, in one line.
+    With `size` all become squares of that side, as `decode.to_pixels` makes them, and a line says
+    of how many sizes they were. `what` names the setting in errors. A folder is read with its
+    sub-folders, in the order of their names; these are not taken for labels. Raises BadInput, in
+    one line.
     """
     if path.is_dir():
-        return _read_folder(path, what), None
+        return _read_folder(path, what, size), None
     if not path.is_file():
         raise BadInput(f"{what}={path}: no such file or folder")
     if path.suffix == ".npz":
-        return _read_npz(path, what)
+        pixels, labels = _read_npz(path, what)
+        return _of_one_size([*pixels], size, what), labels
     if path.suffix == ".parquet":
-        return _read_parquet(path, what)
+        return _read_parquet(path, what, size)
     raise BadInput(
         f"{what}={path}: a folder of images, an .npz with arr_0 or a .parquet with an image column "
         "is needed"
@@ -65,12 +68,13 @@ def read(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _decode_all(
-    files: Sequence[tuple[str, Any]], where: str, what: str
+    files: Sequence[tuple[str, Any]], where: str, what: str, size: int | None
 ) -> tuple[np.ndarray, list[int]]:
     """Decode (name, file) pairs to uint8 (N, 3, H, W); returns also which of them these are.
 
-    Up to 1% may be unreadable and are named; all others must have one size, since resizing some of
-    them would be measured as a difference. Raises BadInput, which begins with `where`.
+    Up to 1% may be unreadable and are named; all others must have one size where none is given,
+    since resizing some of them would be measured as a difference. Raises BadInput, which begins
+    with `where`.
     """
     if not files:
         raise BadInput(f"{where}: no images in it")
@@ -88,24 +92,39 @@ def _decode_all(
         )
     # of each size one image, as an example
     names = {pixels.shape[1:]: files[i][0] for i, pixels in decoded.items()}
-    if len(names) > 1:
+    if size is None and len(names) > 1:
         examples = [f"{name} {width}x{height}" for (height, width), name in names.items()]
         raise BadInput(
             f"{where}: images of {len(names)} sizes, e.g. {examples[0]} and {examples[1]}; "
-            "give them one size"
+            "give them one size, or say image_size=<pixels>"
         )
     if unreadable:
         print(f"{what}: {len(unreadable)} unreadable image(s) skipped, e.g. {unreadable[0]}")
-    return np.stack(list(decoded.values())), list(decoded)
+    return _of_one_size(list(decoded.values()), size, what), list(decoded)
 
 
-def _read_folder(path: Path, what: str) -> np.ndarray:
+def _of_one_size(images: list[np.ndarray], size: int | None, what: str) -> np.ndarray:
+    """Images uint8 (3, H, W) as one array; with `size` as squares of that side, which is said."""
+    shapes = {image.shape[1:] for image in images}
+    if size is None or shapes == {(size, size)}:
+        return np.stack(images)
+    heights = sorted(height for height, _ in shapes)
+    widths = sorted(width for _, width in shapes)
+    print(
+        f"{what}: {len(images)} images of {len(shapes)} size(s), {widths[0]}x{heights[0]} to "
+        f"{widths[-1]}x{heights[-1]}, brought to {size}x{size} (centre crop, antialiased bicubic)"
+    )
+    pictures = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
+    return np.stack([to_pixels(picture, size) for picture in pictures])
+
+
+def _read_folder(path: Path, what: str, size: int | None) -> np.ndarray:
     walk = Walk(f"{what}={path}")
     images = list_images(path, walk)
     if left_out := walk.summary():
         print(f"{walk.setting}: left out {left_out}")
     files = [(printable(str(file.relative_to(path))), file) for file in images]
-    return _decode_all(files, f"{what}={path}", what)[0]
+    return _decode_all(files, f"{what}={path}", what, size)[0]
 
 
 def _read_npz(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -134,7 +153,7 @@ def _read_npz(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
 
 
-def _read_parquet(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_parquet(path: Path, what: str, size: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     where = f"{what}={path}"
     try:
         import pyarrow.parquet as parquet
@@ -157,7 +176,7 @@ def _read_parquet(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]
         # what is no image becomes an empty file, which counts as unreadable
         file = io.BytesIO(content if isinstance(content, bytes) else b"")
         files.append((f"row {row}", file))
-    pixels, kept = _decode_all(files, where, what)
+    pixels, kept = _decode_all(files, where, what, size)
     if "label" not in columns:
         return pixels, None
     stated = [columns["label"][row] for row in kept]

@@ -125,7 +125,9 @@ def _sample_grids(report: Report) -> list[Path]:
 def _summary(report: Report) -> list[str]:
     """The lines of summary.md."""
     measurements = sum(len(panel.rows) for panel in report.panels)
-    name = report.records[-1].get("config", {}).get("name", report.folder.name)
+    names = {record.get("config", {}).get("name") for record in report.records}
+    name = names.pop() if len(names) == 1 else None
+    name = name or report.folder.name  # of several benches together, the folder's own
     lines = [f"# {name}: {measurements} measurements", ""]
     if report.panels:
         rows = report.table[report.table["status"] == "ok"]
