@@ -69,7 +69,7 @@ def test_floors_of_fewer_or_unbalanced_images_are_said_to_be(unlabelled, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "reference, said", [("imagenette", "data.image_size"), ("wide.npz", "resize one")]
+    "reference, said", [("imagenette", "data.image_size"), ("wide.npz", "say image_size")]
 )
 def test_a_reference_that_does_not_fit_gets_one_line(reference, said, samples, tmp_path, capsys):
     wide = np.zeros((9, 3, 64, 32), np.uint8)
@@ -93,13 +93,13 @@ def test_only_sets_of_equal_fractions_of_every_class_count_as_balanced():
 
 
 def test_images_of_many_sizes_are_brought_to_one_and_that_is_said(samples, tmp_path, capsys):
-    """Sides of 32 and 48 pixels; the right pixels are those of the data set's own way to a size."""
-    large = generate(10, 48, seed=3, stream="holdout")[0]
+    """Sides of 32 and 64 pixels; the right pixels are those of the data set's own way to a size."""
+    large = generate(10, 64, seed=3, stream="holdout")[0]
     mixed = folder_of(tmp_path / "pngs", [png(image) for image in (*IMAGES[:20], *large)])
     score(mixed, samples, "image_size=16", places=tmp_path)
     out, line = last_line(capsys)
     assert line["resized"] and line["image_size"] == 16 and line["num_samples"] == 30
-    said = "IMAGES: 30 images of 2 size(s), 32x32 to 48x48, brought to 16x16"
+    said = "IMAGES: 30 images of 2 size(s), 32x32 to 64x64, brought to 16x16"
     assert said in out and "REFERENCE: 48 images of 1 size(s), 32x32 to 32x32" in out
     images, _ = import_export.read(mixed, "IMAGES", 16)
     wanted = to_pixels(Image.fromarray(large[0].transpose(1, 2, 0)), 16)

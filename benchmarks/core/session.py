@@ -50,6 +50,9 @@ class Session:
     checked: set[tuple] = field(default_factory=set)
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
     sweep_folder: Path | None = None  # of a sweep, for its launcher
+    # of a process in a team: networks and cells like the leader's, by their keys
+    from_leader: dict[str, Any] = field(default_factory=dict)
+    team_lost: bool = False  # whether the others wait for what will not come
 
     def complain(self, line: str, *, diverged: bool = False) -> None:
         """One line on stderr, once, and a non-zero exit code at the end."""

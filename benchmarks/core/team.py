@@ -29,15 +29,6 @@ CPU = torch.device("cpu")
 COMMON = (BadInput, Diverged, OutOfTime)
 
 
-class _State:
-    """Of this process."""
-
-    lost = False  # whether the others wait for something that will not come
-
-
-_state = _State()
-
-
 def size() -> int:
     """How many processes there are; 1 where no launcher started several."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -94,7 +85,7 @@ def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
     except COMMON:
         raise
     except BaseException as error:
-        _state.lost = True
+        session.team_lost = True
         if not isinstance(error, Exception):
             raise
         session.complain(f"{in_words(error)}; all {size()} processes end, the same command goes on")
@@ -117,7 +108,7 @@ def follow() -> None:
 
 def dismiss() -> None:
     """In the leader: the others may end, unless they were left in the middle of a task."""
-    if size() > 1 and not _state.lost:
+    if size() > 1 and not session.team_lost:
         dist.broadcast_object_list([None], src=0, device=CPU)
         dist.destroy_process_group()
 

@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 from benchmarks.core import team
 from benchmarks.core.environment import pick_device
+from benchmarks.core.session import session
 from benchmarks.frozen.extractors import FeatureExtractor
 from metrics.features import extract
-
-_nets: dict[str, nn.Module] = {}  # that this process was sent, by the extractor's key
 
 
 def features_of(extractor: FeatureExtractor, images, device: torch.device) -> Tensor:
     """(N, d) float32 on the CPU, of anything that slices to uint8 (n, 3, H, W) arrays."""
     if team.size() == 1:
         return extract(extractor.net, images, device=device)
-    net = None
-    if extractor.key not in _nets:
+    net = None  # each is sent once
+    if extractor.key not in session.from_leader:
         net = copy.deepcopy(extractor.net).cpu()
     return team.together(images, _share, extractor.key, net, device.type)
 
@@ -28,7 +27,7 @@ def features_of(extractor: FeatureExtractor, images, device: torch.device) -> Te
 def _share(images, key: str, net: nn.Module | None, device: str) -> Tensor:
     """This process's part of `images`, which the leader has; all features in the leader."""
     if net is not None:
-        _nets[key] = net
+        session.from_leader[key] = net
     shares = None
     if images is not None:
         bounds = np.linspace(0, len(images), team.size() + 1).astype(int)
@@ -36,5 +35,5 @@ def _share(images, key: str, net: nn.Module | None, device: str) -> Tensor:
     own = team.scattered(shares)
     features = torch.empty(0)
     if len(own):
-        features = extract(_nets[key], own, device=pick_device(device))
+        features = extract(session.from_leader[key], own, device=pick_device(device))
     return torch.cat([part for part in team.gathered(features) if len(part)] or [features])

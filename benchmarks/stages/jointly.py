@@ -20,7 +20,6 @@ from benchmarks.stages.sample import Samples, SamplingConfig, sample_images
 from benchmarks.stages.train import train as train_model
 
 Value = TypeVar("Value")
-_followed: dict[str, Cell] = {}  # the cell of a process that follows
 
 
 def train(cell: Cell) -> dict[str, Any]:
@@ -58,11 +57,12 @@ def _of_cell(cell: Cell | None, cfg: DictConfig, task: Callable[..., Value], arg
 
 def _like_the_leaders(cfg: DictConfig) -> Cell:
     """The cell of a process that follows, made once."""
-    key = digest("followed", cfg)
-    if key not in _followed:
-        _followed.clear()
-        _followed[key] = prepare(cfg)
-    return _followed[key]
+    key = digest("cell", cfg)
+    if key not in session.from_leader:
+        for old in [name for name, kept in session.from_leader.items() if isinstance(kept, Cell)]:
+            del session.from_leader[old]  # one fits into memory, two may not
+        session.from_leader[key] = prepare(cfg)
+    return session.from_leader[key]
 
 
 def _train(cell: Cell) -> dict[str, Any]:
