@@ -136,6 +136,7 @@ def holder_of(folder: Path) -> multiprocessing.Process:
     return process
 
 
+@pytest.mark.long
 def test_of_several_processes_one_makes_an_artefact(tmp_path):
     processes = [begun(tmp_path, 0.5) for _ in range(4)]
     for process in processes:
@@ -145,6 +146,7 @@ def test_of_several_processes_one_makes_an_artefact(tmp_path):
     assert not list(tmp_path.glob("*.lock"))
 
 
+@pytest.mark.long
 def test_a_killed_holder_leaves_the_lock_to_the_next(tmp_path):
     holder = holder_of(tmp_path)
     holder.kill()
@@ -166,6 +168,7 @@ def test_a_holder_on_another_machine_that_shows_no_life_loses_the_lock(tmp_path,
     assert not marker.exists()
 
 
+@pytest.mark.long
 def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.1)
     holder = holder_of(tmp_path)
