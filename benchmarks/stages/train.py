@@ -27,7 +27,7 @@ from benchmarks.stages.train_state import TrainState, build_train_state
 from metrics import speed
 from models.generator import Batch, GenerativeModel
 
-CHECKED_BATCHES = 4  # whose loss says whether trained weights are any use
+CHECKED_BATCHES = 4  # whose loss, before and after, says whether trained weights are any use
 WORSE = 1.2  # times the untrained loss: diverged
 LOG_EVERY = 20  # steps; reading the loss more often would make an accelerator wait
 
@@ -63,20 +63,17 @@ def train(
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends
     with its EMA weights.
 
-    Every process of a team calls this: each trains on its part of every batch, and the leader
-    writes. `cfg` is conf/train. Returns the summary also written to `folder/train.json`: images,
-    flops, seconds, images_per_second and the loss log. `compile_file` keeps what compiling this
-    network took and gave. Raises Diverged where the loss is not finite or ends above that of
-    untrained weights, and OutOfTime, with a checkpoint left, where `stop_at` (seconds, epoch) comes
-    first.
+    Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns the summary
+    also written to `folder/train.json`: images, flops, seconds, images_per_second and the loss log.
+    `compile_file` keeps what compiling took and gave. Raises Diverged where the loss is not finite
+    or ends above that of untrained weights, and OutOfTime, with a checkpoint left, where `stop_at`
+    (seconds, epoch) comes first.
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     if finished := files.finished(generator.eval()):
         return finished
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
-    team.rows(budget.batch, parts=cfg.accumulate)  # refused before anything is computed
-    # the same batches before and after
     first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     loss = partial(_loss, generator, first, cfg.precision, device)
     untrained = loss()
@@ -124,8 +121,7 @@ def loop(
         if finished or late or progress.step % LOG_EVERY == 0:
             _log(run, losses, rate(done), bar)
             losses = []
-        # which is no training, so the clock stands
-        if team.leads() and (late or run.saver.due(progress)):
+        if team.leads() and (late or run.saver.due(progress)):  # no training: the clock stands
             began += run.saver.save(state.generator, state.ema, state.optimizer, progress)
         if late:
             raise OutOfTime(f"{run.files.folder.name} is trained to {budget.done(progress):.0%}")

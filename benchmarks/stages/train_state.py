@@ -90,6 +90,7 @@ def build_train_state(
     With `cfg.compile` true the loss is compiled, for training only: sampling, of many shapes, uses
     the model as it is. With `auto` it begins as it is, and `Compiler` decides.
     """
+    team.rows(cfg.batch, parts=cfg.accumulate)  # refused where a batch cannot be divided
     # cells of one process may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"bf16": "bf16", "fp32": "no"}[cfg.precision]  # `auto` is settled before
