@@ -256,13 +256,13 @@ def with_preset(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Run the cells, then print each report once."""
+    speed.keep_memory()
     team.start()
     if not team.leads():
         team.follow()
         return
     began = time.perf_counter()
     git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
-    speed.keep_memory()
     try:
         run_hydra("run", __doc__, run_cell, with_preset(argv))
     finally:

@@ -90,7 +90,7 @@ class Masked(TokenModel):
         an image are on average.
         """
         device, masked = batch.tokens.device, self._random_mask(len(batch.tokens), rng)
-        average = (masked.sum() / len(masked)).expand(len(masked))
+        average = (masked.sum() / len(masked)).repeat(len(masked))
         return batch.tokens, batch.labels, to_device(masked, device), to_device(average, device)
 
     def error(

@@ -106,6 +106,17 @@ def test_two_processes_train_sample_and_score_as_one(one, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("model", ["unet", "ar", "ar_any", "masked"])
+def test_the_precision_is_measured_by_one_process_of_two(model, tmp_path):
+    """With the settings that a user has who sets none, and more than one pass of a batch."""
+    options = [*BENCH, f"model={model}", "train.precision=auto", "train.accumulate=2"]
+    code, out, err = ended(launched(tmp_path, *options))
+    assert code == 0 and out.count("train.precision=") == 1, err[-3000:]
+    done = run(tmp_path / "one", *options)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.long
 def test_two_processes_sample_the_same_images_of_the_same_weights(one, tmp_path):
     shutil.copytree(one / "cache", tmp_path / "cache")
     before = images(tmp_path)

@@ -118,8 +118,7 @@ def dismiss() -> None:
 
 def wait() -> None:
     """Until all are here."""
-    if size() > 1:
-        agreed(0.0)
+    anywhere(False)
 
 
 def agreed(value: float) -> float:

@@ -33,7 +33,8 @@ def chosen(records: list[dict[str, Any]], variants: list[str]) -> tuple[list[str
             continue
         features = tuning.get("features", "")
         network = record.get("fingerprints", {}).get("training")
-        rows[network, tuning["steps"]] = _row(record["row"], variant, tuning)
+        device = record["row"].get("device")  # two machines' trainings have one name
+        rows[network, device, tuning["steps"]] = _row(record["row"], variant, tuning)
     header = [name.format(distance=distance_name(features)) for name in HEADER]
     return header, [rows[key] for key in rows]
 

@@ -144,10 +144,10 @@ def _share_logs(records: list[Record]) -> None:
                 record.update(seal(record | {"train_log": shared}))
 
 
-def _weights(record: Record) -> tuple[Any, Any]:
-    """What names the weights behind a record: the training, and the fraction of it."""
+def _weights(record: Record) -> tuple[Any, ...]:
+    """What names the weights behind a record: the training, its machine, and the fraction of it."""
     training = record.get("fingerprints", {}).get("training")
-    return training, record["row"].get("train_fraction")
+    return training, record["row"].get("device"), record["row"].get("train_fraction")
 
 
 def gather(folder: Path, records: list[Record]) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.core import team
 from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
 from benchmarks.core.store import read_sealed, seeded, write_sealed
@@ -75,7 +76,8 @@ def _measure(
         return {"precision": "fp32", "images": FEW, "seconds": first}
     # the first step is slow for other reasons, too, so that this errs towards few images
     images = int(FEW * STEP_SECONDS / max(first.values()))
-    images = max(FEW, min(images, cfg.train.batch))
+    most = cfg.train.batch // (cfg.train.accumulate * team.size())  # of a pass
+    images = max(FEW, min(images, most))
     seconds = dict.fromkeys(PRECISIONS, float("inf"))
     for _ in range(TIMED):
         for name, state in states.items():
@@ -87,9 +89,10 @@ def _measure(
 def _state(
     model: GenerativeModel, cfg: DictConfig, precision: str, device: torch.device
 ) -> TrainState:
-    """A copy of the model with all that trains it."""
-    train = OmegaConf.merge(cfg.train, {"precision": precision, "compile": False})
-    return build_train_state(copy.deepcopy(model).to(device), train, cfg.model.lr, device)
+    """A copy of the model with all that trains it, by this process, a batch in one pass."""
+    settings = {"precision": precision, "compile": False, "accumulate": 1}
+    train, copied = OmegaConf.merge(cfg.train, settings), copy.deepcopy(model).to(device)
+    return build_train_state(copied, train, cfg.model.lr, device, alone=True)
 
 
 def _seconds(state: TrainState, data: LatentSet, images: int, device: torch.device) -> float:

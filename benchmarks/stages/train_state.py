@@ -2,6 +2,7 @@
 other processes that train it.
 """
 
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class TrainState(NamedTuple):
     ema: EMAModel
     grad_clip: float
     accumulate: int  # passes that a batch is divided into
+    alone: bool  # whether this process trains without the others of its team
 
     def step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         """One update of the weights and of their average; returns the loss, still on the device.
@@ -60,7 +62,7 @@ class TrainState(NamedTuple):
 
     def backward(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         """The gradients of a batch, in one pass or several; returns the loss."""
-        if team.size() == self.accumulate == 1:
+        if self.alone and self.accumulate == 1:
             loss = self.model(batch, rng=rng)
             self.accelerator.backward(loss)
             return loss.detach()
@@ -68,7 +70,7 @@ class TrainState(NamedTuple):
         for part in range(self.accumulate):
             rows = team.rows(len(batch.labels), part, self.accumulate)
             # gradients are averaged over the processes once, in the last pass
-            last = part == self.accumulate - 1 or team.size() == 1
+            last = part == self.accumulate - 1 or self.alone
             with nullcontext() if last else self.model.no_sync():
                 loss = self.model(batch, rng=rng.set_state(drawn), rows=rows)
                 self.accelerator.backward(loss / self.accumulate)
@@ -82,15 +84,18 @@ class TrainState(NamedTuple):
 
 
 def build_train_state(
-    generator: GenerativeModel, cfg: Any, lr: float, device: torch.device
+    generator: GenerativeModel, cfg: Any, lr: float, device: torch.device, *, alone: bool = False
 ) -> TrainState:
     """Accelerate's device and precision around the model, AdamW, and an EMA whose decay ramps up as
     (1 + s) / (10 + s).
 
     With `cfg.compile` true the loss is compiled, for training only: sampling, of many shapes, uses
-    the model as it is. With `auto` it begins as it is, and `Compiler` decides.
+    the model as it is. With `auto` it begins as it is, and `Compiler` decides. `alone`: of a team,
+    this process only trains it, in whole batches.
     """
-    team.rows(cfg.batch, parts=cfg.accumulate)  # refused where a batch cannot be divided
+    alone = alone or team.size() == 1
+    if not alone or cfg.accumulate > 1:
+        team.rows(cfg.batch, parts=cfg.accumulate)  # refused where a batch cannot be divided
     # cells of one process may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"bf16": "bf16", "fp32": "no"}[cfg.precision]  # `auto` is settled before
@@ -105,8 +110,10 @@ def build_train_state(
     )
     ema = InPlaceEMA(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
-    if team.size() > 1:
-        model = DistributedDataParallel(model)
+    if not alone:
+        # buffers are constants, and equal; torch 2.13 has another name for this, 2.11 only this one
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            model = DistributedDataParallel(model, broadcast_buffers=False)
     if cfg.compile is True:
         generator.compile_error()
     return TrainState(
@@ -117,4 +124,5 @@ def build_train_state(
         ema=ema,
         grad_clip=cfg.grad_clip,
         accumulate=cfg.accumulate,
+        alone=alone,
     )
