@@ -272,8 +272,10 @@ def main(argv: Sequence[str]) -> None:
 def _image_size(overrides: Sequence[str]) -> tuple[list[str], int | None]:
     """The overrides without `image_size=`, which is no setting of a bench, and its value."""
     sizes = [word for word in overrides if word.startswith("image_size=")]
-    text = sizes[-1].partition("=")[2] if sizes else None
-    if text is not None and not (text.isdecimal() and SMALLEST <= int(text) <= LARGEST):
+    if not sizes:
+        return list(overrides), None
+    text = sizes[-1].partition("=")[2]
+    if not (text.isdecimal() and SMALLEST <= int(text) <= LARGEST):
         wanted = f"a whole number of pixels from {SMALLEST} to {LARGEST}"
         sys.exit(f"latentbench: image_size={text}: {wanted}")
-    return [word for word in overrides if word not in sizes], text and int(text)
+    return [word for word in overrides if word not in sizes], int(text)

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.text import printable
-from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, to_pixels
+from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, open_image, to_pixels
 from benchmarks.images.files import Walk, list_images
 
 IMAGE_COLUMNS = ("image", "img")
@@ -58,7 +58,11 @@ def read(path: Path, what: str, size: int | None = None) -> tuple[np.ndarray, np
         raise BadInput(f"{what}={path}: no such file or folder")
     if path.suffix == ".npz":
         pixels, labels = _read_npz(path, what)
-        return _of_one_size([*pixels], size, what), labels
+        if size is None:
+            return pixels, labels
+        _say_resized(len(pixels), [(pixels.shape[3], pixels.shape[2])], size, what)
+        pictures = (Image.fromarray(image) for image in pixels.transpose(0, 2, 3, 1))
+        return np.stack([to_pixels(picture, size) for picture in pictures]), labels
     if path.suffix == ".parquet":
         return _read_parquet(path, what, size)
     raise BadInput(
@@ -79,43 +83,49 @@ def _decode_all(
     if not files:
         raise BadInput(f"{where}: no images in it")
     decoded: dict[int, np.ndarray] = {}
+    names: dict[tuple[int, int], str] = {}  # of each width and height one image, as an example
     unreadable: list[str] = []
     for i, (name, file) in enumerate(files):
         try:
-            decoded[i] = decode(file)
+            decoded[i] = decode(file, size)
         except Unreadable as error:
             unreadable.append(f"{name} ({error})")
+        else:
+            names.setdefault(_width_and_height(file, decoded[i], size), name)
     if len(unreadable) > MAX_BAD_FRACTION * len(files):
         raise BadInput(
             f"{where}: {len(unreadable)} of {len(files)} images are unreadable (over 1%), "
             f"e.g. {unreadable[0]}; mend or remove them"
         )
-    # of each size one image, as an example
-    names = {pixels.shape[1:]: files[i][0] for i, pixels in decoded.items()}
     if size is None and len(names) > 1:
-        examples = [f"{name} {width}x{height}" for (height, width), name in names.items()]
+        examples = [f"{name} {width}x{height}" for (width, height), name in names.items()]
         raise BadInput(
             f"{where}: images of {len(names)} sizes, e.g. {examples[0]} and {examples[1]}; "
             "give them one size, or say image_size=<pixels>"
         )
     if unreadable:
         print(f"{what}: {len(unreadable)} unreadable image(s) skipped, e.g. {unreadable[0]}")
-    return _of_one_size(list(decoded.values()), size, what), list(decoded)
+    _say_resized(len(decoded), list(names), size, what)
+    return np.stack(list(decoded.values())), list(decoded)
 
 
-def _of_one_size(images: list[np.ndarray], size: int | None, what: str) -> np.ndarray:
-    """Images uint8 (3, H, W) as one array; with `size` as squares of that side, which is said."""
-    shapes = {image.shape[1:] for image in images}
-    if size is None or shapes == {(size, size)}:
-        return np.stack(images)
-    heights = sorted(height for height, _ in shapes)
-    widths = sorted(width for _, width in shapes)
+def _width_and_height(file: Any, pixels: np.ndarray, size: int | None) -> tuple[int, int]:
+    """Of an image (3, H, W) as its file has it; with `size` the pixels were resized."""
+    if size is None:
+        return pixels.shape[2], pixels.shape[1]
+    with open_image(file) as image:
+        return image.size
+
+
+def _say_resized(count: int, sizes: Sequence[tuple[int, int]], size: int | None, what: str) -> None:
+    """Print how many images, of which widths and heights, were brought to `size`, if any were."""
+    if size is None or set(sizes) == {(size, size)}:
+        return
+    widths, heights = (sorted(side) for side in zip(*sizes, strict=True))
     print(
-        f"{what}: {len(images)} images of {len(shapes)} size(s), {widths[0]}x{heights[0]} to "
+        f"{what}: {count} images of {len(sizes)} size(s), {widths[0]}x{heights[0]} to "
         f"{widths[-1]}x{heights[-1]}, brought to {size}x{size} (centre crop, antialiased bicubic)"
     )
-    pictures = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
-    return np.stack([to_pixels(picture, size) for picture in pictures])
 
 
 def _read_folder(path: Path, what: str, size: int | None) -> np.ndarray:

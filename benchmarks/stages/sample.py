@@ -186,7 +186,7 @@ def _on_the_clock(
     # of a team, each process samples every so many batches
     batch = min(config.batch, math.ceil(config.count / team.size()))
     batches = labels.split(batch)
-    full = [len(each) == batch for each in batches[team.rank() :: team.size()]].count(True)
+    full = max(1, config.count // batch // team.size())  # that every process has
     # before graphs are captured: what they keep is no new memory when they run
     speed.reset_peak_memory(device)
     if full <= untimed:  # too few to leave any out
@@ -209,16 +209,17 @@ def _on_the_clock(
 def _latency(
     sampled: Sampler, label: Tensor, config: SamplingConfig, device: torch.device, *, warmup: int
 ) -> float:
-    """Seconds of one image, of `label` (1,); of a team, the leader's, while the others rest."""
+    """Seconds of one image, of `label` (1,); in a team the leader's, and the others wait."""
 
     def alone() -> Tensor:
         return sampled(label, seeded("latency", config.seed)).arrived()
 
+    if team.size() > 1:
+        alone()  # what diverges does so in every process
+        team.wait()
+    seconds = math.nan
     if team.leads():
         seconds = speed.median_seconds(alone, device, warmup=warmup)
-    else:
-        alone()  # what diverges does so in every process
-        seconds = math.nan
     team.wait()
     return seconds
 

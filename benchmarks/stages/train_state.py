@@ -89,9 +89,8 @@ def build_train_state(
     """Accelerate's device and precision around the model, AdamW, and an EMA whose decay ramps up as
     (1 + s) / (10 + s).
 
-    With `cfg.compile` true the loss is compiled, for training only: sampling, of many shapes, uses
-    the model as it is. With `auto` it begins as it is, and `Compiler` decides. `alone`: of a team,
-    this process only trains it, in whole batches.
+    With `cfg.compile` true the loss is compiled, but not sampling, of many shapes. With `auto` it
+    begins as it is, and `Compiler` decides. `alone`: of a team, only this process trains it.
     """
     alone = alone or team.size() == 1
     if not alone or cfg.accumulate > 1:
@@ -111,9 +110,7 @@ def build_train_state(
     ema = InPlaceEMA(generator.parameters(), decay=cfg.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(generator.train(), optimizer)
     if not alone:
-        # buffers are constants, and equal; torch 2.13 has another name for this, 2.11 only this one
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            model = DistributedDataParallel(model, broadcast_buffers=False)
+        model = _of_all_processes(model)
     if cfg.compile is True:
         generator.compile_error()
     return TrainState(
@@ -126,3 +123,10 @@ def build_train_state(
         accumulate=cfg.accumulate,
         alone=alone,
     )
+
+
+def _of_all_processes(model: torch.nn.Module) -> DistributedDataParallel:
+    """The model with gradients that are the mean of all processes'; buffers are equal constants."""
+    # torch 2.13 has another name for this setting, 2.11 only this one
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return DistributedDataParallel(model, broadcast_buffers=False)
