@@ -35,10 +35,12 @@ from benchmarks.images import import_export
 from benchmarks.reports import grids
 from benchmarks.reports.summary import build_report
 from benchmarks.results import records
-from benchmarks.stages import jointly, tune
-from benchmarks.stages.cell import Cell, prepare, results_folder
+from benchmarks.results.columns import leading
+from benchmarks.stages import elsewhere, jointly, tune
+from benchmarks.stages.cell import Cell, results_folder
 from benchmarks.stages.floors import train_images
 from benchmarks.stages.model import image_cost
+from benchmarks.stages.prepare import prepare
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
 from benchmarks.stages.score import Evaluator, Scores
@@ -107,6 +109,8 @@ def train_and_measure(cell: Cell) -> None:
 
 def load_or_train(cell: Cell) -> dict | None:
     """The summary of the training, with its weights in the model; None where it failed."""
+    if cell.trained_elsewhere:
+        return elsewhere.trained(cell)
     try:
         with session.stage("training"):
             trained = jointly.train(cell)
@@ -177,7 +181,7 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
         samples = load_or_sample(path, path.stem, partial(jointly.sample, cell, config))
     labels = labels_for(config.count, cell.model.num_classes)
     with session.stage("counting"):
-        autoencoder = cell.latent_space.autoencoder
+        autoencoder = cell.latent_space and cell.latent_space.autoencoder
         cost = image_cost(cell.meta_model, autoencoder, config.steps, config.guidance)
     with session.stage("scoring"):
         scores = evaluator.score(samples.images.numpy(), labels)
@@ -188,8 +192,9 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     setting = f"{config.steps} steps, guidance {config.guidance:g}"
     if len(many(cell.cfg.sampling_seeds)) > 1:
         setting += f", sampling seed {config.seed}"
-    name = distance_title(evaluator.extractor.name, generator=True)
-    print(f"  {setting}: {name} {scores.row['fd_generator']:.2f}", flush=True)
+    leads = leading(scores.row)
+    name = distance_title(evaluator.extractor.name, generator=leads == "fd_generator")
+    print(f"  {setting}: {name} {scores.row[leads]:.2f}", flush=True)
 
 
 def is_recorded(cell: Cell, asked: Measurement) -> bool:

@@ -12,8 +12,8 @@ from benchmarks.core.settings import config_names
 from benchmarks.frozen.autoencoder import latent_shape, shipped_codebook_size
 from benchmarks.frozen.extractors import load_extractors
 from benchmarks.stages.budget import UNITS, make_budget
-from benchmarks.stages.cell import prepare
 from benchmarks.stages.model import build_model
+from benchmarks.stages.prepare import prepare
 from metrics import flops
 from models import schedulers
 from models.any_order import AnyOrder

@@ -163,6 +163,25 @@ class OwnModel(of.OpenSection):
     target: of.Target = Field(alias="_target_")
 
 
+class Pretrained(of.OpenSection):
+    """A class of a user's own that gives images: what it takes is its own to check."""
+
+    name: of.Name
+    family: Literal["pretrained"]
+    target: of.Target = Field(alias="_target_")
+
+
+class LabelPipeline(of.Section):
+    """`models.label_pipeline.LabelPipeline`"""
+
+    name: of.Name
+    family: Literal["pretrained"] = Field(description="pretrained: it is not trained here")
+    target: of.Target = Field(alias="_target_")
+    path: of.Path
+    labels: list[int] | None = Field(None, description="a list of whole numbers, or null")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="one of fp32, bf16")
+
+
 class OwnDenoiser(of.OpenSection):
     """Any other class."""
 
@@ -175,6 +194,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "models.autoregressive.Autoregressive": Autoregressive,
     "models.any_order.AnyOrder": AnyOrder,
     "models.masked.Masked": Masked,
+    "models.label_pipeline.LabelPipeline": LabelPipeline,
 }
 DENOISERS: dict[str, type[BaseModel]] = {"models.unet.UNet": UNet, "models.dit.DiT": DiT}
 

@@ -256,9 +256,13 @@ def _inner(prefix: str, values: Any, schemas: dict[str, type[BaseModel]]) -> Ite
 
 def _of_the_model(model: Any, sampler: Any) -> Iterator[Group]:
     """The model's own settings, its denoiser's, and how it is sampled."""
-    schema = model_schema.MODELS.get(_word(model, "_target_"), model_schema.OwnModel)
+    if _word(model, "family") == "pretrained":
+        own: type[BaseModel] = model_schema.Pretrained
+    else:
+        own = model_schema.OwnModel
+    schema = model_schema.MODELS.get(_word(model, "_target_"), own)
     yield "model", schema, model
-    is_own = schema is model_schema.OwnModel
+    is_own = schema is own
     if "denoiser" in model:
         known = model_schema.DENOISERS.get(_word(model["denoiser"], "_target_"))
         if known or not is_own:

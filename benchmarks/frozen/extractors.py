@@ -184,10 +184,11 @@ def _dinov2(cfg: Any) -> FeatureExtractor:
 def shipped_parts(autoencoder: Any, extractor: FeatureExtractor | None) -> list[str]:
     """Which of the networks behind a measurement came with the suite.
 
-    `autoencoder` is its configuration. Returns some of autoencoder, codebook and judge.
+    `autoencoder` is its configuration, None where images came through another. Returns some of
+    autoencoder, codebook and judge.
     """
     parts = []
-    if autoencoder.kind == "shipped" and not autoencoder.get("weights"):
+    if autoencoder and autoencoder.kind == "shipped" and not autoencoder.get("weights"):
         parts.append("autoencoder")
         if not autoencoder.get("codebook") and not autoencoder.get("codebook_size"):
             parts.append("codebook")

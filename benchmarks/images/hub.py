@@ -29,12 +29,13 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def folder(path: str, files: Sequence[str], key: str) -> Path:
+def folder(path: str, files: Sequence[str], key: str, more: Sequence[str] = ()) -> Path:
     """The folder that holds `files` of a pretrained network: `path` itself, or a snapshot of that
     name on the hub.
 
-    `key` is the setting that names the path. Raises BadInput, in one line that says which files to
-    put where; Unreachable where the hub is to blame.
+    `more` are patterns of files to fetch beside these; `key` is the setting that names the path.
+    Raises BadInput, in one line that says which files to put where; Unreachable where the hub is to
+    blame.
     """
     local = Path(path).expanduser()
     # a local folder first: machines without network are given one
@@ -51,7 +52,7 @@ def folder(path: str, files: Sequence[str], key: str) -> Path:
         raise Unreachable(session.unreachable[path])
     _hush()
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(files)))
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=[*files, *more]))
     except Exception as error:  # the client raises whatever its network and cache layers raise
         session.unreachable[path] = (
             f"{key}={path}: the hub did not give it ({_reason(error)}); "

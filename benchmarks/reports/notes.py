@@ -27,6 +27,7 @@ def notes(panel: Panel, record: dict) -> list[str]:
     lines += _worse_than_colours(panel)
     lines += _few_images(panel.first) + _copies(panel.first)
     lines += _seen_before(panel.first, record)
+    lines += _trained_elsewhere(panel)
     if record.get("probe_split") == "holdout":
         lines.append(
             "The probe behind label accuracy is fitted on the hold-out, because the feature "
@@ -147,6 +148,26 @@ def _copies(row: pd.Series) -> list[str]:
     ]
 
 
+def _trained_elsewhere(panel: Panel) -> list[str]:
+    """What is not known of models that were trained elsewhere, and whether their labels fit."""
+    rows = panel.rows[panel.rows["family"] == "pretrained"]
+    if rows.empty:
+        return []
+    lines = [
+        "Trained elsewhere: the budget is unknown, and whether these very images were among those "
+        "that it was trained on, too. Precision, recall, density and coverage are to the images as "
+        "they are."
+    ]
+    best, real = rows["label_accuracy"].max(), panel.first["label_accuracy_real"]
+    if best < real / 2:
+        lines.append(
+            f"WARNING: the classifier finds the class that was asked for in {best:.0%} of the "
+            f"samples, and in {real:.0%} of real images. Are the labels in another order? Give "
+            "model.labels=[...]."
+        )
+    return lines
+
+
 def _seen_before(row: pd.Series, record: dict) -> list[str]:
     """Which of the shared networks may have been trained on this panel's images or classes."""
     lines = []
@@ -157,7 +178,8 @@ def _seen_before(row: pd.Series, record: dict) -> list[str]:
             "WARNING: the reference or hold-out images were set aside from the training folder, "
             "which the shipped judge may have trained on."
         )
-    unknown = [name for name in SHARED if name not in shipped or overlap is None]
+    shared = ("judge",) if row["family"] == "pretrained" else SHARED
+    unknown = [name for name in shared if name not in shipped or overlap is None]
     if unknown:
         lines.append(f"Whether these classes are new to this {', '.join(unknown)} is not known.")
     if overlap and shipped:

@@ -49,6 +49,7 @@ NAMED = {
     "fd_generator": "generator-only {distance}",
     "kid_generator": "generator-only KID[{features}]",
     "fd": "{distance}, decoder included",
+    "kid": "KID[{features}], decoder included",
 }
 ARROWS = {-1: "↓", 1: "↑", 0: ""}  # towards better
 
@@ -79,11 +80,11 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
     rows = []
     for name in panel.names:
         for _, row in panel.curve(name).sort_values(["steps", "guidance"]).iterrows():
-            rows.append([name, *(_cell(row, column) for column in columns)])
+            rows.append([name, *(cell(row, column) for column in columns)])
     return header, rows
 
 
-def _cell(row: pd.Series, column: str) -> object:
+def cell(row: pd.Series, column: str) -> object:
     """A value, with its error where it has one; seconds of a busy machine are marked."""
     if column in TIMED and row[TIMED[column]] > BUSY:
         return f"{show(row[column])} (busy)"
@@ -97,7 +98,7 @@ def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
     rows = panel.rows.drop_duplicates("training")
     varied = rows[WHERE_VARIED].groupby(rows["model"]).nunique(dropna=False).max()
     columns = [name for name in TRAINED if name not in WHERE_VARIED or varied[name] > 1]
-    cells = [[_cell(row, name) for name in columns] for _, row in rows.iterrows()]
+    cells = [[cell(row, name) for name in columns] for _, row in rows.iterrows()]
     return [heading(name, "") for name in columns], cells
 
 

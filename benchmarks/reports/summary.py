@@ -15,7 +15,7 @@ from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
-from benchmarks.reports import grids, plots
+from benchmarks.reports import beside, grids, plots
 from benchmarks.reports.chosen import chosen
 from benchmarks.reports.notes import notes, refused
 from benchmarks.reports.rows import (
@@ -91,6 +91,7 @@ def _figures(report: Report, place: Path) -> list[Path]:
     paths = []
     if report.panels:
         paths += [plots.distance_plot(report.panels, x, place) for x in plots.AXES]
+        paths += beside.plots(report.panels, place)
         paths.append(plots.training_plot(report.panels, place))
         paths.append(plots.guidance_plot(report.panels, place))
     variants = list(report.table["variant"])
@@ -134,6 +135,9 @@ def _summary(report: Report) -> list[str]:
         lines += code_versions(rows[rows["train_fraction"] == 1])
     lines.append("")
     lines += _judges(report.panels)
+    for title, header, rows in beside.section(report.panels):
+        lines += [f"## Beside models trained elsewhere: {title}", "", *beside.EXPLAINED, ""]
+        lines += [*markdown(header, rows), ""]
     for panel in report.panels:
         lines += _section(panel, report)
     header, rows = chosen(report.records, list(report.table["variant"]))
@@ -190,7 +194,7 @@ def _judges(panels: list[Panel]) -> list[str]:
 def _images(folder: Path) -> list[str]:
     """Links to the plots and grids that are there."""
     names = [name for _, name in plots.AXES.values()]
-    names += ["fd_vs_training", "precision_recall", "loss_vs_flops"]
+    names += [*beside.PLOTTED.values(), "fd_vs_training", "precision_recall", "loss_vs_flops"]
     there = [name for name in names if (folder / "plots" / f"{name}.png").exists()]
     lines = ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in there), ""]
     grids_there = sorted((folder / "samples").glob("*.png"))

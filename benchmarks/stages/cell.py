@@ -1,39 +1,22 @@
 """A cell: everything that a configuration names, loaded, and the measurements it asks for."""
 
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from benchmarks.core import versions
-from benchmarks.core.environment import device_name, library_versions, pick_device
 from benchmarks.core.errors import BadInput
-from benchmarks.core.session import session
 from benchmarks.core.settings import many
 from benchmarks.core.store import digest
-from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
-from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
-from benchmarks.frozen.latents import LatentSet, prepare_latents
-from benchmarks.images.dataset import load_dataset
+from benchmarks.frozen.autoencoder import LatentSpace
+from benchmarks.frozen.latents import LatentSet
 from benchmarks.images.stored import Dataset
-from benchmarks.results.records import NOT_OF_THE_TRAINING
-from benchmarks.stages.faster_precision import faster_precision
-from benchmarks.stages.floors import images_through, prepare_evaluator
-from benchmarks.stages.model import (
-    build_model,
-    choose_sampler,
-    model_arguments,
-    on_meta,
-    place_on,
-    sampler_settings,
-)
+from benchmarks.stages.model import sampler_settings
 from benchmarks.stages.sample import SamplingConfig
-from benchmarks.stages.sample_batch import best_batch
 from benchmarks.stages.score import Evaluator
 from models.generator import GenerativeModel
+from models.image_model import ImageModel
 
 
 @dataclass
@@ -43,15 +26,19 @@ class Cell:
     cfg: DictConfig
     device: torch.device
     dataset: Dataset
-    latent_space: LatentSpace
-    latents: LatentSet  # of the training images
-    model: GenerativeModel  # freshly initialised
-    meta_model: GenerativeModel  # the same without data: calls on it cost nothing and are counted
+    latent_space: LatentSpace | None  # None of a model that was trained elsewhere
+    latents: LatentSet | None  # of the training images
+    model: GenerativeModel | ImageModel  # freshly initialised, or trained elsewhere
+    meta_model: GenerativeModel | ImageModel  # without data: calls on it cost nothing, are counted
     evaluators: list[Evaluator]  # one for each feature extractor
     unguided: list[SamplingConfig]  # as configured but for guidance: each step count, each seed
     grid: list[SamplingConfig]  # what is measured as configured
     key: str  # names the training
     machine_key: str  # names the untrained network on this machine: for what is timed of both
+
+    @property
+    def trained_elsewhere(self) -> bool:
+        return isinstance(self.model, ImageModel)
 
     @property
     def results(self) -> Path:
@@ -94,135 +81,6 @@ class Cell:
 def results_folder(cfg: DictConfig) -> Path:
     """Where the records and the report of a configuration go."""
     return Path(cfg.results_dir) / str(cfg.name)
-
-
-def prepare(cfg: DictConfig) -> Cell:
-    """Images to latents and evaluators (each cached), and a freshly initialised model."""
-    device = pick_device(cfg.device)
-    # what cannot be is refused before anything is computed
-    shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
-    extractors = load_extractors(cfg.features)
-    with session.stage("images"):
-        dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
-    with session.stage("latents"):
-        space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
-        latents = prepare_latents(dataset, space, cache=cfg.cache_dir, device=device)
-    with session.stage("evaluators and floors"):
-        evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
-
-    model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
-    if cfg.train.precision == "auto":
-        precision = _measured_precision(cfg, model, latents, device, shape)
-        cfg = OmegaConf.merge(cfg, {"train": {"precision": precision}})
-    machine_key = _machine_key(cfg, shape, device)
-    space = space.to(device)
-    if cfg.sample_batch == "auto":
-        batch = _measured_batch(cfg, model, space, latents, device, machine_key)
-        cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
-    unguided, grid = sampling_grid(cfg, model)
-    return Cell(
-        cfg=cfg,
-        device=device,
-        dataset=dataset,
-        latent_space=space,
-        latents=latents,
-        model=model,
-        meta_model=on_meta(model),
-        evaluators=evaluators,
-        unguided=unguided,
-        grid=grid,
-        key=_training_key(cfg, latents.key if model.uses_tokens else latents.images_key, device),
-        machine_key=machine_key,
-    )
-
-
-def _evaluators(
-    cfg: DictConfig,
-    extractors: list[FeatureExtractor],
-    dataset: Dataset,
-    space: LatentSpace,
-    latents: LatentSet,
-    device: torch.device,
-) -> list[Evaluator]:
-    """One for each feature extractor; images go through the autoencoder once for all, and only
-    where something is not cached.
-    """
-    through = cache(partial(images_through, dataset, space, latents, device))
-    return [
-        prepare_evaluator(
-            extractor,
-            dataset,
-            through,
-            autoencoder_key=space.autoencoder_key,
-            key=latents.key,
-            cache=cfg.cache_dir,
-            device=device,
-            split=probe_split(cfg.data, extractor, dataset.classes),
-        )
-        for extractor in extractors
-    ]
-
-
-def _initial_model(
-    cfg: DictConfig,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    space: LatentSpace,
-    latents: LatentSet,
-) -> GenerativeModel:
-    """The untrained model, a pure function of the seed, set to sample as configured."""
-    torch.manual_seed(cfg.seed)
-    # token models work in the same whitened units as the others
-    codebook = space.codebook.whitened(latents.mean, latents.std)
-    dropout = cfg.train.label_dropout
-    model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
-    choose_sampler(model, cfg)
-    return model
-
-
-def _measured_precision(
-    cfg: DictConfig,
-    model: GenerativeModel,
-    latents: LatentSet,
-    device: torch.device,
-    shape: tuple[int, int, int],
-) -> str:
-    """The precision that this network trains faster in on this machine."""
-    name = f"{_machine_key(cfg, shape, device)}-{cfg.train.batch}.json"
-    file = Path(cfg.cache_dir) / "precision" / name
-    with session.stage("choosing the precision"):
-        return faster_precision(model, latents, cfg, device, file)
-
-
-def _measured_batch(
-    cfg: DictConfig,
-    model: GenerativeModel,
-    space: LatentSpace,
-    latents: LatentSet,
-    device: torch.device,
-    machine_key: str,
-) -> int:
-    """The sampling batch that this network is fastest at on this machine."""
-    file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json"
-    place_on(model, device)
-    return best_batch(model, space, latents, device, precision=cfg.train.precision, file=file)
-
-
-def _training_key(cfg: DictConfig, data: str, device: torch.device) -> str:
-    """Names everything that determines the trained weights; `data` names what is learned."""
-    train: Any = OmegaConf.to_container(cfg.train, resolve=True)
-    recipe = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
-    installed = library_versions()
-    libraries = {name: installed.get(name) for name in ("torch", "diffusers", "transformers")}
-    model, lr, seed = model_arguments(cfg.model), float(cfg.model.lr), int(cfg.seed)
-    return digest("cell", versions.TRAINING, libraries, model, lr, recipe, seed, data, device.type)
-
-
-def _machine_key(cfg: DictConfig, shape: tuple[int, int, int], device: torch.device) -> str:
-    """Names an untrained network on this machine."""
-    model, precision = model_arguments(cfg.model), cfg.train.precision
-    torch_version = library_versions().get("torch")
-    return digest("network", model, shape, precision, device_name(device), torch_version)
 
 
 def sampling_grid(

@@ -13,9 +13,10 @@ from benchmarks.core import team
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import in_words, session
 from benchmarks.core.store import digest
-from benchmarks.stages.cell import Cell, prepare
+from benchmarks.stages.cell import Cell
 from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.model import forward_macs, place_on
+from benchmarks.stages.prepare import prepare
 from benchmarks.stages.sample import Samples, SamplingConfig, sample_images
 from benchmarks.stages.train import train as train_model
 

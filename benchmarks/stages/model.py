@@ -15,6 +15,7 @@ from benchmarks.core.errors import BadInput
 from metrics import flops
 from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
+from models.image_model import ImageModel
 
 # of conf/model/*.yaml; the rest goes to the class it names
 NOT_ARGUMENTS = ("name", "family", "lr", "tune")
@@ -117,7 +118,7 @@ def forward_macs(meta: GenerativeModel) -> int:
     return flops.count_macs(lambda: meta(batch, rng=torch.Generator()))
 
 
-def sampling_macs(meta: GenerativeModel, steps: int, guidance: float) -> int:
+def sampling_macs(meta: GenerativeModel | ImageModel, steps: int, guidance: float) -> int:
     """MACs of sampling one image's latents: every network evaluation of a whole `sample` call.
 
     Where all of them cost the same, one is counted, and multiplied. Elsewhere the call itself is,
@@ -127,6 +128,8 @@ def sampling_macs(meta: GenerativeModel, steps: int, guidance: float) -> int:
     per_evaluation = flops.count_macs(lambda: meta.evaluation(labels))
     if per_evaluation:
         return per_evaluation * meta.nfe(steps, guidance)
+    if isinstance(meta, ImageModel):  # nothing in it multiplies
+        return 0
     counted = getattr(meta, "counted_macs", {})
     key = (steps, guidance == 1, *map(str, meta.sampling_key()))
     if key not in counted:
@@ -137,11 +140,20 @@ def sampling_macs(meta: GenerativeModel, steps: int, guidance: float) -> int:
 
 
 def image_cost(
-    meta: GenerativeModel, autoencoder: torch.nn.Module, steps: int, guidance: float
+    meta: GenerativeModel | ImageModel,
+    autoencoder: torch.nn.Module | None,
+    steps: int,
+    guidance: float,
 ) -> dict[str, float]:
-    """The columns of what one image costs, counted: GMACs and, twice as many, GFLOPs."""
+    """The columns of what one image costs, counted: GMACs and, twice as many, GFLOPs.
+
+    A model that was trained elsewhere decodes its images itself, without our autoencoder.
+    """
     generator = sampling_macs(meta, steps, guidance) / 1e9
-    decoder = decoder_macs(autoencoder, meta.latent_shape) / 1e9
+    if isinstance(meta, ImageModel):
+        decoder = flops.count_macs(meta.decoding) / 1e9
+    else:
+        decoder = decoder_macs(autoencoder, meta.latent_shape) / 1e9
     whole = generator + decoder
     return {
         "gmacs_generator": generator,

@@ -13,6 +13,7 @@ from benchmarks.core.session import session
 from benchmarks.core.settings import shorten_paths
 from benchmarks.frozen.extractors import overlap, shipped_parts
 from benchmarks.results import records
+from benchmarks.stages import elsewhere
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.sample import Samples, SamplingConfig
 from benchmarks.stages.score import Evaluator, Scores
@@ -46,8 +47,9 @@ def record_measurement(
         "latency_seconds": samples.latency_seconds,
         "peak_memory_mb": samples.peak_memory_mb,
     }
-    row |= {f"train_{name}": trained[name] for name in TRAINED}
-    row["train_processes"] = trained.get("processes", 1)
+    row |= {f"train_{name}": trained[name] for name in TRAINED if name in trained}
+    if not cell.trained_elsewhere:
+        row["train_processes"] = trained.get("processes", 1)
     row |= evaluator.row_constants | scores.row | cost | samples.made
     records.write(
         cell.results,
@@ -55,8 +57,8 @@ def record_measurement(
         selection=scores.selection,
         tuning=tuning,
         diagnostics=named_diagnostics(scores, cell.dataset.classes),
-        train_log=trained["log"],
-        trained_by=trained["trained_by"],
+        train_log=trained.get("log"),
+        trained_by=trained.get("trained_by"),
         compile=trained.get("compile"),
         sampling_seed=config.seed,
         **record_metadata(cell, evaluator),
@@ -97,20 +99,20 @@ def record_failure(
 
 def identity(cell: Cell) -> dict[str, Any]:
     """The columns that say which cell a row belongs to."""
-    cfg, model = cell.cfg, cell.model
+    cfg, model, space = cell.cfg, cell.model, cell.latent_space
     cell.set_sampler(cell.unguided[0])
     return {
         "family": cfg.model.family,
         "model": cfg.model.name,
-        "size": cfg.size.name,
+        "size": elsewhere.ITS_OWN if cell.trained_elsewhere else cfg.size.name,
         "params_m": flops.params(model) / 1e6,
         "seed": cfg.seed,
         "data": cell.dataset.name,
         "num_classes": len(cell.dataset.classes),
         "image_size": cell.dataset.image_size,
-        "autoencoder": cell.latent_space.name,
-        "codebook": cell.latent_space.codebook_name if model.uses_tokens else None,
-        "latent_shape": "x".join(map(str, model.latent_shape)),
+        "autoencoder": space.name if space else elsewhere.ITS_OWN,
+        "codebook": space.codebook_name if space and model.uses_tokens else None,
+        "latent_shape": "x".join(map(str, model.latent_shape)) if space else None,
         "objective": getattr(model, "objective", None),
         "sampler": model.sampler_label(),
         "num_samples": cfg.num_samples,
@@ -136,11 +138,12 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
     """The resolved configuration, and fingerprints of everything a measurement rests on."""
     config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
     shorten_paths(config)
+    space = cell.latent_space
     del config["stop_at"]  # of this process, not of what it measured
     fingerprints = {
         "data": cell.dataset.key,
-        "autoencoder": cell.latent_space.autoencoder_key,
-        "latents": cell.latent_space.key,
+        "autoencoder": space.autoencoder_key if space else None,
+        "latents": space.key if space else None,
         "training": cell.key,
     }
     extractor = evaluator.extractor if evaluator else None
@@ -155,7 +158,7 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
         "repeated": cell.dataset.repeated,
         "aside": cell.dataset.aside,
         "overlap": overlap(cell.cfg.data.source, cell.dataset.classes),
-        "shipped": shipped_parts(cell.cfg.autoencoder, extractor),
+        "shipped": shipped_parts(space and cell.cfg.autoencoder, extractor),
         "probe_split": evaluator.probe_split if evaluator else None,
         "evaluator": evaluator.key if evaluator else None,
     }

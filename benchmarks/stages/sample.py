@@ -25,6 +25,7 @@ from benchmarks.frozen.latents import LatentSet, decode
 from benchmarks.stages.precision import bf16_weights
 from metrics import speed
 from models.generator import GenerativeModel, spawn, to_device
+from models.image_model import ImageModel
 
 ABSURD = 1e3  # whitened latents have unit variance; quantising would hide that these do not
 # batches of a shape on CUDA: kernels are chosen in the first, graphs captured in the second
@@ -137,10 +138,22 @@ def sampler(
         yield sampled
 
 
+def image_sampler(model: ImageModel, config: SamplingConfig, device: torch.device) -> Sampler:
+    """As `sampler` gives it, of a model that was trained elsewhere and decodes its images itself."""
+
+    @torch.inference_mode()
+    def sampled(labels: Tensor, rng: torch.Generator) -> Arriving:
+        labels = to_device(labels, device)
+        images = model.sample(labels, steps=config.steps, guidance=config.guidance, rng=rng)
+        return Arriving(images, torch.zeros(1, device=images.device))
+
+    return sampled
+
+
 def sample_images(
-    generator: GenerativeModel,
-    space: LatentSpace,
-    data: LatentSet,
+    generator: GenerativeModel | ImageModel,
+    space: LatentSpace | None,
+    data: LatentSet | None,
     config: SamplingConfig,
     device: torch.device,
 ) -> Samples:
@@ -151,6 +164,8 @@ def sample_images(
     """
     labels = labels_for(config.count, generator.num_classes)
     try:
+        if isinstance(generator, ImageModel):
+            return _on_the_clock(image_sampler(generator, config, device), labels, config, device)
         with sampler(generator, space, data, config, device) as sampled:
             return _on_the_clock(sampled, labels, config, device)
     except Diverged as error:

@@ -119,6 +119,7 @@ class Evaluator:
         if self.reference_through is None:  # no generator of ours: this is all there is
             diagnostics["bootstrap"] = _rounded(resampled)
             row |= self._neighbourhoods(self.reference, features)
+            diagnostics |= self._per_class(self.reference, features, labels)
         projected = frechet_features(self.extractor.net, features)
         if smaller >= 2 * projected.shape[1]:  # below that the extrapolation says nothing
             real = frechet_features(self.extractor.net, self.reference)
@@ -141,16 +142,22 @@ class Evaluator:
                 real, features, labels=self._strata(labels)
             )
         row |= self._neighbourhoods(real, features)
-        if labels is not None and self.reference_labels is not None:
-            both = (real, self.reference_labels, features, labels)
-            projected = [frechet_features(self.extractor.net, x) for x in (real, features)]
-            diagnostics["kid_per_class"] = kid_per_class(*both)
-            diagnostics["fd_per_class"] = frechet_per_class(
-                projected[0], self.reference_labels, projected[1], labels
-            )
+        diagnostics |= self._per_class(real, features, labels)
         if smaller >= FULL_COVARIANCE and hasattr(self.extractor.net, "project"):
             row["fd_generator_full"] = frechet_distance(real, features)
         return row, diagnostics
+
+    def _per_class(self, real: Tensor, features: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """Both distances of each class; empty without labels."""
+        if labels is None or self.reference_labels is None:
+            return {}
+        projected = [frechet_features(self.extractor.net, x) for x in (real, features)]
+        return {
+            "kid_per_class": kid_per_class(real, self.reference_labels, features, labels),
+            "fd_per_class": frechet_per_class(
+                projected[0], self.reference_labels, projected[1], labels
+            ),
+        }
 
     def _with_bootstrap(
         self, real: Tensor, fake: Tensor, labels: Tensor | None
