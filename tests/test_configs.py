@@ -8,7 +8,7 @@ from conftest import composed
 from hydra.errors import HydraException
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.settings import config_names
+from benchmarks.core.settings import config_names, trained_models
 from benchmarks.frozen.autoencoder import latent_shape, shipped_codebook_size
 from benchmarks.frozen.extractors import load_extractors
 from benchmarks.stages.budget import UNITS, make_budget
@@ -44,7 +44,8 @@ FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 @pytest.mark.parametrize("group, name", FILES)
 def test_every_yaml_composes(group, name):
     cfg = composed(f"{group}={name}")
-    assert cfg.seed == 0 and cfg.model.family in ("unet", "dit", "ar")
+    families = ("pretrained",) if name == "pretrained" else ("unet", "dit", "ar")
+    assert cfg.seed == 0 and cfg.model.family in families
     if group == "features":
         # each under its own name, so that a list of features can merge them
         assert set(cfg.features) - {"weights", "path"} == {name}
@@ -56,9 +57,7 @@ def test_every_yaml_composes(group, name):
         assert cfg.name == name, "results/<name> is the preset's name"
 
 
-@pytest.mark.parametrize(
-    "model, size", itertools.product(config_names("model"), config_names("size"))
-)
+@pytest.mark.parametrize("model, size", itertools.product(trained_models(), config_names("size")))
 def test_every_model_instantiates_at_every_size(model, size):
     cfg = composed(f"model={model}", f"size={size}")
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from benchmarks import run as run_module
 from benchmarks.core import cli, model_schema, schema
 from benchmarks.core.environment import pick_device
 from benchmarks.core.errors import BadInput
-from benchmarks.core.settings import check, compose, config_names, flatten
+from benchmarks.core.settings import check, compose, config_names, flatten, trained_models
 from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.diffusion import Diffusion
@@ -363,7 +363,7 @@ def test_every_size_passes_with_the_settings_of_every_model(size):
         assert name in cfg.size and (name == "dit" or name in cfg.size.params)
 
 
-@pytest.mark.parametrize("model", config_names("model"))
+@pytest.mark.parametrize("model", trained_models())
 def test_every_model_passes(model):
     check(base(model))
 

@@ -9,7 +9,7 @@ from conftest import composed, tiny
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput, Diverged
-from benchmarks.core.settings import check, config_names
+from benchmarks.core.settings import check, trained_models
 from benchmarks.core.store import read_sealed, write_sealed
 from benchmarks.stages import jointly, tune
 from benchmarks.stages.jointly import sample
@@ -96,7 +96,7 @@ def test_counts_that_were_not_tuned_take_the_settings_of_the_nearest_by_ratio(st
     assert nearest(steps, [4, 16]) == taken
 
 
-@pytest.mark.parametrize("name", config_names("model"))
+@pytest.mark.parametrize("name", trained_models())
 def test_every_model_is_given_four_changes_and_each_changes_something(name):
     model = tiny({"ar_any": "any", "ar_block": "ar"}.get(name, name))
     own = model.sampling_key()

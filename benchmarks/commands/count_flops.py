@@ -22,7 +22,7 @@ import torch
 from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
 from benchmarks.core.files import atomic_file, check_writable
-from benchmarks.core.settings import compose, config_names
+from benchmarks.core.settings import compose, config_names, trained_models
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.reports import plots
 from benchmarks.results.tables import markdown
@@ -71,7 +71,7 @@ def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Itera
     place = {size: i for i, size in enumerate(ORDER)}
     sizes = wanted or config_names("size")
     for size in sorted(sizes, key=lambda size: (place.get(size, len(ORDER)), size)):
-        for name in config_names("model"):
+        for name in trained_models():
             family = compose(f"model={name}").model.family
             model = on_meta(name, size, latents_of(size), codebook_size)
             yield row(name, family, size, model)
@@ -84,7 +84,7 @@ def resolutions(
     choice, else in its own number.
     """
     for side in sides:
-        for name in config_names("model"):
+        for name in trained_models():
             model = on_meta(name, size, (4, side, side), codebook_size)
             forward = forward_macs(model)
             if len(model.supported_steps([1, STEPS])) == 2:

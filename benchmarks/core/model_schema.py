@@ -177,9 +177,11 @@ class LabelPipeline(of.Section):
     name: of.Name
     family: Literal["pretrained"] = Field(description="pretrained: it is not trained here")
     target: of.Target = Field(alias="_target_")
-    path: of.Path
+    path: of.Text = Field(description="a folder, or a name on the hub: facebook/DiT-XL-2-256")
     labels: list[int] | None = Field(None, description="a list of whole numbers, or null")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="one of fp32, bf16")
+    precision: Literal["fp32", "bf16"] | None = Field(
+        None, description="one of fp32, bf16, or null"
+    )
 
 
 class OwnDenoiser(of.OpenSection):

@@ -51,6 +51,11 @@ def config_names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def trained_models() -> list[str]:
+    """The files of conf/model that are trained here."""
+    return [name for name in config_names("model") if name != "pretrained"]
+
+
 def presets() -> dict[str, str]:
     """The files of conf/experiment, each with its first comment: what it is for."""
     found = {}

@@ -80,7 +80,7 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
 
 def load(cfg: DictConfig, dataset: Dataset) -> ImageModel:
     """The model that `model` names, for the classes and the size of a data set. Raises BadInput."""
-    settings = model_arguments(cfg.model)
+    settings = {k: v for k, v in model_arguments(cfg.model).items() if v is not None}
     if "path" in settings:
         folder = hub.folder(str(settings["path"]), (INDEX,), "model.path", PARTS)
         settings |= {"path": str(folder), "weights": _digest_of(folder)}

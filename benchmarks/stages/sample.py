@@ -139,7 +139,7 @@ def sampler(
 
 
 def image_sampler(model: ImageModel, config: SamplingConfig, device: torch.device) -> Sampler:
-    """As `sampler` gives it, of a model that was trained elsewhere and decodes its images itself."""
+    """As `sampler` gives it, of a model that was trained elsewhere: it decodes images itself."""
 
     @torch.inference_mode()
     def sampled(labels: Tensor, rng: torch.Generator) -> Arriving:
