@@ -139,7 +139,7 @@ def check_configuration(command: str, overrides: tuple[str, ...]) -> None:
     """One configuration composes, has values in range, and its model can be measured with it."""
     cfg = compose(*overrides)
     check(cfg)
-    if command != "run":
+    if command != "run" or cfg.model.family == "pretrained":
         return
     side = cfg.data.image_size // (4 if cfg.autoencoder.kind in ("shipped", "trained") else 8)
     with torch.device("meta"):

@@ -19,7 +19,12 @@ COLUMNS = [
     Column("run_id", 0, "", "names a measurement: a hash of everything that determines it"),
     Column("status", 0, "", "ok, diverged or failed"),
     Column("family", 0, "", "kind of model: unet, dit or ar"),
-    Column("model", 0, "", "file of conf/model"),
+    Column(
+        "model",
+        0,
+        "",
+        "file of conf/model; of a model trained elsewhere, the last part of its path",
+    ),
     Column("size", 0, "", "how wide and deep the network is: xs, xs16, s, b, l or xl"),
     Column("params_m", 0, "M", "trainable parameters of the generator"),
     Column(
