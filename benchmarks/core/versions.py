@@ -3,7 +3,7 @@ what comes out, rounding included, and what was made before is made again.
 """
 
 DATA = 5  # how images become splits of pixels
-LATENTS = 1  # how pixels become whitened latents and tokens
+LATENTS = 2  # how pixels become whitened latents and tokens
 AUTOENCODER = 3  # how an autoencoder is trained on a data set's own images
 CODEBOOK = 2  # how a codebook is fitted on latents
 TRAINING = 8  # the models, their training and their sampling

@@ -1,8 +1,12 @@
 """Images to whitened latents and tokens, once per data set: what all three families train on."""
 
+import os
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,20 +14,21 @@ from tqdm import tqdm
 
 from benchmarks.core import versions
 from benchmarks.core.locks import load_or_make
-from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
+from benchmarks.core.store import digest, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
+from benchmarks.frozen.shards import Rows, Shards, mean_and_std, moments
 from benchmarks.images.stored import Dataset, Split
 from models.generator import Batch, to_device
 
-TENSORS = ("latents", "tokens", "labels", "mean", "std")
+HELD = 8 * 2**30  # bytes of latents and tokens that a GPU may hold; more are read as they are used
 
 
 @dataclass(frozen=True)
 class LatentSet:
     """Training latents of a data set, index 0 as they are and 1 of the mirror images."""
 
-    latents: Tensor  # (2, N, C, H, W) float32, whitened per channel
-    tokens: Tensor  # (2, N, H*W) int32
+    latents: Tensor | Rows  # (2, N, C, H, W) float32, whitened per channel
+    tokens: Tensor | Rows  # (2, N, H*W) int32
     labels: Tensor  # (N,) int64
     mean: Tensor  # (C,) of the raw latents
     std: Tensor  # (C,)
@@ -31,7 +36,16 @@ class LatentSet:
     images_key: str = ""  # of all but the tokens
 
     def to(self, device: torch.device) -> "LatentSet":
-        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+        """On a device; rows on disk stay there for a CPU, and where a GPU should not hold them."""
+        moved = {name: getattr(self, name).to(device) for name in ("labels", "mean", "std")}
+        rows = {"latents": self.latents, "tokens": self.tokens}
+        held = device.type != "cpu" and sum(each.nbytes for each in rows.values()) <= HELD
+        for name, each in rows.items():
+            if isinstance(each, Tensor):
+                moved[name] = each.to(device)
+            elif held:
+                moved[name] = each.held(device)
+        return replace(self, **moved)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Training batch `step` of `size` images: a pure function of (seed, step).
@@ -39,10 +53,14 @@ class LatentSet:
         Each epoch has a new order; each image is mirrored at a coin's toss.
         """
         device = self.labels.device
-        at = to_device(batch_indices(len(self.labels), size, seed, step), device)
-        tosses = torch.randint(2, (size,), generator=seeded("mirror", seed, step))
-        mirror = to_device(tosses, device)
-        return Batch(self.latents[mirror, at], self.tokens[mirror, at].long(), self.labels[at])
+        at = batch_indices(len(self.labels), size, seed, step)
+        mirror = torch.randint(2, (size,), generator=seeded("mirror", seed, step))
+        there = (to_device(mirror, device), to_device(at, device))
+        taken = [
+            each[there] if isinstance(each, Tensor) else to_device(each[mirror, at], device)
+            for each in (self.latents, self.tokens)
+        ]
+        return Batch(taken[0], taken[1].long(), self.labels[there[1]])
 
     def raw(self, latents: Tensor) -> Tensor:
         """Whitened latents (B, C, H, W) in the autoencoder's own units."""
@@ -74,47 +92,72 @@ def batch_indices(count: int, size: int, seed: int, step: int) -> Tensor:
 def prepare_latents(
     dataset: Dataset, space: LatentSpace, *, cache: str | Path, device: torch.device
 ) -> LatentSet:
-    """The training latents and tokens of a data set, encoded on first use and cached."""
+    """The training latents and tokens of a data set, encoded on first use and cached in shards.
+
+    Of several processes that want them, each encodes what no other one is at.
+    """
     key = digest("latents", versions.LATENTS, dataset.train_key, space.key)
-    path = Path(cache) / "latents" / f"{key}.safetensors"
     images_key = digest("latents", versions.LATENTS, dataset.train_key, space.autoencoder_key)
-    keys = {"key": key, "images_key": images_key}
+    shards = Shards(Path(cache) / "latents" / key, key, len(dataset.train))
+    mean, std = mean_and_std(encode_missing(dataset, space, shards, device))
+    return LatentSet(
+        latents=Rows(shards.paths(), "latents", mean, std),
+        tokens=Rows(shards.paths(), "tokens"),
+        labels=torch.from_numpy(dataset.train.labels.copy()),
+        mean=mean,
+        std=std,
+        key=key,
+        images_key=images_key,
+    )
 
-    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
-        tensors = _encode(dataset, space, device)
-        write_tensors(path, key, tensors)
-        return tensors, {}
 
-    tensors, _ = load_or_make(path, partial(read_tensors, path, key), make)
-    return LatentSet(**tensors, **keys)
+def encode_missing(
+    dataset: Dataset, space: LatentSpace, shards: Shards, device: torch.device
+) -> list[Tensor]:
+    """Every shard that is not there yet, encoded; the moments of all of them, in order.
+
+    Processes that begin together begin at different shards.
+    """
+    parts: dict[int, Tensor] = {}
+    numbers = list(range(len(shards)))
+    random.Random(os.getpid()).shuffle(numbers)
+    space, images = space.to(device), len(dataset.train)
+    # disable=None: no bar where nobody watches a terminal
+    with tqdm(total=images, desc="encoding", unit="images", leave=False, disable=None) as bar:
+        for number in numbers:
+
+            def make(number: int = number) -> dict[str, Tensor]:
+                tensors = _encode(dataset, space, shards.images(number), device, bar.update)
+                write_tensors(shards.path(number), f"{shards.key} {number}", tensors)
+                return tensors
+
+            load = partial(shards.load, number)
+            parts[number] = load_or_make(shards.path(number), load, make)["moments"]
+    return [parts[number] for number in sorted(parts)]
 
 
 @torch.inference_mode()
-def _encode(dataset: Dataset, space: LatentSpace, device: torch.device) -> dict[str, Tensor]:
-    """Encode every training image and its mirror image, whiten per channel, and look up the
-    tokens.
+def _encode(
+    dataset: Dataset,
+    space: LatentSpace,
+    images: range,
+    device: torch.device,
+    tell: Callable[[int], Any],
+) -> dict[str, Tensor]:
+    """The latents of some training images and of their mirror images, their tokens, and what the
+    mean and variance of all are computed from.
     """
-    space, batch = space.to(device), space.at_once(dataset.image_size)
+    batch = space.at_once(dataset.image_size)
     raw, tokens = [], []
-    starts = range(0, len(dataset.train), batch)
-    # disable=None: no bar where nobody watches a terminal
-    for start in tqdm(starts, desc="encoding", unit="batch", leave=False, disable=None):
-        images = torch.from_numpy(dataset.train[start : start + batch]).to(device)
-        latents = space.autoencoder.encode(torch.cat([images, images.flip(3)]))
+    for start in range(images.start, images.stop, batch):
+        pixels = torch.from_numpy(dataset.train[start : min(start + batch, images.stop)]).to(device)
+        latents = space.autoencoder.encode(torch.cat([pixels, pixels.flip(3)]))
         raw.append(latents.unflatten(0, (2, -1)).cpu())
         tokens.append(space.codebook.tokenize(latents).unflatten(0, (2, -1)).int().cpu())
+        tell(len(pixels))
     latents = torch.cat(raw, dim=1)
     # diffusion assumes data of about unit variance; measured, since each data set has its own
-    std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4))
-    whitened = (latents - mean[:, None, None]) / std[:, None, None].clamp(min=1e-6)
-    labels = torch.from_numpy(dataset.train.labels.copy())
-    return {
-        "latents": whitened,
-        "tokens": torch.cat(tokens, dim=1),
-        "labels": labels,
-        "mean": mean,
-        "std": std,
-    }
+    return {"latents": latents, "tokens": torch.cat(tokens, dim=1), "moments": moments(latents)}
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.core import versions
+from benchmarks.core import team, versions
 from benchmarks.core.environment import device_name, library_versions, pick_device
-from benchmarks.core.session import session
+from benchmarks.core.errors import BadInput
+from benchmarks.core.session import in_words, session
 from benchmarks.core.store import digest
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors, probe_split
@@ -47,6 +48,8 @@ def prepare(cfg: DictConfig) -> Cell:
         dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     with session.stage("latents"):
         space = load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=device)
+        if team.size() > 1 and team.leads():  # the others are called for what follows
+            team.together((dataset, space), _encode_share, cfg, device.type)
         latents = prepare_latents(dataset, space, cache=cfg.cache_dir, device=device)
     with session.stage("evaluators and floors"):
         evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
@@ -75,6 +78,27 @@ def prepare(cfg: DictConfig) -> Cell:
         key=_training_key(cfg, latents.key if model.uses_tokens else latents.images_key, device),
         machine_key=machine_key,
     )
+
+
+def _encode_share(own: tuple[Dataset, LatentSpace] | None, cfg: DictConfig, device: str) -> None:
+    """In every process of a team at once: encode the training images that no other one is at.
+
+    Raises BadInput in all where one could not.
+    """
+    fault, here = None, pick_device(device)
+    try:
+        if own is None:
+            dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
+            own = (
+                dataset,
+                load_latent_space(cfg.autoencoder, dataset, cache=cfg.cache_dir, device=here),
+            )
+        prepare_latents(*own, cache=cfg.cache_dir, device=here)
+    except Exception as error:
+        fault = error
+        session.complain(f"process {team.rank()}: {in_words(error)}")
+    if team.anywhere(fault is not None):
+        raise BadInput("a process could not encode its share; all need the same files") from fault
 
 
 def _evaluators(
