@@ -80,6 +80,7 @@ def test_presets_sweep_their_families(experiment):
         "tradeoff_gpu": every,
         "lr_sweep": every,
         "dit_paper_ranks": "dit",
+        "imagenet256": "dit",
     }
     assert cfg.hydra.sweeper.params.model == swept.get(experiment, "unet,dit,ar")
     assert cfg.train.unit in UNITS and make_budget(cfg.train, 40_000_000).steps >= 1

@@ -340,3 +340,27 @@ def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch)
         first, second = pool.map(load, range(2))
     assert len(written) == 1 and first.key == second.key
     assert contents(first.train) == contents(second.train)
+
+
+def test_a_reference_of_training_images_is_balanced_and_they_stay_training_images(root, tmp_path):
+    """As ADM's protocol has it; the folder's held-out images then serve the hold-out alone."""
+    plain = load_dataset(folder_config(root, reference_images=3), num_samples=6, cache=tmp_path)
+    own = folder_config(root, reference_images=12, reference_from="train")
+    data = load_dataset(own, num_samples=6, cache=tmp_path)
+    assert data.reference.labels.tolist() == [0, 1, 2] * 4 and data.key != plain.key
+    rows = set(data.train.index.tolist())
+    assert set(data.reference.index.tolist()) <= rows and len(set(data.reference.index)) == 12
+    assert [label_of(data.train, row) for row in data.reference.index] == [0, 1, 2] * 4
+    assert len(data.train) == 30 and not rows & set(data.holdout.index.tolist())
+    assert data.repeated[-1].startswith("the 12 reference images are training images")
+    with pytest.raises(BadInput, match="class 'ant' has only 10 training images; lower it"):
+        load_dataset(
+            folder_config(root, reference_images=33, reference_from="train"),
+            num_samples=6,
+            cache=tmp_path,
+        )
+
+
+def label_of(split: Split, row: int) -> int:
+    """The label of an image that a split has, by its row in the pixels."""
+    return int(split.labels[split.index == row][0])

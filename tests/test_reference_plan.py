@@ -72,7 +72,7 @@ def test_every_command_of_the_plan_composes(study):
             continue
         choices = sweeps(overrides)
         for chosen in itertools.product(*choices):
-            assert composed(*chosen).data.source in ("procedural", "imagefolder")
+            assert composed(*chosen).data.source in ("procedural", "imagefolder", "hub")
         first = [values[0] for values in choices]
         small = composed(*first, *commands.REHEARSAL)
         assert (small.train.unit, small.train.budget, small.train.batch) == ("steps", 2, 4)
@@ -100,6 +100,7 @@ def chosen_names(tmp_path):
         entry("both"),
         entry("cpu", device="cpu"),
         entry("done", made=plan.todays_versions()),
+        entry("days", device="cpu", by_name=True),
         entry("other", device="cpu", machine="No Such Machine"),
     ]
 

@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 import torch

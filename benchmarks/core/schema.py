@@ -64,6 +64,9 @@ class Data(of.Section):
     held_out: of.TextOrNull = None
     classes: of.Classes = None
     images_per_class: of.CountOrNull = None
+    reference_from: Literal["held_out", "train"] = Field(
+        "held_out", description="one of held_out, train"
+    )
     train_images: of.Count = 1
     seed: of.DataSeed = 0
 

@@ -24,10 +24,19 @@ from benchmarks.core.text import printable
 from benchmarks.images import procedural
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.folder import list_folder
-from benchmarks.images.splits import SPLITS, Listing, choose_entries, deal, with_classes
-from benchmarks.images.stored import Dataset, fingerprints, load, repeated
+from benchmarks.images.splits import (
+    SPLITS,
+    Listing,
+    choose_entries,
+    deal,
+    quota,
+    round_robin,
+    with_classes,
+)
+from benchmarks.images.stored import Dataset, Split, fingerprints, load, repeated
 
 LEAST_SIDE = 8  # pixels
+LEAST_REFERENCE = 2  # images, where the reference is taken from the training images
 
 
 # writes pixels, labels and indices into a new folder, and returns the description beside them
@@ -44,6 +53,9 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     size = int(cfg.image_size)
     held_out = {"reference": int(cfg.reference_images), "holdout": int(num_samples)}
     _check_sizes(size, held_out)
+    from_train = cfg.get("reference_from") == "train"
+    if from_train:  # they come later, from what is trained on
+        held_out["reference"] = LEAST_REFERENCE
     if cfg.source == "procedural":
         counts = {"train": int(cfg.train_images)} | held_out
         left_out = None
@@ -64,9 +76,39 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     key = digest("data", versions.DATA, cfg.source, str(cfg.get("path")), size, held_out, contents)
     dataset = _load_or_write(Path(cache) / "data" / key, key, size, write)
     dataset = replace(dataset, left_out=left_out)
+    if from_train:
+        dataset = with_training_reference(dataset, int(cfg.reference_images))
     for line in remarks(dataset):
         session.print_once(line)
     return dataset
+
+
+def with_training_reference(dataset: Dataset, count: int) -> Dataset:
+    """The data set with `count` of its training images as the reference, class-balanced.
+
+    They stay training images: ADM's protocol (arXiv 2105.05233) takes its statistics from what was
+    trained on. Raises BadInput where a class has too few.
+    """
+    train, classes = dataset.train, len(dataset.classes)
+    hands = []
+    for label in range(classes):
+        hand = train.index[train.labels == label][: quota(count, classes, label)].tolist()
+        if len(hand) < quota(count, classes, label):
+            raise BadInput(
+                f"data.reference_images={count}: class {dataset.classes[label]!r} has only "
+                f"{len(hand)} training images; lower it"
+            )
+        hands.append(hand)
+    index = round_robin(hands)
+    place = {row: i for i, row in enumerate(train.index.tolist())}
+    labels = train.labels[[place[row] for row in index.tolist()]]
+    remark = f"the {count} reference images are training images, as data.reference_from=train asks"
+    return replace(
+        dataset,
+        key=digest(dataset.key, "reference from train", count),
+        reference=Split(train.pixels, index, labels),
+        repeated=[*dataset.repeated, remark],
+    )
 
 
 def remarks(dataset: Dataset) -> list[str]:

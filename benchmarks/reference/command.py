@@ -263,6 +263,8 @@ def go(args: argparse.Namespace) -> int:
     cache = args.cache.absolute()
     if args.rehearse:
         wanted = selected(entries, args.only)
+        if args.only in plan.KINDS:
+            wanted = [entry for entry in wanted if not entry.by_name]
         places = rehearsal_places(args.data, cache / "rehearsal")
     else:
         wanted = plan.chosen(entries, args.only, device, published)

@@ -31,7 +31,7 @@ NEEDED = {
     "priority": int,
     "runs": list,
 }
-OPTIONAL = {"machine": str, "made": dict | None, "figures": list}
+OPTIONAL = {"machine": str, "made": dict | None, "figures": list, "by_name": bool}
 KINDS = {"": "", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # what ONLY may be, but for names
 # which of today's versions, of core/versions.py, a command's results depend on
 DEPENDS = {
@@ -58,6 +58,7 @@ class Entry:
     machine: str = ""
     made: dict[str, Any] | None = None
     figures: list[str] = field(default_factory=list)
+    by_name: bool = False  # made only where it is named
 
     @property
     def needs_images(self) -> bool:
@@ -201,7 +202,7 @@ def chosen(entries: list[Entry], only: str, device: torch.device, folder: Path) 
         )
     if kind is not None:
         of_kind = [entry for entry in entries if kind in ("", entry.device)]
-        mine = [entry for entry in of_kind if entry.suits(device)]
+        mine = [entry for entry in of_kind if entry.suits(device) and not entry.by_name]
         return [entry for entry in mine if entry.state(folder) != "made"]
     wanted = named(entries, only)
     for entry in wanted:
