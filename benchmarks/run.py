@@ -259,10 +259,20 @@ def with_preset(argv: Sequence[str]) -> list[str]:
     return arguments
 
 
+def refuse_within_a_team(argv: Sequence[str]) -> None:
+    """Raises BadInput for what would start processes, or choose a card, within one of several."""
+    for word in argv if team.size() > 1 else ():
+        if word.lstrip("+").startswith("hydra/launcher=") and not word.endswith("=basic"):
+            raise BadInput(f"{word}: a launcher starts cells of one process each; leave out either")
+        if word.startswith("device=cuda:"):
+            raise BadInput(f"{word}: each process has the card of its number; give device=cuda")
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the cells, then print each report once."""
     speed.keep_memory()
     team.start()
+    refuse_within_a_team(argv)
     if not team.leads():
         team.follow()
         return

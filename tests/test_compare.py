@@ -439,3 +439,14 @@ def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
     write_sealed(path, stored)
     with pytest.raises(BadInput, match=r"another version of the suite \(columns fd_sd\); remove"):
         records.read(tmp_path)
+
+
+def test_seconds_of_two_machines_are_not_compared(tmp_path):
+    for side, device in (("a", "one CPU"), ("b", "another CPU")):
+        _record(tmp_path / side, 4.0, device=device)
+    sides = [records.read(tmp_path / side) for side in "ab"]
+    lines, _ = compare.table(compare.match(*sides)[0])
+    assert "other machine" in lines[2] and "| 1 |" in lines[2], "GFLOPs compare anywhere"
+    same = [sides[0], sides[0]]
+    lines, _ = compare.table(compare.match(*same)[0])
+    assert "other machine" not in lines[2]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from benchmarks.core import team
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import ROOT
+from benchmarks.run import refuse_within_a_team
 
 BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
 BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
@@ -72,6 +73,24 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         team.rows(6, 0, 4)
 
 
+@pytest.mark.parametrize("word", ["hydra/launcher=joblib", "device=cuda:1"])
+def test_what_would_start_processes_or_choose_a_card_within_a_team_is_refused(word, monkeypatch):
+    refuse_within_a_team([word])  # by itself it may
+    monkeypatch.setattr(team, "size", lambda: 2)
+    refuse_within_a_team(["model=dit", "device=cuda", "hydra/launcher=basic"])
+    with pytest.raises(BadInput, match=word):
+        refuse_within_a_team(["model=dit", word])
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch):
+    for name in (*team.NEEDED, "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BadInput, match="2 processes on this machine and 1 GPU"):
+        team.start()
+
+
 # --- a whole cell
 
 
@@ -99,8 +118,13 @@ def test_two_processes_train_sample_and_score_as_one(one, tmp_path):
     assert code == 0, err[-3000:]
     assert out.count("seconds spent:") == 1, "the leader alone prints"
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
-    tables = [pd.read_csv(folder / "results/team/results.csv") for folder in (one, tmp_path)]
-    assert [table.train_processes.unique().tolist() for table in tables] == [[1], [2]]
+    files = [folder / "results/team/results.csv" for folder in (one, tmp_path)]
+    # rows of one second may stand in either order
+    tables = [pd.read_csv(file).sort_values("steps") for file in files]
+    for name in ("train_processes", "sample_processes"):
+        assert [table[name].unique().tolist() for table in tables] == [[1], [2]]
+    each = tables[1].train_images_per_second_each
+    assert each.tolist() == pytest.approx((tables[1].train_images_per_second / 2).tolist())
     for name in ("fd_generator", "fd", "kid", "recall", "fd_floor_real", "label_accuracy"):
         assert tables[1][name].to_list() == pytest.approx(tables[0][name].to_list(), rel=0.02)
 

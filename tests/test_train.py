@@ -17,7 +17,7 @@ from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages import train as train_module
 from benchmarks.stages.budget import make_budget
 from benchmarks.stages.checkpoint import Checkpoints
-from benchmarks.stages.train import learning_rate, train
+from benchmarks.stages.train import _loss, learning_rate, train
 from benchmarks.stages.train_state import InPlaceEMA
 
 CFG = SimpleNamespace(
@@ -289,3 +289,9 @@ def test_a_compiled_training_is_the_same_training(tmp_path, name, precision, mon
     losses = [[row[2] for row in training["log"]] for training in (summary, again)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert compiled.keys() == plain.keys()
+
+
+def test_the_check_of_what_was_learnt_takes_a_batch_in_as_many_parts_as_a_step():
+    model, batch = tiny("dit"), latent_set().batch(0, 0, 20)
+    whole, parts = (_loss(model, [batch], "fp32", torch.device("cpu"), n) for n in (1, 4))
+    assert parts == pytest.approx(whole, rel=1e-5)

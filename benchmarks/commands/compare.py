@@ -62,9 +62,10 @@ HEADER = [
     "interval over",
     "B is",
     "label accuracy, B - A",
-    "GFLOPs B/A",
+    "GFLOPs B/A, decoder included",
     "seconds B/A",
 ]
+OTHER_MACHINE = "other machine"  # in place of seconds
 UNLIKE, REFUSED = "not comparable", "refused"  # where there is no verdict at all
 VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, UNLIKE, REFUSED)
 
@@ -141,7 +142,7 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         verdicts[verdict] += 1
         distances = [side.get(name) for side in (first, second)]
         values = [*distances, *_relative(difference), verdict, _accuracy(accuracy)]
-        costs = [_ratio(first, second, name) for name in ("gflops_per_image", "seconds_per_image")]
+        costs = [_ratio(first, second, "gflops_per_image"), _seconds_ratio(group, first, second)]
         title = distance_title(first["features"], name == "fd_generator")
         rows.append([*names, title, *values, *costs])
     return markdown(HEADER, rows), verdicts
@@ -225,6 +226,14 @@ def _setting(record: Record, variant: str, budgets: bool, samplings: int) -> str
     if samplings == 1 and record.get("sampling_seed"):
         words.append(f"sampling seed {record['sampling_seed']}")
     return ", ".join(word for word in words if word)
+
+
+def _seconds_ratio(
+    group: list[Pair], first: dict[str, Any], second: dict[str, Any]
+) -> float | str | None:
+    """B's seconds over A's, of one machine only."""
+    devices = {record["row"].get("device") for pair in group for record in pair}
+    return _ratio(first, second, "seconds_per_image") if len(devices) == 1 else OTHER_MACHINE
 
 
 def _ratio(first: dict[str, Any], second: dict[str, Any], column: str) -> float | None:

@@ -60,6 +60,12 @@ def start() -> None:
             "start several processes by torchrun or accelerate launch"
         )
     if torch.cuda.is_available():
+        cards, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes > cards:
+            raise BadInput(
+                f"{processes} processes on this machine and {cards} GPU(s): each needs a card of "
+                f"its own; start {cards}"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
@@ -128,6 +134,13 @@ def agreed(value: float) -> float:
     shared = torch.tensor(value, dtype=torch.float64)
     dist.broadcast(shared, src=0)
     return shared.item()
+
+
+def same(value: float, what: str) -> float:
+    """The value, which must be the leader's everywhere. Raises BadInput in all where it is not."""
+    if anywhere(agreed(value) != value):
+        raise BadInput(f"processes see different files of {what}: all need the same cache_dir")
+    return value
 
 
 def anywhere(fact: bool) -> bool:

@@ -40,6 +40,7 @@ TRAINED = [
     "train_images",
     "train_flops",
     "train_seconds",
+    "train_processes",
     "train_images_per_second",
     "train_utilisation",
 ]
@@ -98,6 +99,8 @@ def trained(panel: Panel) -> tuple[list[str], list[list[object]]]:
     rows = panel.rows.drop_duplicates("training")
     varied = rows[WHERE_VARIED].groupby(rows["model"]).nunique(dropna=False).max()
     columns = [name for name in TRAINED if name not in WHERE_VARIED or varied[name] > 1]
+    if not (rows["train_processes"] > 1).any():
+        columns.remove("train_processes")
     cells = [[cell(row, name) for name in columns] for _, row in rows.iterrows()]
     return [heading(name, "") for name in columns], cells
 

@@ -47,6 +47,9 @@ COLUMNS = [
     Column("train_images_per_second", 1, "images/s", "training throughput, of all processes"),
     Column("train_processes", 0, "", "processes that trained it together"),
     Column(
+        "train_images_per_second_each", 1, "images/s", "training throughput of one of the processes"
+    ),
+    Column(
         "train_others_cpu",
         -1,
         "",
@@ -236,6 +239,7 @@ COLUMNS = [
         "MiB",
         "peak while sampling: of the GPU, or of the whole process on a CPU",
     ),
+    Column("sample_processes", 0, "", "processes that sampled together"),
     Column(
         "others_cpu",
         -1,
@@ -259,6 +263,7 @@ TIMED = {
     "latency_seconds": "others_cpu",
     "train_seconds": "train_others_cpu",
     "train_images_per_second": "train_others_cpu",
+    "train_images_per_second_each": "train_others_cpu",
     "train_utilisation": "train_others_cpu",
 }
 BUSY = 0.1  # of the CPU cores' time: above it, seconds are marked

@@ -19,6 +19,7 @@ from benchmarks.stages.model import forward_macs, place_on
 from benchmarks.stages.prepare import prepare
 from benchmarks.stages.sample import Samples, SamplingConfig, sample_images
 from benchmarks.stages.train import train as train_model
+from metrics import speed
 
 Value = TypeVar("Value")
 
@@ -62,6 +63,7 @@ def _like_the_leaders(cfg: DictConfig) -> Cell:
     if key not in session.from_leader:
         for old in [name for name, kept in session.from_leader.items() if isinstance(kept, Cell)]:
             del session.from_leader[old]  # one fits into memory, two may not
+            speed.free_memory()
         session.from_leader[key] = prepare(cfg)
     return session.from_leader[key]
 

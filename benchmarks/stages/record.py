@@ -49,7 +49,8 @@ def record_measurement(
     }
     row |= {f"train_{name}": trained[name] for name in TRAINED if name in trained}
     if not cell.trained_elsewhere:
-        row["train_processes"] = trained.get("processes", 1)
+        row["train_processes"] = processes = trained.get("processes", 1)
+        row["train_images_per_second_each"] = trained["images_per_second"] / processes
     row |= evaluator.row_constants | scores.row | cost | samples.made
     records.write(
         cell.results,

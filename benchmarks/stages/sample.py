@@ -217,7 +217,12 @@ def _on_the_clock(
         seconds_per_image=seconds,
         latency_seconds=latency,
         peak_memory_mb=speed.peak_memory_mb(device),
-        made=provenance(device) | {"started_at": began, "others_cpu": team.of_others(others)},
+        made=provenance(device)
+        | {
+            "started_at": began,
+            "others_cpu": team.of_others(others),
+            "sample_processes": team.size(),
+        },
     )
 
 

@@ -70,15 +70,17 @@ def train(
     (seconds, epoch) comes first.
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
-    if finished := files.finished(generator.eval()):
+    finished = files.finished(generator.eval())
+    if team.same(finished is not None, "what is trained") and finished:
         return finished
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
     first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
-    loss = partial(_loss, generator, first, cfg.precision, device)
+    loss = partial(_loss, generator, first, cfg.precision, device, cfg.accumulate)
     untrained = loss()
     state = build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
+    team.same(progress.step, "a checkpoint")
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
     run = Run(files, budget, state, progress, compiler, saver, device, speed.OtherPrograms(device))
@@ -168,12 +170,23 @@ def _log(run: Run, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
 
 @torch.no_grad()
 def _loss(
-    generator: GenerativeModel, batches: list[Batch], precision: str, device: torch.device
+    generator: GenerativeModel,
+    batches: list[Batch],
+    precision: str,
+    device: torch.device,
+    parts: int,
 ) -> float:
-    """The mean loss of some training batches, no label dropped, always with the same noise."""
+    """The mean loss of some training batches, no label dropped, always with the same noise; a batch
+    in as many parts as a step takes it, for it may not fit into memory whole.
+    """
     generator.eval()
+    losses = []
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        losses = [generator(batch, rng=seeded("check", i)) for i, batch in enumerate(batches)]
+        for i, batch in enumerate(batches):
+            each = len(batch.labels) // parts
+            for part in range(parts):
+                rows = slice(part * each, (part + 1) * each) if parts > 1 else None
+                losses.append(generator(batch, rng=seeded("check", i), rows=rows))
     return torch.stack(losses).mean().item()
 
 
