@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from benches import TINY, run, start
 from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
 from benchmarks.core import locks
 from benchmarks.core.errors import OutOfTime
+from benchmarks.core.jobs import take_card
 from benchmarks.core.session import session
 from benchmarks.core.settings import CONF
 
@@ -181,3 +183,29 @@ def test_waiting_ends_when_the_time_is_up(tmp_path, monkeypatch):
     holder.kill()
     holder.join()
     assert not (tmp_path / "artefact").exists()
+
+
+@pytest.fixture
+def three_cards(monkeypatch):
+    """A machine with three GPUs, as far as `take_card` looks; the cards that were taken."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    return taken
+
+
+def test_each_process_of_a_launcher_takes_a_card_of_its_own(three_cards, tmp_path, monkeypatch):
+    locks_of_others = []
+    for _ in range(3):
+        monkeypatch.setattr(session, "card", None)  # as another process begins
+        take_card(tmp_path)
+        take_card(tmp_path)  # its next cell
+        locks_of_others.append(session.card)
+    assert three_cards == [0, 1, 2]
+    monkeypatch.setattr(session, "card", None)
+    take_card(tmp_path)
+    assert three_cards == [0, 1, 2], "all are taken: the first is shared"
+    locks_of_others[1].release()  # its process has ended
+    take_card(tmp_path)
+    assert three_cards == [0, 1, 2, 1]

@@ -6,12 +6,15 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -38,12 +41,31 @@ class Job:
     name: str = field(default_factory=lambda: secrets.token_hex(4))  # of this call of the command
 
     def __call__(self, cfg: DictConfig) -> None:
+        elsewhere = _this_process() != self.launched_by
+        if elsewhere:
+            take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
             session.guard(self.task, cfg)
-        if _this_process() != self.launched_by:
+        if elsewhere:
             host, number = _this_process()
             folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
             write_json(folder / f"{host}-{number}.json", session.outcome())
+
+
+def take_card(folder: Path) -> None:
+    """Of several GPUs, `cuda` means one that no other launched process has, as long as this process
+    lives; where all are taken, the first, as without a launcher.
+    """
+    if session.card or not torch.cuda.is_available() or torch.cuda.device_count() == 1:
+        return
+    for card in range(torch.cuda.device_count()):
+        # the system frees it whatever becomes of the process
+        lock = FileLock(folder / f"latentbench-{os.getuid()}-cuda-{card}.lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            session.card = lock
+            torch.cuda.set_device(card)
+            return
 
 
 class NoteSweep(Callback):

@@ -52,6 +52,7 @@ class Session:
     sweep_folder: Path | None = None  # of a sweep, for its launcher
     # of a process in a team: networks and cells like the leader's, by their keys
     from_leader: dict[str, Any] = field(default_factory=dict)
+    card: Any = None  # the lock on the GPU that this process, of a launcher, took for itself
     team_lost: bool = False  # whether the others wait for what will not come
 
     def complain(self, line: str, *, diverged: bool = False) -> None:
