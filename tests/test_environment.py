@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, tiny
 
 from benchmarks.core import environment, files
 from benchmarks.core.errors import BadInput
@@ -17,7 +17,7 @@ from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.session import Session
 from benchmarks.core.store import write_tensors
 from benchmarks.results import records
-from benchmarks.stages import faster_precision
+from benchmarks.stages import faster_precision, prepare
 from metrics import speed
 
 CPU = torch.device("cpu")
@@ -105,6 +105,44 @@ def test_a_step_in_bf16_that_takes_for_ever_is_taken_once(tmp_path, timed):
     file = tmp_path / "x.json"
     assert faster_precision.faster_precision(None, NoData(), composed(), CPU, file) == "fp32"
     assert steps == [("fp32", faster_precision.FEW), ("bf16", faster_precision.FEW)]
+
+
+@pytest.mark.parametrize("bf16, fp32, faster", [(0.01, 0.03, "bf16"), (0.5, 0.01, "fp32")])
+def test_the_faster_precision_of_sampling_is_taken_and_kept(
+    tmp_path, monkeypatch, bf16, fp32, faster
+):
+    calls = []
+
+    def seconds(model, space, data, config, device):
+        calls.append((config.precision, config.batch))
+        return {"bf16": bf16, "fp32": fp32}[config.precision] * config.batch
+
+    monkeypatch.setattr(faster_precision, "seconds_of_a_batch", seconds)
+    call = (tiny("dit"), None, None, CPU, tmp_path / "x.json")
+    precision, line = faster_precision.faster_sampling(*call)
+    assert precision == faster and f"sample_precision={faster}" in line
+    slow = 2 * max(bf16, fp32) * 8 > faster_precision.LONGEST
+    assert {batch for _, batch in calls} == ({2} if slow else {2, 16})
+    before = len(calls)
+    assert faster_precision.faster_sampling(*call)[0] == faster and len(calls) == before
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["train.precision=fp32"], "fp32"),
+        (["train.precision=fp32", "sample_precision=bf16"], "bf16"),
+        (["train.precision=auto"], "measured"),
+    ],
+)
+def test_who_pins_the_precision_of_training_means_both(tmp_path, monkeypatch, overrides, expected):
+    monkeypatch.setattr(prepare, "faster_precision", lambda *_: "bf16")
+    monkeypatch.setattr(prepare, "faster_sampling", lambda *_: ("measured", ""))
+    tiny_data = ["data.image_size=16", "data.train_images=20", "data.reference_images=10"]
+    cfg = composed(
+        *tiny_data, "num_samples=10", "features=local", f"cache_dir={tmp_path}", *overrides
+    )
+    assert {config.precision for config in prepare.prepare(cfg).unguided} == {expected}
 
 
 def test_the_ceiling_is_that_of_the_best_type_and_measured_in_seconds():

@@ -38,6 +38,7 @@ class Top(of.Section):
     guidance: of.Scales
     num_samples: of.Images
     sample_batch: of.BatchOrAuto
+    sample_precision: Literal["auto", "bf16", "fp32"] = of.one_of("auto", "bf16", "fp32")
     stop_at: of.Moment
     export: of.Exports
     device: of.Device

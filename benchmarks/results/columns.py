@@ -232,6 +232,7 @@ COLUMNS = [
     Column("seconds_per_image", -1, "s/image", "wall time at sample_batch, decoder included"),
     Column("images_per_second", 1, "images/s", "1 / seconds_per_image"),
     Column("sample_batch", 0, "", "images sampled at once"),
+    Column("sample_dtype", 0, "", "precision of sampling"),
     Column("latency_seconds", -1, "s", "wall time of one image sampled alone"),
     Column(
         "peak_memory_mb",
@@ -247,7 +248,7 @@ COLUMNS = [
         "share of the CPU cores' time that other programs took while it was timed",
     ),
     Column("device", 0, "", "GPU, or CPU with its number of threads"),
-    Column("dtype", 0, "", "precision of training and sampling"),
+    Column("dtype", 0, "", "precision of training"),
     Column("torch", 0, "", "version of the library"),
     Column("git_sha", 0, "", "commit of the code"),
     Column("git_dirty", 0, "", "whether the code had uncommitted changes"),

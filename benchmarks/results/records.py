@@ -259,4 +259,9 @@ def _settings(record: Record) -> dict[str, Any]:
     """What may tell a record from others of its model, by dotted names."""
     config = record.get("config", {})
     named = {name: config.get(name, {}) for name in ("model", "train", "sample_batch")}
-    return flatten(named) | {name: record["row"].get(name) for name in ("autoencoder", "codebook")}
+    row = record["row"]
+    sampled_in = row.get("sample_dtype") or row.get("dtype")  # once both were one
+    return flatten(named) | {
+        "sampled in": sampled_in if sampled_in != row.get("dtype") else "the same precision",
+        **{name: row.get(name) for name in ("autoencoder", "codebook")},
+    }

@@ -98,7 +98,7 @@ def sampling_grid(
             count=cfg.num_samples,
             batch=cfg.sample_batch,
             seed=seed,
-            precision=cfg.train.precision,
+            precision=cfg.sample_precision,
             training_seed=cfg.seed,
             **sampler_settings(model),
         )

@@ -122,11 +122,13 @@ def _as_it_is(cfg: DictConfig) -> DictConfig:
     """The configuration without what only a model that is trained here has."""
     if many(cfg.tune.guidance):
         session.print_once(f"{cfg.model.name} was trained elsewhere: it is measured, not tuned")
+    precision = cfg.model.get("precision") or "fp32"
     batch = BATCH if cfg.sample_batch == "auto" else cfg.sample_batch
     changes = {
         "model": {"name": _name(cfg.model)},
         "tune": {"guidance": []},
-        "train": {"precision": cfg.model.get("precision") or "fp32", "snapshots": []},
+        "train": {"precision": precision, "snapshots": []},
+        "sample_precision": precision,
         "sample_batch": batch,
     }
     return OmegaConf.merge(cfg, changes)
@@ -163,7 +165,7 @@ def sampling_grid(
             count=cfg.num_samples,
             batch=cfg.sample_batch,
             seed=seed,
-            precision=cfg.train.precision,
+            precision=cfg.sample_precision,
             training_seed=cfg.seed,
             sampler=model.sampler,
         )

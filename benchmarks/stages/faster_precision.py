@@ -1,7 +1,7 @@
-"""Which precision this machine trains a network faster in.
+"""Which precision this machine trains a network faster in, and which it samples faster in.
 
 Some CPUs multiply bfloat16 several times as fast as float32, others half as fast. So one real step
-of the network itself is timed in each.
+of the network itself is timed in each, and one real batch of samples.
 """
 
 import copy
@@ -18,7 +18,10 @@ from benchmarks.core import team
 from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
 from benchmarks.core.store import read_sealed, seeded, write_sealed
+from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet
+from benchmarks.stages.sample import SamplingConfig, seconds_of_a_batch
+from benchmarks.stages.sample_batch import trial_steps
 from benchmarks.stages.train_state import TrainState, build_train_state
 from metrics import speed
 from models.generator import GenerativeModel
@@ -29,6 +32,8 @@ FEW = 2  # images of the first step, which tells how many a timed one may have
 TIMED = 3  # steps of each precision, in turns; the fastest counts
 # float32 must be faster by this, or two calls on one machine might choose differently
 CLEARLY = 1.1
+SAMPLED = 16  # images of a batch of samples
+LONGEST = 8.0  # seconds of such a batch, about: above it a smaller one decides
 MUCH_SLOWER = 3  # a first step in bf16 that is slower by this settles it
 
 
@@ -53,6 +58,50 @@ def faster_precision(
         measured = measure()
     _say(measured, f"{cfg.model.name} {cfg.size.name}")
     return measured["precision"]
+
+
+def faster_sampling(
+    model: GenerativeModel, space: LatentSpace, data: LatentSet, device: torch.device, file: Path
+) -> tuple[str, str]:
+    """`bf16` or `fp32` to sample in, and a line about it; `file` keeps what was found. `model` lies
+    on `device`.
+    """
+
+    def measure() -> dict[str, Any]:
+        measured = _measure_sampling(model, space, data, device)
+        with suppress(OSError):
+            write_sealed(file, measured)
+        return measured
+
+    measured = read_sealed(file)
+    if measured is None:
+        try:
+            measured = load_or_make(file, partial(read_sealed, file), measure)
+        except OSError:
+            measured = measure()
+    bf16, fp32 = (measured["seconds"][precision] for precision in PRECISIONS)
+    return measured["precision"], (
+        f"sample_precision={measured['precision']} ({measured['images']} images in "
+        f"{measured['steps']} steps take {bf16:.2g} s in bf16, {fp32:.2g} s in fp32)"
+    )
+
+
+def _measure_sampling(
+    model: GenerativeModel, space: LatentSpace, data: LatentSet, device: torch.device
+) -> dict[str, Any]:
+    """Seconds of a batch in each precision, and the faster."""
+    steps = trial_steps(model)
+    seconds = dict.fromkeys(PRECISIONS, float("inf"))
+    images = FEW
+    for batch in (FEW, SAMPLED):
+        images = batch
+        for name in reversed(PRECISIONS):  # float32 first, as above
+            config = SamplingConfig(steps, 1.0, batch, batch, 0, name)
+            seconds[name] = seconds_of_a_batch(model.eval(), space, data, config, device)
+        if max(seconds.values()) * SAMPLED / FEW > LONGEST:  # a slow machine has seen enough
+            break
+    faster = "fp32" if seconds["bf16"] > CLEARLY * seconds["fp32"] else "bf16"
+    return {"precision": faster, "images": images, "steps": steps, "seconds": seconds}
 
 
 def _say(measured: dict[str, Any], name: str) -> None:

@@ -20,7 +20,7 @@ from benchmarks.images.stored import Dataset
 from benchmarks.results.records import NOT_OF_THE_TRAINING
 from benchmarks.stages import elsewhere
 from benchmarks.stages.cell import Cell, sampling_grid
-from benchmarks.stages.faster_precision import faster_precision
+from benchmarks.stages.faster_precision import faster_precision, faster_sampling
 from benchmarks.stages.floors import images_through, prepare_evaluator
 from benchmarks.stages.model import (
     build_model,
@@ -55,11 +55,18 @@ def prepare(cfg: DictConfig) -> Cell:
         evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
-    if cfg.train.precision == "auto":
+    settled = cfg.train.precision != "auto"
+    if not settled:
         precision = _measured_precision(cfg, model, latents, device, shape)
         cfg = OmegaConf.merge(cfg, {"train": {"precision": precision}})
     machine_key = _machine_key(cfg, shape, device)
     space = space.to(device)
+    if cfg.sample_precision == "auto":
+        if settled:  # who pins one means both
+            precision = cfg.train.precision
+        else:
+            precision = _sampling_precision(cfg, model, space, latents, device, machine_key)
+        cfg = OmegaConf.merge(cfg, {"sample_precision": precision})
     if cfg.sample_batch == "auto":
         batch = _measured_batch(cfg, model, space, latents, device, machine_key)
         cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
@@ -159,6 +166,23 @@ def _measured_precision(
         return faster_precision(model, latents, cfg, device, file)
 
 
+def _sampling_precision(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    space: LatentSpace,
+    latents: LatentSet,
+    device: torch.device,
+    machine_key: str,
+) -> str:
+    """The precision that this network samples faster in on this machine."""
+    file = Path(cfg.cache_dir) / "precision" / f"sampling-{machine_key}.json"
+    place_on(model, device)
+    with session.stage("choosing the precision"):
+        precision, line = faster_sampling(model, space, latents, device, file)
+    session.print_once(f"{cfg.model.name} {cfg.size.name}: {line}")
+    return precision
+
+
 def _measured_batch(
     cfg: DictConfig,
     model: GenerativeModel,
@@ -168,9 +192,9 @@ def _measured_batch(
     machine_key: str,
 ) -> int:
     """The sampling batch that this network is fastest at on this machine."""
-    file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}.json"
+    file = Path(cfg.cache_dir) / "sample_batch" / f"{machine_key}-{cfg.sample_precision}.json"
     place_on(model, device)
-    return best_batch(model, space, latents, device, precision=cfg.train.precision, file=file)
+    return best_batch(model, space, latents, device, precision=cfg.sample_precision, file=file)
 
 
 def _training_key(cfg: DictConfig, data: str, device: torch.device) -> str:

@@ -130,6 +130,7 @@ def sampling_columns(cell: Cell, config: SamplingConfig, evaluator: Evaluator) -
         "steps": config.steps,
         "guidance": config.guidance,
         "sample_batch": config.batch,
+        "sample_dtype": config.precision,
         "features": evaluator.extractor.name,
         "train_fraction": config.train_fraction,
     }

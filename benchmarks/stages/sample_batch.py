@@ -51,6 +51,14 @@ def best_batch(
     return load_or_make(file, partial(read_sealed, file), measure)["batch"]
 
 
+def trial_steps(generator: GenerativeModel) -> int:
+    """The steps of a trial; a model that cannot take so few takes the most it can."""
+    if generator.supported_steps([TRIAL_STEPS]):
+        return TRIAL_STEPS
+    tokens = generator.latent_shape[1] * generator.latent_shape[2]
+    return max(generator.supported_steps(range(1, tokens + 1)))
+
+
 def chosen_batch(seconds: dict[int, float]) -> int:
     """The largest batch up to which each was faster than the one before it by ENOUGH."""
     batches = sorted(seconds)
@@ -71,11 +79,7 @@ def _tried(
 ) -> dict[int, float]:
     """Seconds per image by batch, up to where memory ends or larger ones gain nothing."""
     seconds: dict[int, float] = {}
-    tokens = generator.latent_shape[1] * generator.latent_shape[2]
-    # a model that cannot take so few steps takes the most it can
-    steps = TRIAL_STEPS
-    if not generator.supported_steps([TRIAL_STEPS]):
-        steps = max(generator.supported_steps(range(1, tokens + 1)))
+    steps = trial_steps(generator)
     for batch in CANDIDATES:
         config = SamplingConfig(
             steps=steps, guidance=1.0, count=batch, batch=batch, seed=0, precision=precision
