@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 LONG_PRODUCT = 0.5  # seconds: a larger one is not tried
+OVERHEAD = 2 * 2**30  # bytes of a GPU's memory for contexts, kernels and workspaces: a guess
 LEAST_WATCHED = 0.5  # seconds: the system counts in hundredths
 
 
@@ -110,6 +111,19 @@ class OtherPrograms:
             return None
         others = (busy - self.busy) - (own - self.own)
         return min(1.0, max(0.0, others / (cores * (now - self.began))))
+
+
+def others_gpu(device: torch.device) -> float | None:
+    """The share of a GPU's memory that other programs hold, 0 to 1; None on a CPU.
+
+    Whoever holds memory there is likely to compute there, too. What CUDA itself takes for this
+    process is about as much as OVERHEAD.
+    """
+    if device.type != "cuda":
+        return None
+    free, whole = torch.cuda.mem_get_info(device)
+    others = whole - free - torch.cuda.memory_reserved(device) - OVERHEAD
+    return max(0.0, others / whole)
 
 
 def _cpu_seconds() -> tuple[float, float | None, float]:

@@ -17,6 +17,7 @@ from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.session import Session
 from benchmarks.core.store import write_tensors
 from benchmarks.results import records
+from benchmarks.results.columns import BY_NAME, is_busy
 from benchmarks.stages import faster_precision, prepare
 from metrics import speed
 
@@ -171,6 +172,27 @@ def test_other_programs_are_noticed_while_something_is_timed():
 
 def test_a_moment_is_too_short_to_say():
     assert speed.OtherPrograms(CPU).share() is None
+
+
+@pytest.mark.parametrize("others_hold, share", [(0, 0.0), (40, 0.4)])
+def test_other_programs_on_a_gpu_are_known_by_the_memory_they_hold(monkeypatch, others_hold, share):
+    ours, whole = 30, 100
+    free = whole - ours - others_hold
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, whole * 2**30))
+    own = ours * 2**30 - speed.OVERHEAD
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: own)
+    assert speed.others_gpu(torch.device("cuda")) == pytest.approx(share)
+    assert speed.others_gpu(CPU) is None
+
+
+def test_seconds_beside_other_programs_are_marked():
+    quiet = {"others_cpu": 0.02, "others_gpu": float("nan"), "train_others_cpu": None}
+    assert not any(is_busy(quiet, name) for name in BY_NAME)
+    on_a_gpu = quiet | {"others_gpu": 0.3}
+    marked = [name for name in BY_NAME if is_busy(on_a_gpu, name)]
+    assert marked == ["seconds_per_image", "images_per_second", "latency_seconds"]
+    assert is_busy(quiet | {"train_others_cpu": 0.5}, "train_seconds")
+    assert not is_busy(on_a_gpu, "fd_generator")
 
 
 # --- files

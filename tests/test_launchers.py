@@ -29,7 +29,7 @@ LAUNCHERS = {
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
 }
 # what differs from run to run by nature
-MEASURED = ("seconds", "per_second", "memory", "utilisation", "others_cpu", "started_at", "device")
+MEASURED = ("seconds", "per_second", "memory", "utilisation", "others_", "started_at", "device")
 
 
 def launcher(name: str) -> list[str]:

@@ -30,6 +30,7 @@ MEASURES = (
     "images_per_second",
     "latency_seconds",
     "others_cpu",
+    "others_gpu",
     "peak_memory_mb",
 )
 WITH_ERRORS = {"distance": "distance_std"} | ERRORS

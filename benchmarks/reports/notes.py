@@ -48,6 +48,12 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"WARNING: other programs took up to {busy:.0%} of the CPU while some rows were timed. "
             "Their seconds, marked busy, are too high."
         )
+    busy_gpu = panel.rows["others_gpu"].max()
+    if busy_gpu > BUSY:
+        lines.append(
+            f"WARNING: other programs held up to {busy_gpu:.0%} of the GPU's memory while some rows "
+            "were timed. Their seconds, marked busy, are likely too high."
+        )
     if record.get("left_out"):
         lines.append(f"Left out of the data's folder: {record['left_out']}.")
     lines += [f"WARNING: {line}." for line in record.get("repeated", [])]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
-from benchmarks.results.columns import BUSY, BY_NAME, ERRORS, TIMED
+from benchmarks.results.columns import BY_NAME, ERRORS, is_busy
 from benchmarks.results.tables import show
 
 MEASURED = [
@@ -87,7 +87,7 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
 
 def cell(row: pd.Series, column: str) -> object:
     """A value, with its error where it has one; seconds of a busy machine are marked."""
-    if column in TIMED and row[TIMED[column]] > BUSY:
+    if is_busy(row, column):
         return f"{show(row[column])} (busy)"
     if column not in ERRORS or pd.isna(row[column]):
         return row[column]

@@ -247,6 +247,12 @@ COLUMNS = [
         "",
         "share of the CPU cores' time that other programs took while it was timed",
     ),
+    Column(
+        "others_gpu",
+        -1,
+        "",
+        "share of the GPU's memory that other programs held while it was timed; empty on a CPU",
+    ),
     Column("device", 0, "", "GPU, or CPU with its number of threads"),
     Column("dtype", 0, "", "precision of training"),
     Column("torch", 0, "", "version of the library"),
@@ -267,7 +273,7 @@ TIMED = {
     "train_images_per_second_each": "train_others_cpu",
     "train_utilisation": "train_others_cpu",
 }
-BUSY = 0.1  # of the CPU cores' time: above it, seconds are marked
+BUSY = 0.1  # of the CPU cores' time, or of the GPU's memory: above it, seconds are marked
 # each measure of quality with its error
 ERRORS = {
     "fd_generator": "fd_generator_std",
@@ -283,6 +289,14 @@ def leading(row: Any) -> str:
     """
     value = row.get("fd_generator")
     return "fd" if value is None or value != value else "fd_generator"
+
+
+def is_busy(row: Any, column: str) -> bool:
+    """Whether other programs were there while a column of a row was timed."""
+    if column not in TIMED:
+        return False
+    of_gpu = row.get("others_gpu") if TIMED[column] == "others_cpu" else None
+    return any((share or 0) > BUSY for share in (row.get(TIMED[column]), of_gpu))
 
 
 def as_page() -> str:

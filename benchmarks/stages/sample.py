@@ -221,6 +221,7 @@ def _on_the_clock(
         | {
             "started_at": began,
             "others_cpu": team.of_others(others),
+            "others_gpu": speed.others_gpu(device),
             "sample_processes": team.size(),
         },
     )
