@@ -51,8 +51,8 @@ def notes(panel: Panel, record: dict) -> list[str]:
     busy_gpu = panel.rows["others_gpu"].max()
     if busy_gpu > BUSY:
         lines.append(
-            f"WARNING: other programs held up to {busy_gpu:.0%} of the GPU's memory while some rows "
-            "were timed. Their seconds, marked busy, are likely too high."
+            f"WARNING: other programs held up to {busy_gpu:.0%} of the GPU's memory while some "
+            "rows were timed. Their seconds, marked busy, are likely too high."
         )
     if record.get("left_out"):
         lines.append(f"Left out of the data's folder: {record['left_out']}.")
