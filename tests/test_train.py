@@ -293,5 +293,6 @@ def test_a_compiled_training_is_the_same_training(tmp_path, name, precision, mon
 
 def test_the_check_of_what_was_learnt_takes_a_batch_in_as_many_parts_as_a_step():
     model, batch = tiny("dit"), latent_set().batch(0, 0, 20)
-    whole, parts = (_loss(model, [batch], "fp32", torch.device("cpu"), n) for n in (1, 4))
+    cfgs = [cfg_with(accumulate=parts) for parts in (1, 4)]
+    whole, parts = (_loss(model, [batch], cfg, torch.device("cpu")) for cfg in cfgs)
     assert parts == pytest.approx(whole, rel=1e-5)

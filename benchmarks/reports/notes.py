@@ -42,22 +42,29 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"{len(record['skipped'])} unreadable image(s) of the data were left out, "
             f"e.g. {record['skipped'][0]}."
         )
-    busy = panel.rows["others_cpu"].max()
+    lines += _beside_other_programs(panel.rows)
+    if record.get("left_out"):
+        lines.append(f"Left out of the data's folder: {record['left_out']}.")
+    lines += [f"WARNING: {line}." for line in record.get("repeated", [])]
+    return [f"- {line}" for line in lines]
+
+
+def _beside_other_programs(rows: pd.DataFrame) -> list[str]:
+    """Warnings that some rows were timed while other programs ran."""
+    lines = []
+    busy = rows["others_cpu"].max()
     if busy > BUSY:
         lines.append(
             f"WARNING: other programs took up to {busy:.0%} of the CPU while some rows were timed. "
             "Their seconds, marked busy, are too high."
         )
-    busy_gpu = panel.rows["others_gpu"].max()
+    busy_gpu = rows["others_gpu"].max()
     if busy_gpu > BUSY:
         lines.append(
             f"WARNING: other programs held up to {busy_gpu:.0%} of the GPU's memory while some "
             "rows were timed. Their seconds, marked busy, are likely too high."
         )
-    if record.get("left_out"):
-        lines.append(f"Left out of the data's folder: {record['left_out']}.")
-    lines += [f"WARNING: {line}." for line in record.get("repeated", [])]
-    return [f"- {line}" for line in lines]
+    return lines
 
 
 def refused(panel: Panel) -> str:

@@ -55,21 +55,8 @@ def prepare(cfg: DictConfig) -> Cell:
         evaluators = _evaluators(cfg, extractors, dataset, space, latents, device)
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
-    settled = cfg.train.precision != "auto"
-    if not settled:
-        precision = _measured_precision(cfg, model, latents, device, shape)
-        cfg = OmegaConf.merge(cfg, {"train": {"precision": precision}})
-    machine_key = _machine_key(cfg, shape, device)
     space = space.to(device)
-    if cfg.sample_precision == "auto":
-        if settled:  # who pins one means both
-            precision = cfg.train.precision
-        else:
-            precision = _sampling_precision(cfg, model, space, latents, device, machine_key)
-        cfg = OmegaConf.merge(cfg, {"sample_precision": precision})
-    if cfg.sample_batch == "auto":
-        batch = _measured_batch(cfg, model, space, latents, device, machine_key)
-        cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
+    cfg = _as_measured(cfg, model, space, latents, device)
     unguided, grid = sampling_grid(cfg, model)
     return Cell(
         cfg=cfg,
@@ -83,7 +70,7 @@ def prepare(cfg: DictConfig) -> Cell:
         unguided=unguided,
         grid=grid,
         key=_training_key(cfg, latents.key if model.uses_tokens else latents.images_key, device),
-        machine_key=machine_key,
+        machine_key=_machine_key(cfg, shape, device),
     )
 
 
@@ -150,6 +137,30 @@ def _initial_model(
     model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
     choose_sampler(model, cfg)
     return model
+
+
+def _as_measured(
+    cfg: DictConfig,
+    model: GenerativeModel,
+    space: LatentSpace,
+    latents: LatentSet,
+    device: torch.device,
+) -> DictConfig:
+    """The configuration with what this machine is fastest at wherever it says `auto`."""
+    shape, settled = model.latent_shape, cfg.train.precision != "auto"
+    if not settled:
+        precision = _measured_precision(cfg, model, latents, device, shape)
+        cfg = OmegaConf.merge(cfg, {"train": {"precision": precision}})
+    machine_key = _machine_key(cfg, shape, device)
+    if cfg.sample_precision == "auto":
+        precision = cfg.train.precision  # who pins one means both
+        if not settled:
+            precision = _sampling_precision(cfg, model, space, latents, device, machine_key)
+        cfg = OmegaConf.merge(cfg, {"sample_precision": precision})
+    if cfg.sample_batch == "auto":
+        batch = _measured_batch(cfg, model, space, latents, device, machine_key)
+        cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
+    return cfg
 
 
 def _measured_precision(

@@ -47,10 +47,7 @@ def record_measurement(
         "latency_seconds": samples.latency_seconds,
         "peak_memory_mb": samples.peak_memory_mb,
     }
-    row |= {f"train_{name}": trained[name] for name in TRAINED if name in trained}
-    if not cell.trained_elsewhere:
-        row["train_processes"] = processes = trained.get("processes", 1)
-        row["train_images_per_second_each"] = trained["images_per_second"] / processes
+    row |= {} if cell.trained_elsewhere else training_columns(trained)
     row |= evaluator.row_constants | scores.row | cost | samples.made
     records.write(
         cell.results,
@@ -64,6 +61,15 @@ def record_measurement(
         sampling_seed=config.seed,
         **record_metadata(cell, evaluator),
     )
+
+
+def training_columns(trained: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say what a training took."""
+    processes = trained.get("processes", 1)
+    return {f"train_{name}": trained[name] for name in TRAINED} | {
+        "train_processes": processes,
+        "train_images_per_second_each": trained["images_per_second"] / processes,
+    }
 
 
 def named_diagnostics(scores: Scores, classes: list[str]) -> dict[str, Any]:

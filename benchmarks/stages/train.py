@@ -71,12 +71,12 @@ def train(
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
-    if team.same(finished is not None, "what is trained") and finished:
-        return finished
+    if team.same(bool(finished), "what is trained"):
+        return finished or {}
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
     first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
-    loss = partial(_loss, generator, first, cfg.precision, device, cfg.accumulate)
+    loss = partial(_loss, generator, first, cfg, device)
     untrained = loss()
     state = build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
@@ -172,16 +172,15 @@ def _log(run: Run, losses: list[torch.Tensor], rate: float, bar: tqdm) -> None:
 def _loss(
     generator: GenerativeModel,
     batches: list[Batch],
-    precision: str,
+    cfg: Any,
     device: torch.device,
-    parts: int,
 ) -> float:
     """The mean loss of some training batches, no label dropped, always with the same noise; a batch
     in as many parts as a step takes it, for it may not fit into memory whole.
     """
     generator.eval()
-    losses = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    losses, parts = [], cfg.accumulate
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
         for i, batch in enumerate(batches):
             each = len(batch.labels) // parts
             for part in range(parts):
