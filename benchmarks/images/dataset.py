@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
@@ -248,8 +249,11 @@ def _write_decoded(
             return f"{entries[i].name} ({error})"
         return None
 
+    # disable=None: no bar where nobody watches a terminal
+    bar = {"desc": "decoding", "unit": "images", "leave": False, "disable": None}
     with ThreadPoolExecutor() as pool:
-        failures = list(pool.map(decode_into, range(len(entries)), chunksize=64))
+        decoded = pool.map(decode_into, range(len(entries)), chunksize=64)
+        failures = list(tqdm(decoded, total=len(entries), **bar))
     pixels.flush()
     skipped = [failure for failure in failures if failure]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):

@@ -63,11 +63,10 @@ def train(
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends
     with its EMA weights.
 
-    Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns the summary
-    also written to `folder/train.json`: images, flops, seconds, images_per_second and the loss log.
-    `compile_file` keeps what compiling took and gave. Raises Diverged where the loss is not finite
-    or ends above that of untrained weights, and OutOfTime, with a checkpoint left, where `stop_at`
-    (seconds, epoch) comes first.
+    Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns what is also
+    written to `folder/train.json`: images, flops, seconds, images_per_second, the loss log.
+    `compile_file` keeps what compiling took. Raises Diverged where the loss is not finite or ends
+    above that of untrained weights, and OutOfTime, leaving a checkpoint, after `stop_at` (epoch).
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
@@ -75,18 +74,17 @@ def train(
         return finished or {}
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
-    first = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
-    loss = partial(_loss, generator, first, cfg, device)
-    untrained = loss()
+    checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
+    untrained = _loss(generator, checked, cfg, device)
     state = build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
-    team.same(progress.step, "a checkpoint")
+    team.same(progress.step, "checkpoints")
     compiler = Compiler.of(cfg.compile, budget.steps, device, compile_file)
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
     run = Run(files, budget, state, progress, compiler, saver, device, speed.OtherPrograms(device))
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
     _take_average(run)
-    _check_learned(team.agreed(loss()), team.agreed(untrained))
+    _check_learned(_loss(generator, checked, cfg, device), untrained)
     return _finish(run)
 
 
@@ -186,7 +184,7 @@ def _loss(
             for part in range(parts):
                 rows = slice(part * each, (part + 1) * each) if parts > 1 else None
                 losses.append(generator(batch, rng=seeded("check", i), rows=rows))
-    return torch.stack(losses).mean().item()
+    return team.agreed(torch.stack(losses).mean().item())
 
 
 def _check_learned(trained: float, untrained: float) -> None:
