@@ -85,7 +85,8 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
 test-long: $(READY) ## what is too long for every day: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
-	TESTS=all $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py tests/test_team.py \
+	@mkdir -p results
+	TESTS=all TALLY=results/faults.md $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py tests/test_team.py \
 		tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json

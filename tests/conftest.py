@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from functools import partial
 
 import pytest
+import tally
 import torch
 
 from benchmarks.core.environment import pick_device
@@ -88,6 +89,11 @@ def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeMode
     model = Diffusion(SHAPE, CLASSES, denoiser=denoisers[family], objective=objective, **extra)
     model.set_sampler(next((v for v in variants if v in model.samplers), None))
     return model
+
+
+def pytest_sessionfinish() -> None:
+    """The tally of faults, where it is asked for."""
+    tally.write()
 
 
 def composed(*overrides: str):

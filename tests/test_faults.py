@@ -24,6 +24,7 @@ import pytest
 from benches import TINY, _bench, run
 from conftest import ALL
 from preloaded import IMPORTED
+from tally import tried
 
 from benchmarks.reports import summary
 
@@ -110,6 +111,17 @@ def wait_for_text(log: Path, process) -> None:
         time.sleep(0.01)
 
 
+def end(process, kind: signal.Signals, log: Path) -> None:
+    """Send a signal, which must end the process soon, and in one line where it can say one."""
+    os.kill(process.pid, kind)
+    process.join(60)
+    assert not process.is_alive(), f"{kind} did not end it"
+    text = log.read_text()
+    assert "Traceback" not in text, text[-2000:]
+    if kind != signal.SIGKILL and process.exitcode != 0:  # it may just have been done
+        assert process.exitcode == 128 + kind and text.count("latentbench: stopped by") == 1
+
+
 def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_one(
     unbroken, tmp_path
 ):
@@ -122,18 +134,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_
         process = begin(folder, log)
         wait_for_text(log, process)
         process.join(moments.uniform(0, LONGEST))
-        if process.is_alive():
-            os.kill(process.pid, kind)
-            killed += 1
-        process.join(60)
-        assert not process.is_alive(), f"{kind} did not end it"
-        text = log.read_text()
-        assert "Traceback" not in text, text[-2000:]
-        if process.exitcode == 0:  # it was done before: from nothing again
+        if not process.is_alive():  # it was done before: from nothing again
             pd.testing.assert_frame_equal(rows(folder), rows(unbroken))
             shutil.rmtree(folder)
-        elif kind != signal.SIGKILL:
-            assert process.exitcode == 128 + kind and text.count("latentbench: stopped by") == 1
+            continue
+        with tried(f"{kind.name} at a random moment"):
+            end(process, kind, log)
+            killed += 1
     check_like(unbroken, folder)
     assert not left_over(folder)
 
@@ -141,12 +148,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_
 @pytest.mark.parametrize("count", [2, 4] if ALL else [2])
 def test_runs_that_begin_together_on_an_empty_cache_end_alike(unbroken, tmp_path, count):
     logs = [tmp_path / f"{i}.log" for i in range(count)]
-    processes = [begin(tmp_path / "bench", log) for log in logs]
-    for process, log in zip(processes, logs, strict=True):
-        process.join(500)
-        assert process.exitcode == 0, log.read_text()[-2000:]
-    pd.testing.assert_frame_equal(rows(tmp_path / "bench"), rows(unbroken))
-    assert not left_over(tmp_path / "bench")
+    with tried(f"{count} runs begun together on an empty cache"):
+        processes = [begin(tmp_path / "bench", log) for log in logs]
+        for process, log in zip(processes, logs, strict=True):
+            process.join(500)
+            assert process.exitcode == 0, log.read_text()[-2000:]
+        pd.testing.assert_frame_equal(rows(tmp_path / "bench"), rows(unbroken))
+        assert not left_over(tmp_path / "bench")
 
 
 KIB = 1024
@@ -159,13 +167,15 @@ if ALL:
 @pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
 def test_a_disk_or_a_memory_that_is_too_small_is_said_and_spoils_nothing(unbroken, tmp_path, limit):
     folder, log = tmp_path / "bench", tmp_path / "log"
-    process = begin(folder, log, limit)
-    process.join(300)
-    text = log.read_text()
-    assert process.exitcode in (0, 1) and "Traceback" not in text, text[-2000:]
-    if limit[0] == resource.RLIMIT_FSIZE:
-        assert process.exitcode == 1 and "; make room" in text
-    check_like(unbroken, folder)
+    of_a_disk = limit[0] == resource.RLIMIT_FSIZE
+    with tried("a full disk" if of_a_disk else "too little memory"):
+        process = begin(folder, log, limit)
+        process.join(300)
+        text = log.read_text()
+        assert process.exitcode in (0, 1) and "Traceback" not in text, text[-2000:]
+        if of_a_disk:
+            assert process.exitcode == 1 and "; make room" in text
+        check_like(unbroken, folder)
 
 
 # --- permissions
@@ -209,14 +219,15 @@ def test_files_that_may_not_be_read_or_written_are_made_again_or_named(unbroken,
         next((folder / "results/faults/records").glob("*.json")).unlink()
         log = folder / "log"
         log.touch(mode=0o666)
-        process = begin(folder, log, plain_user=True)
-        process.join(120)
-        text = log.read_text()
-        assert process.exitcode == code and "Traceback" not in text, text[-2000:]
-        assert "not foreseen" not in text
-        open_to_all(folder)
-        check_like(unbroken, folder)
-        assert not left_over(folder)
+        with tried("permissions taken away"):
+            process = begin(folder, log, plain_user=True)
+            process.join(120)
+            text = log.read_text()
+            assert process.exitcode == code and "Traceback" not in text, text[-2000:]
+            assert "not foreseen" not in text
+            open_to_all(folder)
+            check_like(unbroken, folder)
+            assert not left_over(folder)
     finally:
         shutil.rmtree(folder)
 
@@ -254,7 +265,14 @@ def swap(path: Path) -> None:
         path.write_bytes(others[0].read_bytes())
 
 
-DAMAGES: list[Callable[[Path], None]] = [cut, flip, zero, empty, swap] if ALL else [flip]
+DAMAGED = {
+    cut: "cut short",
+    flip: "one bit flipped",
+    zero: "4 KiB of zeros",
+    empty: "emptied",
+    swap: "another's content",
+}
+DAMAGES: list[Callable[[Path], None]] = [*DAMAGED] if ALL else [flip]
 
 
 def artefacts(folder: Path) -> list[Path]:
@@ -279,10 +297,11 @@ def test_a_damaged_file_is_noticed_and_made_again(unbroken, tmp_path, damage):
         damage(path)
         if path.read_bytes() == before:
             continue
-        ended = run(folder, *BENCH)
         where = f"{damage.__name__} {path.relative_to(folder)}"
-        assert ended.code == 0 and "Traceback" not in ended.err, f"{where}: {ended.err}"
-        pd.testing.assert_frame_equal(rows(folder), expected, obj=where)
+        with tried(f"an artefact, {DAMAGED[damage]}"):
+            ended = run(folder, *BENCH)
+            assert ended.code == 0 and "Traceback" not in ended.err, f"{where}: {ended.err}"
+            pd.testing.assert_frame_equal(rows(folder), expected, obj=where)
 
 
 def test_damage_to_a_checkpoint_starts_over(unbroken, tmp_path):
@@ -294,4 +313,5 @@ def test_damage_to_a_checkpoint_starts_over(unbroken, tmp_path):
     process.join()
     for path in folder.glob("cache/cells/*/checkpoint.pt"):
         flip(path)
-    check_like(unbroken, folder)
+    with tried("a checkpoint, one bit flipped"):
+        check_like(unbroken, folder)
