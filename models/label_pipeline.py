@@ -93,6 +93,14 @@ class LabelPipeline(ImageModel):
         """Whether it can be guided at all."""
         return "guidance_scale" in self.takes
 
+    @property
+    def null_label_is_missing(self) -> bool:
+        """Whether the label that diffusers has written into `DiTPipeline` stands for something else
+        here.
+        """
+        of_dit = type(self.pipeline).__name__ == "DiTPipeline"
+        return of_dit and self._own_classes() != IMAGENET_CLASSES
+
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
         return [steps for steps in requested if self._timesteps(steps)]
 
@@ -113,6 +121,11 @@ class LabelPipeline(ImageModel):
         if guidance != 1 and not self.guided:
             name = type(self.pipeline).__name__
             raise ValueError(f"guidance={guidance:g}: {name} has no guidance; give guidance=[1]")
+        if guidance != 1 and self.null_label_is_missing:
+            raise ValueError(
+                f"guidance={guidance:g}: DiTPipeline takes label 1000 for none, and this network "
+                f"has {self._own_classes()} labels; give guidance=[1]"
+            )
         evaluations = self._timesteps(steps)
         if not evaluations:
             raise ValueError(f"steps={steps}: its scheduler takes no such count")
@@ -156,6 +169,8 @@ class LabelPipeline(ImageModel):
                 f"its network was evaluated {sum(rows) / len(labels):g} times an image, "
                 f"where {evaluations} are counted: this pipeline cannot be measured"
             )
+        if not images.isfinite().all():  # as bytes they would be black, and scored
+            raise FloatingPointError(f"its images are not finite, at {steps} steps")
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     @contextmanager
@@ -260,17 +275,19 @@ def matched(
     `names` are the pipeline's own, by label; `own` is how many labels it has. Raises ValueError
     where they cannot be matched, or do not exist.
     """
-    by_name = {name: label for label, name in names.items()}
+    called: dict[str, list[int]] = {}
+    for label, name in names.items():  # ImageNet has two classes called crane
+        called.setdefault(name, []).append(label)
     if given is not None:
         labels, how = list(given), "as given"
         if len(labels) != len(classes):
             raise ValueError(f"labels: {len(labels)} for {len(classes)} classes")
-    elif len(by_name) == len(names) and set(classes) <= set(by_name):
-        labels, how = [by_name[name] for name in classes], "by the names of the classes"
+    elif all(len(called.get(name, [])) == 1 for name in classes):
+        labels, how = [called[name][0] for name in classes], "by the names of the classes"
     elif imagenet_labels is not None and own == IMAGENET_CLASSES:
         labels, how = list(imagenet_labels), "by ImageNet's order of WordNet ids"
     elif len(classes) == own:
-        labels, how = list(range(own)), "in the order of both, which nothing has checked"
+        labels, how = list(range(own)), _how_alike(classes, names)
     else:
         raise ValueError(
             f"it has {own} labels and the data {len(classes)} classes, of other names; "
@@ -281,3 +298,11 @@ def matched(
         reason = f"{wrong[0]} is not among its {own}" if wrong else "a label is given twice"
         raise ValueError(f"labels: {reason}")
     return labels, how
+
+
+def _how_alike(classes: Sequence[str], names: dict[int, str]) -> str:
+    """Of labels in one order, how far the names of both agree with that."""
+    alike = sum(names.get(label) == name for label, name in enumerate(classes))
+    if alike:
+        return f"in the order of both, where {alike} of {len(classes)} have the same name"
+    return "in the order of both, which nothing has checked"

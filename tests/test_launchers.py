@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -192,6 +193,8 @@ def three_cards(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    cards = [SimpleNamespace(uuid=f"GPU-{name}") for name in "abc"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
     return taken
 
 

@@ -60,7 +60,9 @@ def take_card(folder: Path) -> None:
         return
     for card in range(torch.cuda.device_count()):
         # the system frees it whatever becomes of the process
-        lock = FileLock(folder / f"latentbench-{os.getuid()}-cuda-{card}.lock")
+        # by its own name: its number depends on which cards this process may see
+        name = getattr(torch.cuda.get_device_properties(card), "uuid", card)
+        lock = FileLock(folder / f"latentbench-{os.getuid()}-cuda-{name}.lock")
         with suppress(Timeout):
             lock.acquire(timeout=0)
             session.card = lock

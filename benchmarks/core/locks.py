@@ -42,14 +42,37 @@ def load_or_make(
         return make() if found is None else found
 
 
+def make_if_free(
+    path: Path, load: Callable[[], Made | None], make: Callable[[], Made]
+) -> Made | None:
+    """As `load_or_make`, but None at once where another process is making it."""
+    found = load()
+    if found is not None:
+        return found
+    lease = _lease(path)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        return None
+    try:
+        found = load()
+        return make() if found is None else found
+    finally:
+        lease.release()
+
+
+def _lease(path: Path) -> SoftFileLease:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SoftFileLease(path.with_name(f"{path.name}.lock"), lease_duration=LEASE)
+
+
 @contextmanager
 def only_one(path: Path, *, out_of_time: Callable[[], bool] = bool) -> Iterator[None]:
     """Within, no other process is within for the same `path`, which need not exist.
 
     Raises OutOfTime where that became true while another one was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(path.with_name(f"{path.name}.lock"), lease_duration=LEASE)
+    lease = _lease(path)
     while True:
         try:
             lease.acquire(timeout=PATIENCE)

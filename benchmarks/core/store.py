@@ -140,6 +140,11 @@ def read_tensors(
     return tensors, texts
 
 
+def is_checked(path: str | Path) -> bool:
+    """Whether this process has found a file whole, and it has not changed since."""
+    return Path(path).exists() and _stamp(path) in session.checked
+
+
 def _stamp(path: str | Path) -> tuple:
     """Changes with the file."""
     found = Path(path).stat()

@@ -136,10 +136,14 @@ def agreed(value: float) -> float:
     return shared.item()
 
 
-def same(value: float, what: str) -> float:
+def same(value: Value, what: str) -> Value:
     """The value, which must be the leader's everywhere. Raises BadInput in all where it is not."""
-    if anywhere(agreed(value) != value):
-        raise BadInput(f"processes see different files of {what}: all need the same cache_dir")
+    if size() == 1:
+        return value
+    leaders: list[Any] = [value]
+    dist.broadcast_object_list(leaders, src=0, device=CPU)
+    if anywhere(leaders[0] != value):
+        raise BadInput(f"processes see different {what}: all need the same files and cache_dir")
     return value
 
 

@@ -224,4 +224,6 @@ def probe_split(data: Any, extractor: FeatureExtractor, classes: list[str]) -> s
     else:
         # published extractors may have trained on any image of the web
         unseen = extractor.shipped and overlap(data.source, classes) == []
+        # a probe must not be asked about images that it was fitted on
+        unseen = unseen and data.get("reference_from") != "train"
     return "train" if unseen else "holdout"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.core import versions
-from benchmarks.core.locks import load_or_make
+from benchmarks.core.locks import load_or_make, make_if_free
 from benchmarks.core.store import digest, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.shards import Rows, Shards, mean_and_std, moments
@@ -116,23 +117,27 @@ def encode_missing(
 ) -> list[Tensor]:
     """Every shard that is not there yet, encoded; the moments of all of them, in order.
 
-    Processes that begin together begin at different shards.
+    Processes that begin together begin at different shards, and none waits before all are taken.
     """
+    space = space.to(device)
     parts: dict[int, Tensor] = {}
     numbers = list(range(len(shards)))
-    random.Random(os.getpid()).shuffle(numbers)
-    space, images = space.to(device), len(dataset.train)
+    random.Random(f"{socket.gethostname()} {os.getpid()}").shuffle(numbers)
     # disable=None: no bar where nobody watches a terminal
-    with tqdm(total=images, desc="encoding", unit="images", leave=False, disable=None) as bar:
-        for number in numbers:
+    bar = tqdm(total=shards.count, desc="encoding", unit="images", leave=False, disable=None)
 
-            def make(number: int = number) -> dict[str, Tensor]:
-                tensors = _encode(dataset, space, shards.images(number), device, bar.update)
-                write_tensors(shards.path(number), f"{shards.key} {number}", tensors)
-                return tensors
+    def make(number: int) -> Tensor:
+        tensors = _encode(dataset, space, shards.images(number), device, bar.update)
+        write_tensors(shards.path(number), shards.key_of(number), tensors)
+        return tensors["moments"]
 
-            load = partial(shards.load, number)
-            parts[number] = load_or_make(shards.path(number), load, make)["moments"]
+    with bar:
+        for get in (make_if_free, load_or_make):
+            for number in [number for number in numbers if number not in parts]:
+                load = partial(shards.moments, number)
+                found = get(shards.path(number), load, partial(make, number))
+                if found is not None:
+                    parts[number] = found
     return [parts[number] for number in sorted(parts)]
 
 

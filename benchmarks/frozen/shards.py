@@ -5,22 +5,26 @@ They are read row by row, where they lie. So a training needs no more memory for
 than for a thousand, and what the operating system keeps of them in its cache is all that is kept.
 """
 
+import errno
 import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.core.errors import BadInput
-from benchmarks.core.store import read_tensors
+from benchmarks.core.store import is_checked, read_tensors
 
 IMAGES = 8192  # of a shard
+AT_ONCE = 1024  # images to copy to a device
+OPEN = 512  # files at most that are open at once: a process may have about 1,000
 HEADER = 8  # bytes, before a safetensors file's header, that say how long it is
 TYPES = {"F32": np.float32, "I32": np.int32}
 
@@ -43,10 +47,19 @@ class Shards:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
 
-    def load(self, number: int) -> dict[str, Tensor] | None:
-        """The tensors of a shard that is whole; else None, with a printed line if it is damaged."""
-        shard = read_tensors(self.path(number), f"{self.key} {number}")
-        return shard[0] if shard else None
+    def key_of(self, number: int) -> str:
+        return f"{self.key} {number}"
+
+    def moments(self, number: int) -> Tensor | None:
+        """The moments of a shard that is whole, read whole once a process; else None, with a
+        printed line if it is damaged.
+        """
+        path = self.path(number)
+        if is_checked(path):
+            with safe_open(str(path), "pt") as file:
+                return file.get_tensor("moments")
+        shard = read_tensors(path, self.key_of(number))
+        return shard[0]["moments"] if shard else None
 
     def paths(self) -> list[Path]:
         return [self.path(number) for number in range(len(self))]
@@ -56,8 +69,8 @@ class Rows:
     """One tensor (2, N, ...) of all shards: `rows[mirror, at]` reads some of its rows.
 
     `mirror` and `at` are whole numbers, slices or tensors of them. With `mean` and `std` (C,) of
-    the rows' first dimension, they are whitened as they are read. Raises BadInput where a file is
-    not as it was when it was checked.
+    the rows' first dimension, they are whitened as they are read. Raises OSError where a file is not
+    as it was when it was checked.
     """
 
     def __init__(
@@ -68,7 +81,7 @@ class Rows:
         std: Tensor | None = None,
     ):
         self.paths, self.name, self.mean, self.std = list(paths), name, mean, std
-        self.files = [_open(path, name) for path in paths]
+        self.files = [_place(path, name) for path in paths]
         counts = [file.count for file in self.files]
         self.starts = np.cumsum([0, *counts])
         self.shape = (2, sum(counts), *self.files[0].row)
@@ -90,8 +103,13 @@ class Rows:
         return self._read(mirror, at)
 
     def held(self, device: torch.device) -> Tensor:
-        """All rows, (2, N, ...), on a device."""
-        return self[:, :].to(device)
+        """All rows, (2, N, ...), on a device; the host never holds more than some of them."""
+        kind = torch.from_numpy(np.empty(0, self.files[0].dtype)).dtype
+        whole = torch.empty(self.shape, dtype=kind, device=device)
+        for start in range(0, self.shape[1], AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            whole[:, rows] = self[:, rows].to(device)
+        return whole
 
     def _read(self, mirror: np.ndarray, at: np.ndarray) -> Tensor:
         rows = np.empty((len(at), *self.shape[2:]), self.files[0].dtype)
@@ -109,32 +127,38 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class _File:
-    """Where one tensor lies in an open safetensors file."""
+class _Place:
+    """Where one tensor (2, n, ...) lies in a safetensors file."""
 
     path: Path
-    file: Any  # open, unbuffered
     offset: int  # bytes
     count: int  # images
     row: tuple[int, ...]  # the shape of one
     dtype: Any
 
     def read(self, mirror: int, image: int, into: np.ndarray) -> None:
-        place = self.offset + (mirror * self.count + image) * into.nbytes
-        content = os.pread(self.file.fileno(), into.nbytes, place)
+        start = self.offset + (mirror * self.count + image) * into.nbytes
+        content = os.pread(_opened(self.path).fileno(), into.nbytes, start)
         if len(content) != into.nbytes:
-            raise BadInput(f"cache_dir: {self.path} was cut short meanwhile; run again")
+            # no BadInput: of several processes it happens to one
+            raise OSError(errno.ENODATA, "was cut short while it was read; run again", self.path)
         into[...] = np.frombuffer(content, self.dtype).reshape(self.row)
 
 
-def _open(path: Path, name: str) -> _File:
+@lru_cache(maxsize=OPEN)
+def _opened(path: Path) -> Any:
+    """An open file, which is closed when it is needed least."""
+    return open(path, "rb", buffering=0)
+
+
+def _place(path: Path, name: str) -> _Place:
     """A tensor (2, n, ...) of a safetensors file."""
-    file = open(path, "rb", buffering=0)  # noqa: SIM115  (as long as its rows are read)
-    size = int.from_bytes(os.pread(file.fileno(), HEADER, 0), "little")
-    entry = json.loads(os.pread(file.fileno(), size, HEADER))[name]
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(HEADER), "little")
+        entry = json.loads(file.read(size))[name]
     _, count, *row = entry["shape"]
     offset = HEADER + size + entry["data_offsets"][0]
-    return _File(path, file, offset, count, tuple(row), TYPES[entry["dtype"]])
+    return _Place(path, offset, count, tuple(row), TYPES[entry["dtype"]])
 
 
 def _numbers(place: Any, count: int) -> np.ndarray:

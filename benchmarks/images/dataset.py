@@ -37,7 +37,6 @@ from benchmarks.images.splits import (
 from benchmarks.images.stored import Dataset, Split, fingerprints, load, repeated
 
 LEAST_SIDE = 8  # pixels
-LEAST_REFERENCE = 2  # images, where the reference is taken from the training images
 
 
 # writes pixels, labels and indices into a new folder, and returns the description beside them
@@ -56,7 +55,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     _check_sizes(size, held_out)
     from_train = cfg.get("reference_from") == "train"
     if from_train:  # they come later, from what is trained on
-        held_out["reference"] = LEAST_REFERENCE
+        held_out["reference"] = 0
     if cfg.source == "procedural":
         counts = {"train": int(cfg.train_images)} | held_out
         left_out = None

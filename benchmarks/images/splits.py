@@ -179,8 +179,8 @@ def _group(labels: Sequence[int], num_classes: int) -> list[list[int]]:
 
 def round_robin(hands: list[list[int]]) -> np.ndarray:
     """One of each class in turn, so that any prefix is class-balanced and label i is i mod K."""
-    longest = max(len(hand) for hand in hands)
+    longest = max(map(len, hands), default=0)
     dealt: list[int] = []
     for turn in range(longest):
         dealt += [hand[turn] for hand in hands if turn < len(hand)]
-    return np.array(dealt)
+    return np.array(dealt, dtype=np.int64)

@@ -159,6 +159,8 @@ def show(entries: list[Entry], device: torch.device, published: Path, work: Path
             states.append("failed here")
         if not entry.suits(device):
             states.append("not for this machine")
+        elif entry.by_name:
+            states.append("only where it is named")
         elif states[0] != "made":
             missing.append(entry)
         state = "; ".join(states)

@@ -14,10 +14,11 @@ from benchmarks.analysis.panel import Panel, look
 from benchmarks.reports.axes import blocks, cost_axis, distance_axis, finish
 from benchmarks.reports.plots import AXES, FAR_BELOW, save
 from benchmarks.reports.rows import cell, heading
+from benchmarks.results.records import ELSEWHERE
 
 MARK = " (trained elsewhere)"  # in the name of a curve
-ELSEWHERE = "pretrained"  # the family of a model that was trained elsewhere
-SHARED = ["data", "image_size", "features", "num_samples", "reference_images", "device"]
+SHARED = ["data", "image_size", "features", "num_samples", "reference_images"]
+SHARED += ["device", "reference"]
 COLUMNS = ["steps", "nfe", "guidance", "fd", "kid", "label_accuracy"]
 COLUMNS += ["gmacs_generator", "gmacs_decoder", "gflops_per_image"]
 COLUMNS += ["seconds_per_image", "latency_seconds"]

@@ -6,6 +6,7 @@ from benchmarks.analysis.curves import distance_name, too_few
 from benchmarks.analysis.differences import LEAST_RECALL
 from benchmarks.analysis.panel import Panel
 from benchmarks.results.columns import BUSY
+from benchmarks.results.records import ELSEWHERE
 from benchmarks.results.tables import show
 
 SHARED = ("autoencoder", "codebook", "judge")  # the networks that come with the suite
@@ -163,7 +164,7 @@ def _copies(row: pd.Series) -> list[str]:
 
 def _trained_elsewhere(panel: Panel) -> list[str]:
     """What is not known of models that were trained elsewhere, and whether their labels fit."""
-    rows = panel.rows[panel.rows["family"] == "pretrained"]
+    rows = panel.rows[panel.rows["family"] == ELSEWHERE]
     if rows.empty:
         return []
     lines = [
@@ -171,13 +172,18 @@ def _trained_elsewhere(panel: Panel) -> list[str]:
         "that it was trained on, too. Precision, recall, density and coverage are to the images as "
         "they are."
     ]
-    best, real = rows["label_accuracy"].max(), panel.first["label_accuracy_real"]
-    if best < real / 2:
-        lines.append(
-            f"WARNING: the classifier finds the class that was asked for in {best:.0%} of the "
-            f"samples, and in {real:.0%} of real images. Are the labels in another order? Give "
-            "model.labels=[...]."
-        )
+    real = panel.first["label_accuracy_real"]
+    for name, of_model in rows.groupby("model"):
+        how = of_model["diagnostics"].iloc[0].get("labels_by")
+        if how:
+            lines.append(f"{name}: its labels are matched to the classes {how}.")
+        best = of_model["label_accuracy"].max()
+        if best < real / 2:
+            lines.append(
+                f"WARNING: the classifier finds the class that was asked for in {best:.0%} of the "
+                f"samples of {name}, and in {real:.0%} of real images. Are the labels in another "
+                "order? Give model.labels=[...]."
+            )
     return lines
 
 
@@ -191,7 +197,7 @@ def _seen_before(row: pd.Series, record: dict) -> list[str]:
             "WARNING: the reference or hold-out images were set aside from the training folder, "
             "which the shipped judge may have trained on."
         )
-    shared = ("judge",) if row["family"] == "pretrained" else SHARED
+    shared = ("judge",) if row["family"] == ELSEWHERE else SHARED
     unknown = [name for name in shared if name not in shipped or overlap is None]
     if unknown:
         lines.append(f"Whether these classes are new to this {', '.join(unknown)} is not known.")

@@ -16,6 +16,7 @@ from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading
 
 Record = dict[str, Any]
 OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")
+ELSEWHERE = "pretrained"  # the family of models that were trained elsewhere
 TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
@@ -171,6 +172,11 @@ def current(records: list[Record]) -> list[Record]:
     ]
 
 
+def is_elsewhere(record: Record) -> bool:
+    """Whether a record is of a model that was trained elsewhere."""
+    return record["row"].get("family") == ELSEWHERE
+
+
 def _recipe(record: Record) -> dict[str, Any]:
     """Everything configured about a training, and the images, latents and machine it was on."""
     row, config = record["row"], record.get("config", {})
@@ -183,6 +189,8 @@ def _recipe(record: Record) -> dict[str, Any]:
         "train": train,
         "network": {k: v for k, v in (config.get("model") or {}).items() if k != "tune"},
         "on": [fingerprints.get("data"), fingerprints.get("latents"), machine],
+        # what was trained elsewhere has no other recipe than its weights
+        "weights": fingerprints.get("training") if is_elsewhere(record) else None,
         **{name: row.get(name) for name in columns},
     }
 
@@ -190,20 +198,22 @@ def _recipe(record: Record) -> dict[str, Any]:
 def table(records: list[Record]) -> pd.DataFrame:
     """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    Then ten for the report's own use:
+    Then eleven for the report's own use:
     `distance` and `distance_std`, those that lead (`columns.leading`);
     `chosen`, whether its settings were chosen by tuning and not as configured;
     `diagnostics`, what else the evaluator said;
     `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over;
     `training`, which names the trained network;
+    `reference`, which names the images and features behind the distance of a whole system;
     `evaluated_by`, which names the very images, autoencoder and features behind a distance;
     `variant`, what else in the configuration tells networks of one model and size apart;
     `budget`, what the training was given.
     """
     prints = [record.get("fingerprints", {}) for record in records]
-    evaluated_by = [
-        digest(*(p.get(k) for k in ("data", "autoencoder", "features")))[:6] for p in prints
-    ]
+    evaluated_by, reference = (
+        [digest(*(p.get(name) for name in names))[:6] for p in prints]
+        for names in (("data", "autoencoder", "features"), ("data", "features"))
+    )
     rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
     # a column that no row has would be one of None, which is no number
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in GRADED})
@@ -219,6 +229,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         training=[p.get("training") for p in prints],
         features_dim=[p.get("features_frechet_dim") or p.get("features_dim") for p in prints],
         evaluated_by=evaluated_by,
+        reference=reference,
         variant=variants(records),
         budget=[budget(record) for record in records],
     )
@@ -260,8 +271,10 @@ def _settings(record: Record) -> dict[str, Any]:
     config = record.get("config", {})
     named = {name: config.get(name, {}) for name in ("model", "train", "sample_batch")}
     row = record["row"]
+    training = record.get("fingerprints", {}).get("training") or ""
     sampled_in = row.get("sample_dtype") or row.get("dtype")  # once both were one
     return flatten(named) | {
+        "weights": training[:6] if is_elsewhere(record) else None,
         "sampled in": sampled_in if sampled_in != row.get("dtype") else "the same precision",
         **{name: row.get(name) for name in ("autoencoder", "codebook")},
     }

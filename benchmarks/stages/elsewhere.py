@@ -21,6 +21,7 @@ from benchmarks.frozen.extractors import load_extractors, probe_split
 from benchmarks.images import hub
 from benchmarks.images.dataset import load_dataset
 from benchmarks.images.stored import Dataset
+from benchmarks.results.records import ELSEWHERE
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.floors import prepare_evaluator
 from benchmarks.stages.model import model_arguments, on_meta, place_on
@@ -29,8 +30,9 @@ from metrics.efficientnet import imagenet_classes
 from models.image_model import ImageModel
 from models.label_pipeline import INDEX
 
-FAMILY = "pretrained"  # what model.family says of such a model
+FAMILY = ELSEWHERE  # what model.family says of such a model
 ITS_OWN = "its own"  # its size, its autoencoder
+PIPELINE = "models.label_pipeline.LabelPipeline"
 BATCH = 32  # images at once where nobody says how many
 # what a pipeline's folder on the hub is fetched for
 PARTS = ("*/config.json", "scheduler/*.json", "*/*.safetensors", "*/*.safetensors.index.json")
@@ -60,8 +62,7 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
         ]
     cfg = _as_it_is(cfg)
     unguided, grid = sampling_grid(cfg, model)
-    libraries = {name: library_versions().get(name) for name in ("torch", "diffusers")}
-    key = digest(FAMILY, versions.TRAINING, libraries, model.fingerprint(), device.type)
+    key = _key(cfg, model, dataset, device)
     return Cell(
         cfg=cfg,
         device=device,
@@ -78,10 +79,26 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
     )
 
 
+def _key(cfg: DictConfig, model: ImageModel, dataset: Dataset, device: torch.device) -> str:
+    """Names everything that its images depend on, but for how it is sampled."""
+    libraries = {name: library_versions().get(name) for name in ("torch", "diffusers")}
+    # of a pipeline's path only what lies there counts, which the fingerprint says
+    settings = model_arguments(cfg.model) | ({"path": ""} if _is_pipeline(cfg) else {})
+    asked = (dataset.image_size, dataset.classes, settings, model.fingerprint())
+    return digest(FAMILY, versions.TRAINING, libraries, asked, device.type)
+
+
+def _is_pipeline(cfg: DictConfig) -> bool:
+    """Whether it is one of diffusers', and not a class of a user's own."""
+    return str(cfg.model._target_) == PIPELINE
+
+
 def load(cfg: DictConfig, dataset: Dataset) -> ImageModel:
     """The model that `model` names, for the classes and the size of a data set. Raises BadInput."""
     settings = {k: v for k, v in model_arguments(cfg.model).items() if v is not None}
-    if "path" in settings:
+    if _is_pipeline(cfg):
+        if cfg.sample_precision != "auto":
+            settings.setdefault("precision", cfg.sample_precision)
         folder = hub.folder(str(settings["path"]), (INDEX,), "model.path", PARTS)
         settings |= {"path": str(folder), "weights": _digest_of(folder)}
     try:
@@ -93,7 +110,7 @@ def load(cfg: DictConfig, dataset: Dataset) -> ImageModel:
         )
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        where = f"model.path={cfg.model.path}" if "path" in settings else f"model={cfg.model.name}"
+        where = f"model.path={cfg.model.path}" if _is_pipeline(cfg) else f"model={cfg.model.name}"
         raise BadInput(f"{where}: {reason}") from error
     if not isinstance(model, ImageModel):
         kind = settings["_target_"]
@@ -122,7 +139,10 @@ def _as_it_is(cfg: DictConfig) -> DictConfig:
     """The configuration without what only a model that is trained here has."""
     if many(cfg.tune.guidance):
         session.print_once(f"{cfg.model.name} was trained elsewhere: it is measured, not tuned")
-    precision = cfg.model.get("precision") or "fp32"
+    if cfg.sampler.name != "default":
+        print(f"{cfg.model.name}: sampler={cfg.sampler.name} is left out; it has its own")
+    asked = None if cfg.sample_precision == "auto" else cfg.sample_precision
+    precision = cfg.model.get("precision") or asked or "fp32"
     batch = BATCH if cfg.sample_batch == "auto" else cfg.sample_batch
     changes = {
         "model": {"name": _name(cfg.model)},
@@ -150,6 +170,9 @@ def sampling_grid(
     steps = model.supported_steps(many(cfg.steps))
     if not steps:
         raise BadInput(f"steps={cfg.steps}: {cfg.model.name} supports none of these counts")
+    left_out = [count for count in many(cfg.steps) if count not in steps]
+    if left_out:
+        print(f"{cfg.model.name}: measured at {steps} steps; it does not support {left_out}")
     scales = [float(scale) for scale in many(cfg.guidance)]
     if not scales:
         raise BadInput(f"guidance=[]: {cfg.model.name} is not tuned; give guidance=[1] or others")

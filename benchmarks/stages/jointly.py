@@ -54,6 +54,7 @@ def _of_cell(cell: Cell | None, cfg: DictConfig, task: Callable[..., Value], arg
             session.complain(f"process {team.rank()}: {in_words(error)}")
     if team.anywhere(fault is not None):
         raise BadInput("a process could not do as the first one; all need the same files")
+    team.same([cell.key, cell.dataset.key, cell.work.name], "images, latents or weights")
     return task(cell, *args)
 
 

@@ -54,7 +54,7 @@ def record_measurement(
         row,
         selection=scores.selection,
         tuning=tuning,
-        diagnostics=named_diagnostics(scores, cell.dataset.classes),
+        diagnostics=named_diagnostics(scores, cell.dataset.classes) | _labels(cell),
         train_log=trained.get("log"),
         trained_by=trained.get("trained_by"),
         compile=trained.get("compile"),
@@ -78,6 +78,12 @@ def named_diagnostics(scores: Scores, classes: list[str]) -> dict[str, Any]:
     for name in ("kid_per_class", "fd_per_class"):
         diagnostics[name] = {classes[k]: value for k, value in diagnostics[name].items()}
     return diagnostics
+
+
+def _labels(cell: Cell) -> dict[str, Any]:
+    """How the labels of a model that was trained elsewhere were matched to the classes."""
+    how = getattr(cell.model, "labels_by", None)
+    return {"labels_by": how, "labels": list(cell.model.labels)} if how else {}
 
 
 def record_failure(
@@ -124,7 +130,7 @@ def identity(cell: Cell) -> dict[str, Any]:
         "sampler": model.sampler_label(),
         "num_samples": cfg.num_samples,
         "reference_images": len(cell.dataset.reference),
-        "dtype": cfg.train.precision,
+        "dtype": None if cell.trained_elsewhere else cfg.train.precision,
     }
 
 
@@ -147,10 +153,12 @@ def record_metadata(cell: Cell, evaluator: Evaluator | None) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(cell.cfg, resolve=True)
     shorten_paths(config)
     space = cell.latent_space
+    if cell.trained_elsewhere:  # what would be trained here says nothing of it
+        del config["train"]
     del config["stop_at"]  # of this process, not of what it measured
     fingerprints = {
         "data": cell.dataset.key,
-        "autoencoder": space.autoencoder_key if space else None,
+        "autoencoder": space.autoencoder_key if space else elsewhere.ITS_OWN,
         "latents": space.key if space else None,
         "training": cell.key,
     }

@@ -145,6 +145,12 @@ def image_sampler(model: ImageModel, config: SamplingConfig, device: torch.devic
     def sampled(labels: Tensor, rng: torch.Generator) -> Arriving:
         labels = to_device(labels, device)
         images = model.sample(labels, steps=config.steps, guidance=config.guidance, rng=rng)
+        wanted = (len(labels), 3, model.image_size, model.image_size)
+        if images.dtype != torch.uint8 or tuple(images.shape) != wanted:
+            raise TypeError(
+                f"{type(model).__name__}.sample gave {images.dtype} {tuple(images.shape)}, where "
+                f"uint8 {wanted} is needed"
+            )
         return Arriving(images, torch.zeros(1, device=images.device))
 
     return sampled

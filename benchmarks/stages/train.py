@@ -70,7 +70,7 @@ def train(
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
-    if team.same(bool(finished), "what is trained"):
+    if team.same(bool(finished), "trained weights"):
         return finished or {}
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs)
