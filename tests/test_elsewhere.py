@@ -1,5 +1,6 @@
 """Models that were trained elsewhere: pipelines of diffusers in the hub's format, and one's own."""
 
+import copy
 import json
 import shutil
 
@@ -20,14 +21,19 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.analysis.panel import panels
+from benchmarks.reports.beside import together
+from benchmarks.results import records
 from benchmarks.stages.elsewhere import imagenet_labels
 from benchmarks.stages.model import image_cost, on_meta
+from benchmarks.stages.sample import SamplingConfig, image_sampler
 from metrics import flops
 from metrics.efficientnet import imagenet_classes
 from models.generator import spawn
 from models.image_model import ImageModel
 from models.label_pipeline import LabelPipeline, matched
 
+CPU = torch.device("cpu")
 LABELS = "model.labels=[0,1,2,3,4,5,6,7,8,9]"
 NAMES = [f"class {i}, of a thousand" for i in range(1000)]
 
@@ -172,6 +178,14 @@ def test_labels_are_found_by_name_by_imagenets_order_or_as_given():
     assert matched(["a", "b"], own, None, 1000, [9, 4])[0] == [9, 4]
 
 
+def test_a_name_that_two_labels_have_is_no_match_but_others_are():
+    """ImageNet has two classes called crane."""
+    names = {0: "crane", 1: "wolf", 2: "crane", 3: "fox"}
+    assert matched(["fox", "wolf"], names, None, 4, None)[0] == [3, 1]
+    labels, how = matched(["crane", "wolf", "crane bird", "fox"], names, None, 4, None)
+    assert labels == [0, 1, 2, 3] and how == "in the order of both, where 3 of 4 have the same name"
+
+
 @pytest.mark.parametrize(
     "given, reason",
     [
@@ -185,6 +199,36 @@ def test_labels_are_found_by_name_by_imagenets_order_or_as_given():
 def test_labels_that_do_not_fit_are_refused(given, reason):
     with pytest.raises(ValueError, match=reason):
         matched(["a", "b"], {}, None, 1000, given)
+
+
+def test_guidance_without_the_null_label_that_diffusers_takes_is_refused(hub, tmp_path):
+    """`DiTPipeline` takes label 1000 for none, however many labels the network has."""
+    config = json.loads((hub / "dit/transformer/config.json").read_text())
+    network = DiTTransformer2DModel.from_config(config | {"num_embeds_ada_norm": 1500})
+    shutil.copytree(hub / "dit", tmp_path / "more")
+    network.save_pretrained(tmp_path / "more/transformer")
+    model = loaded(tmp_path / "more")
+    assert model.nfe(4, 1.0) == 4
+    with pytest.raises(ValueError, match="takes label 1000 for none, and this network has 1500"):
+        model.nfe(4, 2.0)
+
+
+def test_images_that_are_not_finite_are_no_images(hub):
+    model = loaded(hub / "dit")
+    with torch.no_grad():
+        next(model.denoiser.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampled(model, [1])
+
+
+def test_a_class_of_ones_own_must_give_images():
+    model = Greys(8, ["a", "b"], None, brightest=200)
+    config = SamplingConfig(1, 1.0, 2, 2, 0, "fp32")
+    call = torch.tensor([0, 1]), torch.Generator()
+    assert image_sampler(model, config, CPU)(*call).images.shape == (2, 3, 8, 8)
+    model.sample = lambda labels, **_: torch.zeros(2, 3, 8, 8)
+    with pytest.raises(TypeError, match="gave torch.float32 .*, where uint8"):
+        image_sampler(model, config, CPU)(*call)
 
 
 def broken(hub, tmp_path, change) -> str:
@@ -293,6 +337,41 @@ def test_they_stand_in_one_report_beside_ours(beside):
     assert sum("| elsewhere: budget unknown |" in line for line in lines) == 4 + 2 + 1
     assert (beside / "results/x/plots/system_vs_gflops.png").exists()
     assert "Are the labels in another order?" in pages, "random weights know no class"
+
+
+def test_what_it_was_trained_with_is_unknown_in_its_records(beside):
+    found = records.read(beside / "results/x")
+    theirs = [record for record in found if records.is_elsewhere(record)]
+    assert len(theirs) == 7 and not any("train" in record["config"] for record in theirs)
+    assert {records.budget(record) for record in theirs} == {""}
+    assert {record["row"].get("dtype") for record in theirs} == {None}
+    how = {record["row"]["model"]: record["diagnostics"].get("labels_by") for record in theirs}
+    order = "in the order of both, which nothing has checked"
+    assert how == {"dit": "as given", "consistency": order, "greys": None}
+
+
+def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
+    found = [one for one in records.read(beside / "results/x") if records.is_elsewhere(one)]
+    other = copy.deepcopy(found)
+    for record in other:
+        record["fingerprints"]["training"] = "f" * 16
+    both = records.current([*found, *other])
+    assert len(both) == 2 * len(found)
+    names = set(records.table(both)["variant"])
+    assert len(names) == 4 and any("ffffff" in name for name in names)
+    table = records.table(records.read(beside / "results/x"))
+    ours = (table["family"] == "dit").to_numpy()
+    assert len(together(panels(table))) == 1
+    assert together(panels(table.assign(reference=ours.astype(str)))) == [], "other images"
+
+
+def test_images_of_one_data_set_are_not_taken_for_anothers(tmp_path):
+    settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "steps=[1]", "name=x"]
+    settings += ["model=pretrained", "model._target_=test_elsewhere.Greys", "model.name=greys"]
+    for changes in (["+model.brightest=200"], ["+model.brightest=200", "data.image_size=32"]):
+        ended = run(tmp_path, *settings, *changes)
+        assert ended.code == 0, ended.err
+    assert pd.read_csv(tmp_path / "results/x/results.csv")["image_size"].tolist() == [16, 32]
 
 
 def test_what_is_measured_is_not_measured_again(beside, hub):

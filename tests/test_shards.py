@@ -9,7 +9,6 @@ import threading
 import pytest
 import torch
 
-from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import compose
 from benchmarks.core.store import ROOT, write_tensors
 from benchmarks.frozen import latents, shards
@@ -104,6 +103,29 @@ def test_an_encoding_that_was_stopped_goes_on(images, tmp_path, monkeypatch):
     assert len(calls) == 1 + 1 + 2, "one was whole, one was stopped"
 
 
+def test_nobody_waits_while_there_is_something_to_do(images, tmp_path, monkeypatch):
+    """A process that finds a shard taken encodes another, and waits for it at the end only."""
+    original, taken, calls = latents._encode, threading.Event(), []
+    others_done = threading.Event()
+
+    def slow(*args):
+        calls.append(args[2].start)
+        if len(calls) == 1:  # the first one to begin waits until the other two are encoded
+            taken.set()
+            assert others_done.wait(60)
+        elif len(calls) == 3:
+            others_done.set()
+        return original(*args)
+
+    monkeypatch.setattr(latents, "_encode", slow)
+    first = threading.Thread(target=encode, args=(images, tmp_path))
+    first.start()
+    assert taken.wait(60)
+    encode(images, tmp_path)
+    first.join(60)
+    assert sorted(calls) == [0, 16, 32]
+
+
 def test_two_at_once_share_the_work(images, tmp_path, monkeypatch):
     original, calls = latents._encode, []
     monkeypatch.setattr(latents, "_encode", lambda *args: calls.append(args[2]) or original(*args))
@@ -132,7 +154,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_one_clear_line(images, tmp
     encoded = encode(images, tmp_path)
     path = min((tmp_path / "latents").glob("*/*.safetensors"))
     os.truncate(path, 2000)
-    with pytest.raises(BadInput, match="was cut short meanwhile; run again"):
+    with pytest.raises(OSError, match="was cut short while it was read; run again"):
         encoded.latents[:, :]
 
 

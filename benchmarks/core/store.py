@@ -129,9 +129,9 @@ def read_tensors(
         if texts.get("key") != key:
             raise ValueError("another configuration's")
         # once a process: every cell of a sweep reads the latents
-        if _stamp(path) not in session.checked and stated != tensors_digest(tensors, texts):
+        if stamp_of(path) not in session.checked and stated != tensors_digest(tensors, texts):
             raise ValueError("it was changed, or is of an earlier version")
-        session.checked.add(_stamp(path))
+        session.checked.add(stamp_of(path))
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file leads its reader to
@@ -142,10 +142,10 @@ def read_tensors(
 
 def is_checked(path: str | Path) -> bool:
     """Whether this process has found a file whole, and it has not changed since."""
-    return Path(path).exists() and _stamp(path) in session.checked
+    return Path(path).exists() and stamp_of(path) in session.checked
 
 
-def _stamp(path: str | Path) -> tuple:
+def stamp_of(path: str | Path) -> tuple:
     """Changes with the file."""
     found = Path(path).stat()
     return str(path), found.st_size, found.st_mtime_ns, found.st_ino

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.core.store import is_checked, read_tensors
+from benchmarks.core.store import is_checked, read_tensors, stamp_of
 
 IMAGES = 8192  # of a shard
 AT_ONCE = 1024  # images to copy to a device
@@ -69,8 +69,8 @@ class Rows:
     """One tensor (2, N, ...) of all shards: `rows[mirror, at]` reads some of its rows.
 
     `mirror` and `at` are whole numbers, slices or tensors of them. With `mean` and `std` (C,) of
-    the rows' first dimension, they are whitened as they are read. Raises OSError where a file is not
-    as it was when it was checked.
+    the rows' first dimension, they are whitened as they are read. Raises OSError where a file is
+    not as it was when it was checked.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class _Place:
     """Where one tensor (2, n, ...) lies in a safetensors file."""
 
     path: Path
+    stamp: tuple  # of the file: another may take its name
     offset: int  # bytes
     count: int  # images
     row: tuple[int, ...]  # the shape of one
@@ -138,7 +139,7 @@ class _Place:
 
     def read(self, mirror: int, image: int, into: np.ndarray) -> None:
         start = self.offset + (mirror * self.count + image) * into.nbytes
-        content = os.pread(_opened(self.path).fileno(), into.nbytes, start)
+        content = os.pread(_opened(self.path, self.stamp).fileno(), into.nbytes, start)
         if len(content) != into.nbytes:
             # no BadInput: of several processes it happens to one
             raise OSError(errno.ENODATA, "was cut short while it was read; run again", self.path)
@@ -146,8 +147,8 @@ class _Place:
 
 
 @lru_cache(maxsize=OPEN)
-def _opened(path: Path) -> Any:
-    """An open file, which is closed when it is needed least."""
+def _opened(path: Path, stamp: tuple) -> Any:
+    """An open file, which is closed once it is needed least."""
     return open(path, "rb", buffering=0)
 
 
@@ -158,7 +159,7 @@ def _place(path: Path, name: str) -> _Place:
         entry = json.loads(file.read(size))[name]
     _, count, *row = entry["shape"]
     offset = HEADER + size + entry["data_offsets"][0]
-    return _Place(path, offset, count, tuple(row), TYPES[entry["dtype"]])
+    return _Place(path, stamp_of(path), offset, count, tuple(row), TYPES[entry["dtype"]])
 
 
 def _numbers(place: Any, count: int) -> np.ndarray:
