@@ -202,7 +202,7 @@ PERMISSIONS = {
     "results that cannot be written": ("results/faults", 0o444, 1),
     "a cache that cannot be read": ("cache", 0, 1),
     "weights that cannot be read": ("cache/cells/*/weights.safetensors", 0, 0),
-    "latents that cannot be read": ("cache/latents/*", 0, 0),
+    "latents that cannot be read": ("cache/latents/*/*", 0, 0),
     "a record that cannot be read": ("results/faults/records/*", 0, 0),
 }
 
