@@ -91,20 +91,7 @@ def sampling_grid(
 
     Raises BadInput where no step count is supported; those that are not are named.
     """
-    unguided = [
-        SamplingConfig(
-            steps=steps,
-            guidance=1.0,
-            count=cfg.num_samples,
-            batch=cfg.sample_batch,
-            seed=seed,
-            precision=cfg.sample_precision,
-            training_seed=cfg.seed,
-            **sampler_settings(model),
-        )
-        for steps in _supported_steps(cfg, model)
-        for seed in many(cfg.sampling_seeds)
-    ]
+    unguided = unguided_configs(cfg, model, _supported_steps(cfg, model))
     scales = [float(scale) for scale in many(cfg.guidance)]
     grid = [config._replace(guidance=scale) for config in unguided for scale in scales]
     fractions = [float(fraction) for fraction in cfg.train.snapshots]
@@ -116,6 +103,26 @@ def sampling_grid(
     if last not in grid:
         grid.append(last)
     return unguided, grid + [last._replace(train_fraction=fraction) for fraction in fractions]
+
+
+def unguided_configs(
+    cfg: DictConfig, model: GenerativeModel | ImageModel, counts: list[int]
+) -> list[SamplingConfig]:
+    """Every step count with every sampling seed, sampled as the model is set to."""
+    return [
+        SamplingConfig(
+            steps=steps,
+            guidance=1.0,
+            count=cfg.num_samples,
+            batch=cfg.sample_batch,
+            seed=seed,
+            precision=cfg.sample_precision,
+            training_seed=cfg.seed,
+            **sampler_settings(model),
+        )
+        for steps in counts
+        for seed in many(cfg.sampling_seeds)
+    ]
 
 
 def _supported_steps(cfg: DictConfig, model: GenerativeModel) -> list[int]:

@@ -22,7 +22,7 @@ from benchmarks.images import hub
 from benchmarks.images.dataset import load_dataset
 from benchmarks.images.stored import Dataset
 from benchmarks.results.records import ELSEWHERE
-from benchmarks.stages.cell import Cell
+from benchmarks.stages.cell import Cell, unguided_configs
 from benchmarks.stages.floors import prepare_evaluator
 from benchmarks.stages.model import model_arguments, on_meta, place_on
 from benchmarks.stages.sample import SamplingConfig
@@ -181,20 +181,7 @@ def sampling_grid(
             model.nfe(steps[0], scale)
     except ValueError as error:
         raise BadInput(f"model={cfg.model.name}: {error}") from None
-    unguided = [
-        SamplingConfig(
-            steps=count,
-            guidance=1.0,
-            count=cfg.num_samples,
-            batch=cfg.sample_batch,
-            seed=seed,
-            precision=cfg.sample_precision,
-            training_seed=cfg.seed,
-            sampler=model.sampler,
-        )
-        for count in steps
-        for seed in many(cfg.sampling_seeds)
-    ]
+    unguided = unguided_configs(cfg, model, steps)
     return unguided, [one._replace(guidance=scale) for one in unguided for scale in scales]
 
 

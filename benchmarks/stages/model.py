@@ -84,7 +84,7 @@ def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
         raise BadInput(f"model={cfg.model.name}: {error}") from None
 
 
-def sampler_settings(model: GenerativeModel) -> dict[str, Any]:
+def sampler_settings(model: GenerativeModel | ImageModel) -> dict[str, Any]:
     """The sampler and all its options, as fields of a SamplingConfig."""
     return {"sampler": model.sampler, "options": tuple(sorted(model.sampler_options.items()))}
 
