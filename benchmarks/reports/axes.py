@@ -103,6 +103,8 @@ def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], 
     choices = {name: name.split(", ", 1)[-1] for name in looks}
     per_axis = [axis.get_legend_handles_labels() for axis in axes]
     lines_only = all(len(_colours(labels, looks)) <= 1 for _, labels in per_axis) and looks
+    # beside tuned curves, those that are not
+    plain = "as configured" if "tuned" in choices.values() else ""
     handles, texts = [], []
     for axis, (own_handles, labels) in zip(axes, per_axis, strict=True):
         inside = []
@@ -112,7 +114,7 @@ def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], 
                     handles.append(handle)
                     texts.append(label)
             elif lines_only and label in looks:
-                text = choices[label] if ", " in label else label
+                text = choices[label] if ", " in label else plain or label
                 if text not in texts:
                     handles.append(_line_of(looks[label]))
                     texts.append(text)
