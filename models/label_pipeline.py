@@ -305,4 +305,6 @@ def _how_alike(classes: Sequence[str], names: dict[int, str]) -> str:
     alike = sum(names.get(label) == name for label, name in enumerate(classes))
     if alike:
         return f"in the order of both, where {alike} of {len(classes)} have the same name"
+    if names:
+        return "in the order of both, though no name is the same"
     return "in the order of both, which nothing has checked"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.analysis.panel import panels
-from benchmarks.reports.beside import together
+from benchmarks.reports.beside import alone, together
 from benchmarks.results import records
 from benchmarks.stages.elsewhere import imagenet_labels
 from benchmarks.stages.model import image_cost, on_meta
@@ -362,7 +362,8 @@ def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
     table = records.table(records.read(beside / "results/x"))
     ours = (table["family"] == "dit").to_numpy()
     assert len(together(panels(table))) == 1
-    assert together(panels(table.assign(reference=ours.astype(str)))) == [], "other images"
+    other_images = panels(table.assign(reference=ours.astype(str)))
+    assert together(other_images) == [] and alone(other_images) and not alone(panels(table))
 
 
 def test_images_of_one_data_set_are_not_taken_for_anothers(tmp_path):

@@ -23,6 +23,10 @@ COLUMNS = ["steps", "nfe", "guidance", "fd", "kid", "label_accuracy"]
 COLUMNS += ["gmacs_generator", "gmacs_decoder", "gflops_per_image"]
 COLUMNS += ["seconds_per_image", "latency_seconds"]
 PLOTTED = {"gflops_per_image": "system_vs_gflops", "latency_seconds": "system_vs_latency"}
+ALONE = [
+    "No model that was trained here has the same images, size, N, M, feature extractor and machine "
+    "in this folder. So nothing stands beside the models that were trained elsewhere."
+]
 EXPLAINED = [
     "Models that were trained elsewhere make their images with a decoder of their own, so they are "
     "compared by the whole system. **Their training budget and their training images are "
@@ -45,6 +49,11 @@ def together(panels: list[Panel]) -> list[pd.DataFrame]:
         groups.setdefault(key, []).append(shown[ours | is_elsewhere(shown)])
     tables = [pd.concat(parts, ignore_index=True) for parts in groups.values()]
     return [table for table in tables if is_elsewhere(table).nunique() == 2]
+
+
+def alone(panels: list[Panel]) -> bool:
+    """Whether some model was trained elsewhere, and none of ours can stand beside it."""
+    return any(is_elsewhere(panel.rows).any() for panel in panels) and not together(panels)
 
 
 def is_elsewhere(rows: pd.DataFrame) -> pd.Series:

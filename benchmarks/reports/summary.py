@@ -135,6 +135,8 @@ def _summary(report: Report) -> list[str]:
         lines += code_versions(rows[rows["train_fraction"] == 1])
     lines.append("")
     lines += _judges(report.panels)
+    if beside.alone(report.panels):
+        lines += ["## Beside models trained elsewhere", "", *beside.ALONE, ""]
     for title, header, rows in beside.section(report.panels):
         lines += [f"## Beside models trained elsewhere: {title}", "", *beside.EXPLAINED, ""]
         lines += [*markdown(header, rows), ""]
