@@ -52,24 +52,45 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal may lack letters that a class has
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    listen()
     module, _ = COMMANDS[arguments[0]]
     try:
         session.guard(import_module(f"benchmarks.{module}").main, arguments[1:])
     except (KeyboardInterrupt, Terminated) as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard
         name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
         print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
         sys.exit(128 + number)  # as a shell counts it
     session.finish()
 
 
+AGAIN = 5.0  # seconds until a signal that was not heard is repeated
+
+
 class Terminated(BaseException):
     """The process was asked to end. No Exception: nothing may take it for a failed cell."""
 
 
-def _terminate(*_: Any) -> NoReturn:
-    """Unlike the default, lets every `finally` remove what is unfinished."""
-    raise Terminated
+def listen() -> None:
+    """From now on SIGTERM and Ctrl-C are exceptions, which let every `finally` remove what is
+    unfinished.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    sys.unraisablehook = _unheard
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    """Raise; and again later, because Python ignores what is raised in a destructor."""
+    signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _unheard(unraisable: Any) -> None:
+    """Python's own words about an exception that it ignores, unless it comes again."""
+    if not issubclass(unraisable.exc_type, (KeyboardInterrupt, Terminated)):
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

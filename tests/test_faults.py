@@ -13,6 +13,7 @@ import resource
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from conftest import ALL
 from preloaded import IMPORTED
 from tally import tried
 
+from benchmarks.core.store import ROOT
 from benchmarks.reports import summary
 
 KILLS = 60 if ALL else 3
@@ -120,6 +122,30 @@ def end(process, kind: signal.Signals, log: Path) -> None:
     assert "Traceback" not in text, text[-2000:]
     if kind != signal.SIGKILL and process.exitcode != 0:  # it may just have been done
         assert process.exitcode == 128 + kind and text.count("latentbench: stopped by") == 1
+
+
+DEAF = """
+import os, signal, time
+from benchmarks import __main__ as suite
+suite.AGAIN = 0.5
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIG{})
+suite.listen()
+try:
+    Deaf()  # what is raised in a destructor is ignored
+    time.sleep(30)
+except (KeyboardInterrupt, suite.Terminated) as error:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("name, heard", [("TERM", "Terminated"), ("INT", "KeyboardInterrupt")])
+def test_a_signal_that_comes_where_python_ignores_exceptions_is_heard_all_the_same(name, heard):
+    call = [sys.executable, "-c", DEAF.format(name)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == (heard, "")
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_one(
