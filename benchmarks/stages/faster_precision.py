@@ -6,6 +6,7 @@ of the network itself is timed in each, and one real batch of samples.
 
 import copy
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -41,23 +42,26 @@ def faster_precision(
     model: GenerativeModel, data: LatentSet, cfg: DictConfig, device: torch.device, file: Path
 ) -> str:
     """`bf16` or `fp32`; `file` keeps what was found. `model` and `data` lie on the CPU."""
-    known = read_sealed(file)
-    if known is not None:
-        return known["precision"]
+    measured = _kept(file, partial(_measure, model, data, cfg, device))
+    _say(measured, f"{cfg.model.name} {cfg.size.name}")
+    return measured["precision"]
 
-    def measure() -> dict[str, Any]:
-        measured = _measure(model, data, cfg, device)
+
+def _kept(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `file` has, measured and written first where it has nothing; of runs begun together one
+    measures, or they might choose differently.
+    """
+
+    def make() -> dict[str, Any]:
+        measured = measure()
         with suppress(OSError):  # a cache that cannot be written may hold all else
             write_sealed(file, measured)
         return measured
 
     try:
-        # runs begun together must not choose differently: one measures, the others wait
-        measured = load_or_make(file, partial(read_sealed, file), measure)
+        return load_or_make(file, partial(read_sealed, file), make)
     except OSError:  # not even a lock can be made there
-        measured = measure()
-    _say(measured, f"{cfg.model.name} {cfg.size.name}")
-    return measured["precision"]
+        return make()
 
 
 def faster_sampling(
@@ -67,18 +71,7 @@ def faster_sampling(
     on `device`.
     """
 
-    def measure() -> dict[str, Any]:
-        measured = _measure_sampling(model, space, data, device)
-        with suppress(OSError):
-            write_sealed(file, measured)
-        return measured
-
-    measured = read_sealed(file)
-    if measured is None:
-        try:
-            measured = load_or_make(file, partial(read_sealed, file), measure)
-        except OSError:
-            measured = measure()
+    measured = _kept(file, partial(_measure_sampling, model, space, data, device))
     bf16, fp32 = (measured["seconds"][precision] for precision in PRECISIONS)
     return measured["precision"], (
         f"sample_precision={measured['precision']} ({measured['images']} images in "
