@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import distance_title
@@ -29,7 +28,7 @@ from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.files import check_writable, tidy
 from benchmarks.core.locks import only_one
 from benchmarks.core.session import session
-from benchmarks.core.settings import check, many, out_of_time
+from benchmarks.core.settings import check, many, out_of_time, with_preset
 from benchmarks.core.store import as_json, digest
 from benchmarks.images import import_export
 from benchmarks.reports import grids
@@ -241,22 +240,6 @@ def rebuild_report(folder: Path) -> None:
     """The report of a results folder, from all records there."""
     with session.stage("report"):
         session.reports[folder] = build_report(folder)
-
-
-def with_preset(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the default preset where none is asked for."""
-    arguments = list(argv)
-    named = any(argument.lstrip("+").startswith("experiment=") for argument in arguments)
-    if named or {"-h", "--help"} & set(arguments):
-        return arguments
-    preset, why = "cpu", "no CUDA device"
-    if torch.cuda.is_available():
-        preset, why = "gpu", "CUDA device found"
-    print(f"preset {preset} ({why})", flush=True)
-    # beside the other overrides, which argparse wants side by side
-    overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    arguments.insert(overrides[0] if overrides else len(arguments), f"experiment={preset}")
-    return arguments
 
 
 def refuse_within_a_team(argv: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from benchmarks.analysis.matching import differences_of
 from benchmarks.commands import compare
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import write_sealed
+from benchmarks.reports import comparison
 from benchmarks.results import archive, records
 
 ROW = {
@@ -234,7 +235,7 @@ def test_a_training_counts_once_towards_the_spread(tmp_path):
             scale = 0.3 if features == "local" else 0.6
             _trainings(tmp_path / folder, 5.0, 5.0 + 0.3 * scale, 5.0 - 0.3 * scale, **columns)
     pairs, *_ = compare.match(*(records.read(tmp_path / folder) for folder in ("a", "b")))
-    groups = compare._groups(pairs)
+    groups = comparison.groups_of(pairs)
     differences = differences_of(groups, "distance", 0.1)
     unets = {
         group[0][0]["row"]["features"]: difference
@@ -445,8 +446,8 @@ def test_seconds_of_two_machines_are_not_compared(tmp_path):
     for side, device in (("a", "one CPU"), ("b", "another CPU")):
         _record(tmp_path / side, 4.0, device=device)
     sides = [records.read(tmp_path / side) for side in "ab"]
-    lines, _ = compare.table(compare.match(*sides)[0])
+    lines, _ = comparison.table(compare.match(*sides)[0])
     assert "other machine" in lines[2] and "| 1 |" in lines[2], "GFLOPs compare anywhere"
     same = [sides[0], sides[0]]
-    lines, _ = compare.table(compare.match(*same)[0])
+    lines, _ = comparison.table(compare.match(*same)[0])
     assert "other machine" not in lines[2]

@@ -21,10 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from benchmarks.__main__ import COMMANDS
 from benchmarks.core.session import session
-from benchmarks.core.settings import check, compose, config_names
+from benchmarks.core.settings import check, compose, config_names, with_preset
 from benchmarks.images import import_export, procedural
 from benchmarks.reference.commands import stand_in
-from benchmarks.run import with_preset
 from benchmarks.stages.cell import sampling_grid
 from benchmarks.stages.model import build_model, choose_sampler
 from models.codebook import Codebook

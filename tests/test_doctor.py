@@ -51,6 +51,7 @@ def test_doctor_ends_with_one_line_where_a_bench_would_fail(tmp_path):
     (tmp_path / "empty").mkdir()
     ended = command("doctor", "data=imagefolder", f"data.path={tmp_path / 'empty'}")
     assert ended.code == 1 and "! images" in ended.out and "no class folders" in ended.out
+    assert "preset cpu" in ended.out  # it looks for as many images as a bench would
     (line,) = ended.err.splitlines()
     assert "images" in line and line.startswith("latentbench: look at: ")
 

@@ -3,7 +3,8 @@
     python -m benchmarks doctor
     python -m benchmarks doctor data=imagefolder data.path=/images num_samples=1000
 
-Nothing is trained or written. The exit code is 1 where a bench would fail, or its numbers mislead.
+The preset is the one that a bench would take, `cpu` or `gpu`. Nothing is trained or written. The
+exit code is 1 where a bench would fail, or its numbers mislead.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.machine import as_lines
 from benchmarks.core.session import session
-from benchmarks.core.settings import check
+from benchmarks.core.settings import check, with_preset
 from benchmarks.images.inspect import inspect_images
 
 
@@ -32,4 +33,4 @@ def examine(cfg: DictConfig) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    run_hydra("doctor", __doc__, examine, argv)
+    run_hydra("doctor", __doc__, examine, with_preset(argv))

@@ -4,9 +4,11 @@ computed.
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
@@ -138,3 +140,19 @@ def in_home(path: str, given: str) -> str:
     if whole.startswith("~"):
         raise BadInput(f"{given}: nobody of that name has a home folder here; give the whole path")
     return whole
+
+
+def with_preset(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the default preset where none is asked for."""
+    arguments = list(argv)
+    named = any(argument.lstrip("+").startswith("experiment=") for argument in arguments)
+    if named or {"-h", "--help"} & set(arguments):
+        return arguments
+    preset, why = "cpu", "no CUDA device"
+    if torch.cuda.is_available():
+        preset, why = "gpu", "CUDA device found"
+    print(f"preset {preset} ({why})", flush=True)
+    # beside the other overrides, which argparse wants side by side
+    overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
+    arguments.insert(overrides[0] if overrides else len(arguments), f"experiment={preset}")
+    return arguments
