@@ -6,13 +6,11 @@ embedding shared by all blocks, adaLN-Zero conditioning (section 3.2), zero-init
 exception, in bf16 on a CPU only: `GELU`.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
-from models.layers import attend
+from models.layers import Conditions, TimestepEmbedder, attend
 
 # width, depth and heads of the paper's models (table 1)
 PAPER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
@@ -50,22 +48,6 @@ class GELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         exact_is_faster = x.device.type == "cpu" and x.dtype == torch.bfloat16
         return F.gelu(x, approximate="none" if exact_is_faster else "tanh")
-
-
-class TimestepEmbedder(nn.Module):
-    """Sine features of t (B,) in [0, 1000], then a two-layer MLP -> (B, width)."""
-
-    def __init__(self, width: int, frequencies: int = 256):
-        super().__init__()
-        self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2  # cosines, then as many sines, as in the released code
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device)
-        omega = torch.exp(-math.log(10000) * exponents / half)
-        angle = t.float()[:, None] * omega
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
 class Attention(nn.Module):
@@ -111,7 +93,8 @@ class DiT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, out_channels, H, W).
 
     Label `num_classes` is the null label. `out_channels` is C by default; the paper's own models
-    also predict a variance and have 2 C. Raises ValueError where the patch does not tile the
+    also predict a variance and have 2 C. `conditions` further numbers (B,) follow the labels, each
+    in [0, 1000]; untrained they change nothing. Raises ValueError where the patch does not tile the
     latents.
     """
 
@@ -127,6 +110,7 @@ class DiT(nn.Module):
         heads: int,
         patch: int = 1,
         out_channels: int | None = None,
+        conditions: int = 0,
     ):
         super().__init__()
         channels, height, columns = latent_shape
@@ -139,6 +123,7 @@ class DiT(nn.Module):
         self.register_buffer("positions", sine_positions(width, *self.grid), persistent=False)
         self.timesteps = TimestepEmbedder(width)
         self.labels = nn.Embedding(num_classes + 1, width)  # the last is the null label's
+        self.conditions = Conditions(conditions, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -160,15 +145,18 @@ class DiT(nn.Module):
         for layer in (*modulations, self.modulation[1], self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.conditions.initialise()
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches (B, T, width) of x (B, C, H, W), with their positions."""
         # Contiguous, or every norm behind would copy.
         return self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
 
-    def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: LongTensor, *conditions: Tensor) -> Tensor:
         x = self.embed(x)
-        c = self.timesteps(t) + self.labels(labels)  # (B, width), the same for all blocks
+        c = self.timesteps(t) + self.conditions(
+            self.labels(labels), conditions
+        )  # (B, width), the same for all blocks
         for block in self.blocks:
             x = block(x, c)
         # The last layer: adaLN without a gate, then tokens back to patches.

@@ -148,6 +148,11 @@ class GenerativeModel(nn.Module):
     uses_tokens = True
     objective: str | None = None  # what the network is trained to predict, as the reports say
     samplers: tuple[str, ...] = ("default",)  # names of its ways of sampling; the first is its own
+    # Forward passes without gradient for each training image, beside the one with: the budget pays
+    # for them. Where they vary in a training, their mean over its images.
+    extra_passes: float = 0.0
+    # Fraction of the training budget that is spent; the training loop sets it before each step.
+    progress: float = 0.0
     # Options of sampling and their defaults: a number, a string or a tuple of floats each. A user
     # sets them as `sampler.<name>=...`.
     sampler_defaults: dict[str, Any] = {}
@@ -286,10 +291,15 @@ class GenerativeModel(nn.Module):
         """
         raise NotImplementedError
 
-    def nfe(self, steps: int, guidance: float) -> int:
-        """Network evaluations per image of `sample`. A guided step evaluates the network twice.
+    def supports_guidance(self, guidance: float) -> bool:
+        """Whether `sample` can honour this scale. A family that learns guidance has a range."""
+        return True
 
-        Raises ValueError for a step count that is not supported.
+    def nfe(self, steps: int, guidance: float) -> int:
+        """Network evaluations per image of `sample`. A guided step evaluates the network twice, but
+        where guidance is learned.
+
+        Raises ValueError for a step count or a guidance that is not supported.
         """
         raise NotImplementedError
 

@@ -81,6 +81,10 @@ class ImageModel(nn.Module):
         """Those of the requested step counts that `sample` can honour, in the order given."""
         raise NotImplementedError
 
+    def supports_guidance(self, guidance: float) -> bool:
+        """As of `GenerativeModel`."""
+        return True
+
     def nfe(self, steps: int, guidance: float) -> int:
         """Network evaluations per image of `sample`. Raises ValueError for what it cannot do."""
         raise NotImplementedError

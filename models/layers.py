@@ -1,5 +1,5 @@
 """Parts of the models written here: attention (`attend`, of every family), rotary positions on a
-grid, attention with a cache, gated MLPs.
+grid, attention with a cache, gated MLPs, embeddings of times.
 
 The block is Llama's (arXiv 2302.13971): RMSNorm first, no biases, SwiGLU. Positions are rotary in
 two dimensions (arXiv 2104.09864, as used on images in arXiv 2406.06525), so that a token knows
@@ -7,6 +7,7 @@ where it is whatever the order it comes in.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -194,6 +195,45 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x), *args, **kwargs)
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=2)
         return x + self.down(F.silu(gate) * up)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sine features of t (B,) in [0, 1000], then a two-layer MLP -> (B, width)."""
+
+    def __init__(self, width: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2  # cosines, then as many sines, as in the released code
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device)
+        omega = torch.exp(-math.log(10000) * exponents / half)
+        angle = t.float()[:, None] * omega
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+class Conditions(nn.Module):
+    """Adds embeddings of `count` further numbers (B,) in [0, 1000] to another (B, width).
+
+    Their last layers begin at zero: what was not trained with them yet is as it is without.
+    """
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.embedders = nn.ModuleList(TimestepEmbedder(width) for _ in range(count))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Zero the last layers."""
+        for embedder in self.embedders:
+            nn.init.zeros_(embedder.mlp[2].weight)
+            nn.init.zeros_(embedder.mlp[2].bias)
+
+    def forward(self, embedding: Tensor, numbers: Sequence[Tensor]) -> Tensor:
+        for embedder, number in zip(self.embedders, numbers, strict=True):
+            embedding = embedding + embedder(number)
+        return embedding
 
 
 def initialise(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import LongTensor, Tensor, nn
 
-from models.layers import plain_is_faster
+from models.layers import Conditions, plain_is_faster
 
 
 class QuickAttention:
@@ -50,6 +50,21 @@ class QuickAttention:
         return attended if x.is_cuda else attended.contiguous()
 
 
+class ConditionedLabels(nn.Module):
+    """In the place of diffusers' embedding of labels: further numbers are added to it.
+
+    It takes labels (B,) and numbers (B,) each as one tuple, which diffusers passes on as it is.
+    """
+
+    def __init__(self, labels: nn.Embedding, count: int):
+        super().__init__()
+        self.labels, self.conditions = labels, Conditions(count, labels.embedding_dim)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        labels, *numbers = inputs
+        return self.conditions(self.labels(labels), numbers)
+
+
 def _check_halving(height: int, width: int, levels: int) -> None:
     """Raise ValueError where a U-Net of so many levels cannot halve latents of this size."""
     factor = 2 ** (levels - 1)  # all but the lowest level halve
@@ -64,8 +79,9 @@ class UNet(nn.Module):
 
     `channels` per resolution, highest first, each level halving H and W. Levels from
     `attention_from` on have attention. Label `num_classes` is the null label. Scale-shift
-    conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). Raises ValueError
-    where the latents cannot be halved that often.
+    conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). `conditions` further
+    numbers (B,) follow the labels, each in [0, 1000]; untrained they change nothing. Raises
+    ValueError where the latents cannot be halved that often.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
@@ -81,6 +97,7 @@ class UNet(nn.Module):
         attention_from: int = 1,
         head_dim: int = 32,
         groups: int = 32,
+        conditions: int = 0,
     ):
         super().__init__()
         latent_channels, height, width = latent_shape
@@ -103,6 +120,10 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             freq_shift=0,  # of the timestep's sines, as in ADM
         )
+        self.has_conditions = conditions > 0
+        if self.has_conditions:
+            labels = self.net.class_embedding
+            self.net.class_embedding = ConditionedLabels(labels, conditions)
         for module in self.net.modules():
             if isinstance(module, Attention):
                 module.set_processor(QuickAttention())
@@ -114,6 +135,7 @@ class UNet(nn.Module):
         """Channels-last on CUDA, where what it gains has not been measured; a CPU gains nothing."""
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
-    def forward(self, x: Tensor, t: Tensor, labels: LongTensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: LongTensor, *conditions: Tensor) -> Tensor:
+        named = (labels, *conditions) if self.has_conditions else labels
         # Contiguous: the samplers' arithmetic goes on in NCHW.
-        return self.net(self.layout(x), t, class_labels=labels).sample.contiguous()
+        return self.net(self.layout(x), t, class_labels=named).sample.contiguous()

@@ -22,6 +22,7 @@ from models.autoregressive import Autoregressive
 from models.codebook import Codebook
 from models.diffusion import Diffusion
 from models.dit import DiT
+from models.flowmap import FlowMap
 from models.generator import Batch, GenerativeModel
 from models.masked import Masked
 from models.schedulers import PREDICTION
@@ -45,6 +46,9 @@ FAMILIES = (
     "dit-v-ddpm",
     "dit-x0-unipc",
     "unet-flow-dpmpp",
+    "dit-flowmap",
+    "unet-flowmap",
+    "dit-flowmap-renoise",
 )
 
 
@@ -85,8 +89,12 @@ def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeMode
         "unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
         "dit": partial(DiT, width=32, depth=2, heads=2),
     }
-    objective = next((v for v in variants if v in PREDICTION), "flow")
-    model = Diffusion(SHAPE, CLASSES, denoiser=denoisers[family], objective=objective, **extra)
+    if "flowmap" in variants:
+        model: GenerativeModel = FlowMap(SHAPE, CLASSES, denoiser=denoisers[family], **extra)
+        model.progress = 0.75  # past the curriculum's first part, which is the flow's own loss
+    else:
+        objective = next((v for v in variants if v in PREDICTION), "flow")
+        model = Diffusion(SHAPE, CLASSES, denoiser=denoisers[family], objective=objective, **extra)
     model.set_sampler(next((v for v in variants if v in model.samplers), None))
     return model
 

@@ -19,6 +19,7 @@ from models import schedulers
 from models.any_order import AnyOrder
 from models.codebook import Codebook
 from models.diffusion import Diffusion
+from models.flowmap import FlowMap
 from models.generator import GenerativeModel
 from models.masked import Masked
 from models.pretrained import CLASSES
@@ -37,7 +38,7 @@ GROUPS = [
 ]
 
 
-MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]
+MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]  # of the presets
 FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 
 
@@ -186,9 +187,10 @@ def test_someone_else_s_family_needs_one_target():
 @pytest.mark.parametrize("name", config_names("sampler"))
 def test_every_sampler_is_one_that_some_family_has(name):
     cfg = composed(f"sampler={name}")
-    assert name == "default" or name in {*schedulers.samplers("flow"), *schedulers.samplers("eps")}
+    own = {*schedulers.samplers("flow"), *schedulers.samplers("eps"), *FlowMap.samplers}
+    assert name == "default" or name in own
     options = {"shift"}
-    for model in (Diffusion, Masked, AnyOrder):
+    for model in (Diffusion, FlowMap, Masked, AnyOrder):
         options |= set(model.sampler_defaults)
     # every option of every model can be set, and nothing else
     assert set(cfg.sampler) == {"name", *options}

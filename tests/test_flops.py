@@ -28,7 +28,7 @@ PAPER_TABLE = {
     "xl": (7.39, 29.05, 118.64),
 }
 K = 2048  # entries of the codebook, where a size has none of its own
-MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]
+MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked", "unet_flowmap", "dit_flowmap"]
 
 
 def configured(name: str, size: str, shape=(4, 16, 16), overrides: Sequence[str] = ()):
@@ -124,8 +124,12 @@ def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int 
 
 def hand_count(cfg, side: int) -> int:
     """MACs of a forward pass of a configuration's model, by hand."""
-    name, tokens = cfg.model.name, side**2
-    size = cfg.size[name.replace("ar_block", "ar")]
+    name = cfg.model.name.removesuffix("_flowmap")
+    tokens, size = side**2, cfg.size[name.replace("ar_block", "ar")]
+    if name != cfg.model.name:  # span and guidance are embedded as the time is
+        plain = compose(f"model={name}", f"size={cfg.size.name}")
+        wide = size.width if name == "dit" else 4 * size.channels[0]
+        return hand_count(plain, side) + 2 * (256 * wide + wide**2)
     if name == "unet":
         return unet_macs(list(size.channels), size.layers, side)
     if name == "dit":

@@ -27,6 +27,7 @@ from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.diffusion import Diffusion
 from models.dit import DiT
+from models.flowmap import FlowMap
 from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.tokens import SCHEDULES
@@ -394,6 +395,7 @@ def test_a_check_leaves_the_configuration_as_it_was():
 
 CLASSES = {
     Diffusion: model_schema.Diffusion,
+    FlowMap: model_schema.FlowMap,
     Autoregressive: model_schema.Autoregressive,
     AnyOrder: model_schema.AnyOrder,
     Masked: model_schema.Masked,
@@ -401,7 +403,8 @@ CLASSES = {
     UNet: model_schema.UNet,
 }
 GIVEN = {"self", "latent_shape", "num_classes", "codebook", "label_dropout"}  # by the harness
-NOT_SET = {"out_channels"}  # only the paper's own models predict a variance, and they are counted
+# only the paper's own models predict a variance, and they are counted; the flow map gives its own
+NOT_SET = {"out_channels", "conditions"}
 
 
 @pytest.mark.parametrize("network", CLASSES, ids=lambda network: network.__name__)

@@ -52,6 +52,12 @@ def test_higher_guidance_is_not_tried_without_end():
     assert choice.at_edge, "and the record says so"
 
 
+def test_higher_guidance_is_tried_only_as_far_as_the_model_supports_it():
+    score, scored = by(lambda config: -config.guidance)
+    search(score, START, SCALES, [], 0.9, supports=lambda scale: scale <= 6)
+    assert [config.guidance for config in scored] == [*SCALES, 6.0]
+
+
 def test_without_scales_to_choose_from_guidance_stays():
     score, scored = by(lambda config: -config.guidance)
     assert search(score, START, [1.0], [], 0.9).best.config.guidance == 1.0
@@ -98,7 +104,7 @@ def test_counts_that_were_not_tuned_take_the_settings_of_the_nearest_by_ratio(st
 
 @pytest.mark.parametrize("name", trained_models())
 def test_every_model_is_given_four_changes_and_each_changes_something(name):
-    model = tiny({"ar_any": "any", "ar_block": "ar"}.get(name, name))
+    model = tiny({"ar_any": "any", "ar_block": "ar"}.get(name, name.replace("_", "-")))
     own = model.sampling_key()
     listed = OmegaConf.to_container(composed(f"model={name}").model, resolve=True)["tune"]
     keys = []

@@ -131,9 +131,22 @@ class Diffusion(Model):
     """`models.diffusion.Diffusion`"""
 
     objective: Literal["flow", "eps", "v", "x0"] = Field(
-        "flow", description="one of flow, eps, v, x0"
+        "flow", description="one of flow, eps, v, x0, flowmap"
     )
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
+
+
+class FlowMap(Model):
+    """`models.flowmap.FlowMap`"""
+
+    objective: Literal["flowmap"] = Field("flowmap", description="flowmap")
+    denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
+    flow_first: of.Fraction = 0.5
+    same_time: of.Fraction = 0.25
+    least_alpha: float = Field(0.05, gt=0, le=1, description="a number above 0, 1 at most")
+    most_guidance: float = Field(
+        6.0, ge=1, le=of.MOST_FACTOR, description=f"a number from 1 to {of.MOST_FACTOR:g}"
+    )
 
 
 class Autoregressive(Model, RasterShape):
@@ -193,6 +206,7 @@ class OwnDenoiser(of.OpenSection):
 # by `_target_`
 MODELS: dict[str, type[BaseModel]] = {
     "models.diffusion.Diffusion": Diffusion,
+    "models.flowmap.FlowMap": FlowMap,
     "models.autoregressive.Autoregressive": Autoregressive,
     "models.any_order.AnyOrder": AnyOrder,
     "models.masked.Masked": Masked,

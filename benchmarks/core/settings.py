@@ -45,7 +45,13 @@ def _results_home(path: Any) -> str:
     return in_home(path, f"results_dir={path}")
 
 
+def _diffusion_class(objective: Any) -> str:
+    """`${diffusion_class:...}` of conf/model: the class that trains with an objective."""
+    return "models.flowmap.FlowMap" if objective == "flowmap" else "models.diffusion.Diffusion"
+
+
 OmegaConf.register_new_resolver("home", _results_home, replace=True)
+OmegaConf.register_new_resolver("diffusion_class", _diffusion_class, replace=True)
 
 
 def config_names(group: str) -> list[str]:

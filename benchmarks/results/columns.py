@@ -41,7 +41,12 @@ COLUMNS = [
     Column("latent_shape", 0, "", "of one image's latents: channels x height x width"),
     Column("objective", 0, "", "what the network is trained to predict"),
     Column("train_images", 0, "", "images trained with, repeats included"),
-    Column("train_flops", 0, "FLOP", "spent on training: 3 x forward FLOPs x images"),
+    Column(
+        "train_flops",
+        0,
+        "FLOP",
+        "spent on training: images x (3 x forward FLOPs, and passes without gradient)",
+    ),
     Column("train_fraction", 0, "", "fraction of the training budget behind these weights"),
     Column("train_seconds", -1, "s", "wall time of the training loop"),
     Column("train_images_per_second", 1, "images/s", "training throughput, of all processes"),

@@ -17,7 +17,8 @@ class Budget:
     batch: int
     steps: int | None
     seconds: float | None
-    # 3 x forward: the usual account of forward + backward (Kaplan et al. 2020, arXiv 2001.08361)
+    # 3 x forward, the usual account of forward + backward (Kaplan et al. 2020, arXiv 2001.08361),
+    # and the passes without gradient of an objective that needs them
     flops_per_image: float
 
     def done(self, progress: Progress) -> float:
@@ -33,10 +34,11 @@ class Budget:
         return {"images": images, "flops": flops, "seconds": progress.seconds}
 
 
-def make_budget(cfg: Any, forward_macs: int) -> Budget:
+def make_budget(cfg: Any, forward_macs: int, extra_passes: float = 0.0) -> Budget:
     """`train.budget` in `train.unit` as steps of `train.batch` images.
 
-    `forward_macs` are of the loss of one image. Raises BadInput for what makes no step.
+    `forward_macs` are of the loss of one image, without the `extra_passes` that have no gradient.
+    Raises BadInput for what makes no step.
     """
     budget, batch = float(cfg.budget), int(cfg.batch)
     if cfg.unit not in UNITS:
@@ -45,7 +47,7 @@ def make_budget(cfg: Any, forward_macs: int) -> Budget:
         raise BadInput(f"train.budget={cfg.budget}, train.batch={cfg.batch}: both must be positive")
     if cfg.compile not in (True, False, "auto"):
         raise BadInput(f"train.compile={cfg.compile}: one of true, false, auto")
-    flops_per_image = 3 * 2 * forward_macs
+    flops_per_image = (3 + extra_passes) * 2 * forward_macs
     if cfg.unit == "minutes":
         if cfg.compile is True:
             raise BadInput(

@@ -92,7 +92,7 @@ def sampling_grid(
     Raises BadInput where no step count is supported; those that are not are named.
     """
     unguided = unguided_configs(cfg, model, _supported_steps(cfg, model))
-    scales = [float(scale) for scale in many(cfg.guidance)]
+    scales = _supported_guidance(cfg, model)
     grid = [config._replace(guidance=scale) for config in unguided for scale in scales]
     fractions = [float(fraction) for fraction in cfg.train.snapshots]
     if not fractions or model.sampler != model.samplers[0]:
@@ -123,6 +123,24 @@ def unguided_configs(
         for steps in counts
         for seed in many(cfg.sampling_seeds)
     ]
+
+
+def _supported_guidance(cfg: DictConfig, model: GenerativeModel | ImageModel) -> list[float]:
+    """Those of the requested scales that the model supports; the others are named.
+
+    Raises BadInput where it supports none of them.
+    """
+    requested, name = [float(scale) for scale in many(cfg.guidance)], cfg.model.name
+    supported = [scale for scale in requested if model.supports_guidance(scale)]
+    left_out = [scale for scale in requested if scale not in supported]
+    if left_out and not supported:
+        try:
+            model.nfe(_supported_steps(cfg, model)[0], left_out[0])  # says which there are
+        except ValueError as error:
+            raise BadInput(f"model={name}: {error}") from None
+    if left_out:
+        print(f"{name}: measured at guidance {supported}; it does not support {left_out}")
+    return supported
 
 
 def _supported_steps(cfg: DictConfig, model: GenerativeModel) -> list[int]:

@@ -73,7 +73,7 @@ def train(
     if team.same(bool(finished), "trained weights"):
         return finished or {}
     check_writable(folder, "cache_dir")
-    budget = make_budget(cfg, forward_macs)
+    budget = make_budget(cfg, forward_macs, generator.extra_passes)
     checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     untrained = _loss(generator, checked, cfg, device)
     state = build_train_state(generator, cfg, lr, device)
@@ -103,6 +103,7 @@ def loop(
     began, losses = time.perf_counter() - progress.seconds, []
     while (done := budget.done(progress)) < 1:
         state.set_rate(rate(done))
+        state.generator.progress = done
         batch = data.batch(seed, progress.step, budget.batch)
         losses.append(state.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1

@@ -148,8 +148,11 @@ def search(
     guidance: Sequence[float],
     changes: Sequence[Callable[[SamplingConfig], SamplingConfig]],
     least_recall: float,
+    supports: Callable[[float], bool] = lambda scale: True,
 ) -> Choice:
-    """The best of all trials from `start` on; `guidance` ascends from 1."""
+    """The best of all trials from `start` on; `guidance` ascends from 1, and beyond what is listed
+    as far as the model `supports` it.
+    """
     trials = [score(start._replace(guidance=scale)) for scale in guidance]
     unguided = trials[0].recall
 
@@ -166,6 +169,8 @@ def search(
         highest = trials[-1].config.guidance
         if len(guidance) == 1 or best().config.guidance < highest:
             break
+        if not supports(highest * HIGHER):
+            break
         trials.append(score(start._replace(guidance=highest * HIGHER)))
     for change in changes:
         trials.append(score(change(best().config)))
@@ -179,11 +184,12 @@ def _choices(cell: Cell, score: Score) -> dict[int, Choice]:
     tune = cell.cfg.tune
     changes = [_change(cell, settings) for settings in _listed(cell)]
     choices = {}
-    scales = [float(scale) for scale in many(tune.guidance)]
+    supports = cell.model.supports_guidance
+    scales = [float(scale) for scale in many(tune.guidance) if supports(float(scale))]
     for steps in _tuned_steps(cell):
         start = next(config for config in cell.unguided if config.steps == steps)
         start = start._replace(seed=SEED, count=tune.num_samples, **_defaults(cell))
-        choice = search(score, start, scales, changes, tune.recall)
+        choice = search(score, start, scales, changes, tune.recall, supports)
         choices[steps] = choice._replace(features=cell.evaluators[0].extractor.name)
     return choices
 

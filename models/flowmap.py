@@ -1,0 +1,210 @@
+"""A diffusion model trained for few steps: the average velocity between any two times.
+
+With data x, noise e and times t, 1 noise and 0 data, x_t = (1 - t) x + t e moves with v = e - x.
+One network u(x_t, r, t) learns the average velocity of the flow from t down to r, so that x_t - (t
+- r) u is where the flow leads, in one evaluation (MeanFlow, arXiv 2505.13447). Its target is made
+of two points of the path (alpha-Flow, arXiv 2510.20771, equation 7; SoFlow, arXiv 2512.15657):
+
+    alpha v + (1 - alpha) u(x_s, r, s),  s = t - alpha (t - r),  x_s = x_t - (t - s) v
+
+without gradient through the second u. At alpha = 1 this is flow matching, at 1/2 much like the
+shortcut models of arXiv 2410.12557, towards 0 MeanFlow. No derivative is taken forwards, so that
+attention, precision and compilation are those of the other objectives.
+
+Guidance is an input. Its velocity is that of classifier-free guidance, v + (w - 1) (u(x_t, t, t |
+label) - u(x_t, t, t)), which the network learns for w in [1, `most_guidance`]: a guided sample
+costs one evaluation a step, as any other.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import LongTensor, Tensor, nn
+
+from models.generator import Batch, GenerativeModel, randn, spawn, to_device
+from models.schedulers import CHAIN
+
+
+class FlowMap(GenerativeModel):
+    """A flow map over whitened latents.
+
+    `denoiser(latent_shape, num_classes, conditions=2)` builds a network that maps x (B, C, H, W), t
+    (B,) in [0, 1000], labels (B,) and two more numbers (B,) to a tensor like x; untrained, those
+    two are to change nothing. The codebook is not looked at.
+
+    - `flow_first`: the fraction of the budget that is spent on flow matching alone, t = r.
+    - `same_time`: of the rest, the fraction of each batch that stays flow matching.
+    - `least_alpha`: what alpha falls to, from 1, over the first half of the rest.
+    - `most_guidance`: the highest guidance that can be sampled with; 1 learns none.
+
+    Options of sampling: `shift` above 1 makes the steps near noise shorter (arXiv 2403.03206,
+    equation 23). Samplers: `map` goes from time to time; `renoise` goes to data in each step and
+    adds fresh noise for the next time, as consistency models do (arXiv 2303.01469, algorithm 1).
+
+    Raises ValueError for numbers out of range.
+    """
+
+    objective = "flowmap"
+    uses_tokens = False
+    samplers = ("map", "renoise")
+    sampler_defaults = {"shift": 1.0}
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        denoiser: Callable[..., nn.Module],
+        objective: str = "flowmap",
+        flow_first: float = 0.5,
+        same_time: float = 0.25,
+        least_alpha: float = 0.05,
+        most_guidance: float = 6.0,
+        label_dropout: float = 0.1,
+        codebook: nn.Module | None = None,
+    ):
+        super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
+        if objective != self.objective:
+            raise ValueError(f"model.objective={objective}: this class has flowmap only")
+        for name, value in (("flow_first", flow_first), ("same_time", same_time)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"model.{name}={value}: from 0 to 1")
+        if not 0 < least_alpha <= 1:
+            raise ValueError(f"model.least_alpha={least_alpha}: above 0, at most 1")
+        if most_guidance < 1:
+            raise ValueError(f"model.most_guidance={most_guidance}: 1 or more")
+        if most_guidance > 1 and not label_dropout:
+            raise ValueError("model.most_guidance: guidance needs train.label_dropout above 0")
+        self.flow_first, self.same_time = flow_first, same_time
+        self.least_alpha, self.most_guidance = least_alpha, most_guidance
+        self.denoiser = denoiser(self.latent_shape, num_classes, conditions=2)
+        # u of the second point; for guidance, u with and without the label at the first.
+        self.extra_passes = (1 - flow_first) * (1 if most_guidance == 1 else 3)
+
+    def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Latents, as much noise, times t (B,) in (0, 1) and labels (B,).
+
+        After `flow_first`, in training mode, also r (B,), alpha (B,) and guidance (B,).
+        """
+        x, count = batch.latents.float(), len(batch.latents)
+        noise = torch.randn(x.shape, generator=rng)
+        # Logit-normal, as of `flow` (arXiv 2403.03206).
+        time = torch.sigmoid(torch.randn(count, generator=rng))
+        if not self.training or self.progress < self.flow_first:
+            host: tuple[Tensor, ...] = (noise, time)
+        else:
+            other = torch.sigmoid(torch.randn(count, generator=rng))
+            is_flow = torch.rand(count, generator=rng) < self.same_time
+            time, until = torch.maximum(time, other), torch.minimum(time, other)
+            until = torch.where(is_flow, time, until)
+            # By the logarithm: from 1 to 1.5 guidance changes as much as from 4 to 6.
+            guidance = self.most_guidance ** torch.rand(count, generator=rng)
+            alpha = torch.where(is_flow, 1.0, self._alpha())
+            host = (noise, time, until, alpha, guidance)
+        noise, time, *pair = (to_device(each, x.device) for each in host)
+        return x, noise, time, batch.labels, *pair
+
+    def _alpha(self) -> float:
+        """Of this moment of the training: geometric, from 1 to `least_alpha`."""
+        done = (self.progress - self.flow_first) / max(1 - self.flow_first, 1e-9)
+        return self.least_alpha ** min(1.0, 2 * done)
+
+    def error(
+        self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor, *pair: Tensor
+    ) -> Tensor:
+        """Mean squared error of the velocity; its gradient, of pairs of times, is weighted."""
+        noisy = torch.lerp(x, noise, time[:, None, None, None])
+        velocity, no = noise - x, torch.zeros_like(time)
+        if not pair:
+            return F.mse_loss(self._average(noisy, time, labels, time, no), velocity)
+        until, alpha, guidance = pair
+        guidance = torch.where(
+            labels == self.num_classes, 1.0, guidance
+        )  # of no label there is none
+        with torch.no_grad():
+            if self.most_guidance > 1:
+                velocity = velocity + self._guiding(noisy, time, labels, guidance)
+            step = (alpha * (time - until))[:, None, None, None]
+            after = self._average(
+                noisy - step * velocity,
+                time - alpha * (time - until),
+                labels,
+                until,
+                guidance.log(),
+            )
+            target = torch.lerp(after, velocity, alpha[:, None, None, None])
+        average = self._average(noisy, time, labels, until, guidance.log())
+        squares = (average - target).square().mean((1, 2, 3))
+        # alpha / (error + c), arXiv 2510.20771: the error of a pair is proportional to alpha.
+        weighted = (squares * alpha / (squares.detach() + 1e-3)).mean()
+        # The gradient is the weighted error's, whose value would say nothing; the value the error.
+        return weighted + (squares.mean() - weighted).detach()
+
+    def _guiding(self, x: Tensor, time: Tensor, labels: LongTensor, guidance: Tensor) -> Tensor:
+        """What guidance adds to the velocity at x: (w - 1) (u(label) - u(no label))."""
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        times = torch.cat([time, time])
+        velocity = self._average(torch.cat([x, x]), times, both, times, torch.zeros_like(times))
+        conditional, unconditional = velocity.chunk(2)
+        return (guidance - 1)[:, None, None, None] * (conditional - unconditional)
+
+    def _average(
+        self, x: Tensor, time: Tensor, labels: LongTensor, until: Tensor, log_guidance: Tensor
+    ) -> Tensor:
+        """u(x, until, time), float32, of times (B,) in [0, 1]."""
+        # All numbers in [0, 1000], as the denoiser embeds them.
+        conditions = ((time - until) * CHAIN, log_guidance * (CHAIN / 4))
+        return self.denoiser(x, time * CHAIN, labels, *conditions).float()
+
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
+        if options["shift"] <= 0:
+            raise ValueError(f"sampler.shift={options['shift']}: above 0")
+
+    @torch.inference_mode()
+    def evaluation(self, labels: LongTensor) -> Tensor:
+        x = torch.zeros(len(labels), *self.latent_shape, device=labels.device)
+        zeros = x.new_zeros(len(x))
+        return self._average(x, zeros, labels, zeros, zeros)
+
+    @torch.inference_mode()
+    def sample(
+        self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
+    ) -> Tensor:
+        self.nfe(steps, guidance)  # raises for what is not supported
+        rngs = spawn(rng, len(labels))
+        x = randn(self.latent_shape, rngs, labels.device)
+        times = self._times(steps)
+        for time, until in itertools.pairwise(times):
+            to = until if self.sampler == "map" else 0.0
+            t, r, w = (x.new_full((len(x),), number) for number in (time, to, math.log(guidance)))
+            x = x - (time - to) * self._average(x, t, labels, r, w)
+            if self.sampler == "renoise" and until > 0:
+                x = torch.lerp(x, randn(self.latent_shape, rngs, labels.device), until)
+        return x
+
+    def _times(self, steps: int) -> list[float]:
+        """From 1 to 0, evenly spaced, then shifted to s t / (1 + (s - 1) t)."""
+        shift = self.sampler_options["shift"]
+        even = [1 - step / steps for step in range(steps + 1)]
+        return [shift * time / (1 + (shift - 1) * time) for time in even]
+
+    def supported_steps(self, requested: Iterable[int]) -> list[int]:
+        """1 to 1000, as of the other objectives."""
+        return [n for n in requested if 1 <= n <= CHAIN]
+
+    def supports_guidance(self, guidance: float) -> bool:
+        """What it was trained for: 1 to `most_guidance`."""
+        return 1 <= guidance <= self.most_guidance
+
+    def nfe(self, steps: int, guidance: float) -> int:
+        """One evaluation a step, guided or not."""
+        if not self.supported_steps([steps]):
+            raise ValueError(f"steps={steps}: a flow map takes 1 to {CHAIN} steps")
+        if not self.supports_guidance(guidance):
+            trained = f"this flow map learned 1 to {self.most_guidance:g}"
+            raise ValueError(f"guidance={guidance:g}: {trained} (model.most_guidance)")
+        return steps

@@ -1,0 +1,209 @@
+"""The flow map: its target, its curriculum, what its training pays for, and its samples."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import CLASSES, SHAPE, composed, random_batch, rng, tiny
+
+from benchmarks.core.errors import BadInput
+from benchmarks.stages.budget import make_budget
+from benchmarks.stages.cell import sampling_grid
+from benchmarks.stages.model import build_model, choose_sampler
+from models.codebook import Codebook
+from models.diffusion import Diffusion
+from models.dit import DiT
+from models.flowmap import FlowMap
+from models.unet import UNet
+
+MEAN, SPREAD = 0.7, 0.5
+LABELS = torch.zeros(64, dtype=torch.long)
+
+
+class _Exact(torch.nn.Module):
+    """The average velocity of the flow that makes noise N(MEAN, SPREAD^2), element by element.
+
+    The flow keeps each number's place within the distribution, a Gaussian at all times.
+    """
+
+    def __init__(self, shape, num_classes, conditions):
+        super().__init__()
+        self.rows = []  # of each evaluation, and whether it had a gradient
+
+    def forward(self, x, t, labels, span, guidance):
+        self.rows.append((len(x), torch.is_grad_enabled()))
+        time, span = t.double() / 1000, span.double() / 1000
+        until = time - span
+        place = (x.double() - self.mean(time)) / self.spread(time)
+        ahead = self.mean(until) + self.spread(until) * place
+        # of no span, the velocity itself: the slope over a tiny one
+        tiny = torch.where(span == 0, 1e-6, span)
+        just = time - tiny
+        near = self.mean(just) + self.spread(just) * place
+        moved = torch.where((span == 0)[:, None, None, None], near, ahead)
+        return ((x.double() - moved) / tiny[:, None, None, None]).float()
+
+    @staticmethod
+    def mean(time):
+        return ((1 - time) * MEAN)[:, None, None, None]
+
+    @staticmethod
+    def spread(time):
+        return ((((1 - time) * SPREAD) ** 2 + time**2).sqrt())[:, None, None, None]
+
+
+def exact(**settings) -> FlowMap:
+    return FlowMap(SHAPE, CLASSES, denoiser=_Exact, **settings)
+
+
+@pytest.mark.parametrize("sampler", FlowMap.samplers)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_exact_map_samples_the_gaussian_in_any_number_of_steps(steps, sampler):
+    """16,384 numbers: mean and spread to 0.02, where an Euler step collapses to the mean."""
+    model = exact()
+    model.set_sampler(sampler)
+    out = model.sample(LABELS, steps=steps, guidance=1.0, rng=rng())
+    assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert out.std().item() == pytest.approx(SPREAD, abs=0.02)
+    assert len(model.denoiser.rows) == model.nfe(steps, 1.0) == model.nfe(steps, 4.0) == steps
+
+
+def bias(model: FlowMap, alpha: float, monkeypatch) -> float:
+    """How far the target's mean, given x_t, is from the model's own output, from 0.9 to 0.2.
+
+    Measured by the least-squares line of the difference over x_t: its value two deviations out.
+    """
+    x = MEAN + SPREAD * torch.randn(4096, *SHAPE, generator=rng(1))
+    noise = torch.randn(x.shape, generator=rng(2))
+    ones, seen = torch.ones(len(x)), {}
+    mse = torch.Tensor.square
+
+    def keep(difference):
+        seen.setdefault("difference", difference)
+        return mse(difference)
+
+    monkeypatch.setattr(torch.Tensor, "square", keep)
+    numbers = (0.2 * ones, alpha * ones, ones)
+    model.error(x, noise, 0.9 * ones, torch.zeros(len(x), dtype=torch.long), *numbers)
+    monkeypatch.undo()
+    noisy = torch.lerp(x, noise, 0.9).flatten().double()
+    difference = seen["difference"].flatten().double()
+    slope = torch.cov(torch.stack([noisy, difference]))[0, 1] / noisy.var()
+    return max(abs(difference.mean() + slope * 2 * noisy.std() * side).item() for side in (-1, 1))
+
+
+def test_the_exact_map_is_what_the_loss_asks_for(monkeypatch):
+    """At a small alpha the target's mean is the map; at alpha = 1, the velocity, it is not."""
+    model = exact(most_guidance=1.0)
+    assert bias(model, 0.02, monkeypatch) < 0.02
+    assert bias(model, 1.0, monkeypatch) > 0.3
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        partial(DiT, width=32, depth=2, heads=2),
+        partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
+    ],
+    ids=["dit", "unet"],
+)
+def test_untrained_it_is_the_flow_s_network_and_at_first_the_flow_s_loss(denoiser):
+    flow = Diffusion(SHAPE, CLASSES, denoiser=denoiser)
+    with torch.no_grad():
+        for weights in flow.parameters():
+            weights.normal_(std=0.05)
+    flow_map = FlowMap(SHAPE, CLASSES, denoiser=denoiser)
+    # diffusers' table of labels is one module deeper beside other numbers
+    same = {
+        name.replace("class_embedding.w", "class_embedding.labels.w"): tensor
+        for name, tensor in flow.state_dict().items()
+    }
+    added = flow_map.load_state_dict(same, strict=False).missing_keys
+    assert added and all("conditions" in name for name in added)
+    x, t = torch.randn(3, *SHAPE), torch.rand(3) * 1000
+    plain = flow.denoiser(x, t, torch.arange(3))
+    for span, guidance in ((0.0, 0.0), (700.0, 448.0)):
+        numbers = torch.full((3,), span), torch.full((3,), guidance)
+        assert torch.equal(flow_map.denoiser(x, t, torch.arange(3), *numbers), plain)
+    batch = random_batch()
+    assert flow_map(batch, rng=rng()).item() == flow(batch, rng=rng()).item()
+
+
+@pytest.mark.parametrize("most_guidance, extra", [(1.0, 1), (4.0, 3)])
+def test_passes_without_gradient_are_paid_for(most_guidance, extra):
+    """As many rows as the budget counts: none in the first quarter, then `extra` an image."""
+    model = exact(flow_first=0.25, most_guidance=most_guidance)
+    model.train()
+    rows = {}
+    for progress in (0.0, 0.9):
+        model.progress = progress
+        model.denoiser.rows.clear()
+        model(random_batch(), rng=rng())
+        images = len(random_batch().labels)
+        rows[progress] = sum(n for n, gradient in model.denoiser.rows if not gradient) / images
+        assert sum(n for n, gradient in model.denoiser.rows if gradient) == images
+    assert rows == {0.0: 0, 0.9: extra}
+    assert model.extra_passes == 0.75 * extra
+    cfg = composed("train.unit=flops", "train.budget=1e12").train
+    plain, paid = make_budget(cfg, 1000), make_budget(cfg, 1000, model.extra_passes)
+    assert paid.flops_per_image == (3 + 0.75 * extra) * 2000
+    assert paid.steps == pytest.approx(plain.steps * 3 / (3 + 0.75 * extra), rel=1e-3)
+
+
+def test_alpha_falls_from_one_to_the_least_and_flow_rows_stay_flow():
+    model = tiny("dit-flowmap", same_time=0.5, flow_first=0.2, least_alpha=0.04)
+    model.train()
+    alphas = {}
+    for progress in (0.2, 0.4, 0.6, 1.0):
+        model.progress = progress
+        _, _, time, _, until, alpha, _ = model.inputs(random_batch(2000), rng=rng())
+        is_flow = time == until
+        assert (until <= time).all() and (alpha[is_flow] == 1).all()
+        assert is_flow.float().mean().item() == pytest.approx(0.5, abs=0.05)
+        alphas[progress] = alpha[~is_flow].unique().item()
+    assert alphas == pytest.approx({0.2: 1.0, 0.4: 0.2, 0.6: 0.04, 1.0: 0.04})
+
+
+def test_guidance_is_learned_towards_the_label_s_own_velocity():
+    """The target moves by (w - 1) (u(label) - u(no label)), and for no label not at all."""
+    model = tiny("dit-flowmap")
+    x, noise = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    time, labels = torch.full((2,), 0.5), torch.tensor([1, CLASSES])
+    seen = []
+    average = model._average
+    model._average = lambda *inputs: seen.append(average(*inputs)) or seen[-1]
+    model.error(x, noise, time, labels, time, torch.ones(2), torch.full((2,), 3.0))
+    (conditional, unconditional), _, own = seen[0].chunk(2), seen[1], seen[2]
+    target = noise - x
+    target[0] += 2 * (conditional - unconditional)[0]
+    error = (own - target).square().mean((1, 2, 3))
+    model._average = average
+    loss = model.error(x, noise, time, labels, time, torch.ones(2), torch.full((2,), 3.0))
+    assert loss.item() == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+def test_what_it_cannot_do_is_refused_by_name():
+    with pytest.raises(ValueError, match="learned 1 to 6"):
+        tiny("dit-flowmap").sample(LABELS, steps=2, guidance=7.0, rng=rng())
+    for settings, named in (
+        ({"flow_first": 1.5}, "flow_first"),
+        ({"same_time": -0.1}, "same_time"),
+        ({"least_alpha": 0.0}, "least_alpha"),
+        ({"most_guidance": 0.5}, "most_guidance"),
+        ({"label_dropout": 0.0}, "label_dropout"),
+        ({"objective": "flow"}, "objective"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            tiny("dit-flowmap", **settings)
+
+
+@pytest.mark.parametrize("model", ["model=dit_flowmap", "model=unet model.objective=flowmap"])
+def test_guidance_beyond_what_is_learned_is_left_out_or_refused(model, capsys):
+    cfg = composed(*model.split(), "guidance=[1,4,16]", "sample_batch=8")
+    built = build_model(cfg.model, SHAPE, CLASSES, Codebook(8))
+    assert isinstance(built, FlowMap)
+    choose_sampler(built, cfg)
+    assert {config.guidance for config in sampling_grid(cfg, built)[1]} == {1.0, 4.0}
+    assert "does not support [16.0]" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="guidance=16: this flow map learned 1 to 6"):
+        sampling_grid(composed(*model.split(), "guidance=[16]", "sample_batch=8"), built)
