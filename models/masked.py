@@ -17,7 +17,7 @@ from torch import LongTensor, Tensor, nn
 from models.codebook import Codebook
 from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.tokens import SCHEDULES, TokenModel, schedule, with_null_labels
+from models.tokens import SCHEDULES, TokenModel, random_mask, schedule, with_null_labels
 
 
 class Masked(TokenModel):
@@ -89,8 +89,9 @@ class Masked(TokenModel):
         """Tokens (B, H*W), labels (B,), which tokens are masked (B, H*W) bool, and (B,) how many of
         an image are on average.
         """
-        device, masked = batch.tokens.device, self._random_mask(len(batch.tokens), rng)
-        average = (masked.sum() / len(masked)).repeat(len(masked))
+        device, count = batch.tokens.device, len(batch.tokens)
+        masked = random_mask(count, self.tokens, self.mask_schedule, rng=rng)
+        average = (masked.sum() / count).repeat(count)
         return batch.tokens, batch.labels, to_device(masked, device), to_device(average, device)
 
     def error(
@@ -101,20 +102,6 @@ class Masked(TokenModel):
         losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
         # of the whole batch, also where these are a part of it with more or fewer masked tokens
         return (losses.view(masked.shape) * masked).sum() / average.sum()
-
-    def _random_mask(self, count: int, rng: torch.Generator) -> Tensor:
-        """Which tokens (count, H * W) of a training batch are masked: at least one of each image.
-
-        The fractions are those that sampling with `mask_schedule` meets, at a uniform progress
-        (arXiv 2202.04200, section 3.1).
-        """
-        progress = torch.rand(count, generator=rng).tolist()
-        fraction = torch.tensor([[SCHEDULES[self.mask_schedule](p)] for p in progress])
-        # At least one, or an image would have no loss.
-        masked_count = (fraction * self.tokens).round().clamp(min=1)
-        # argsort of an argsort is the rank of each number, a random permutation.
-        random_rank = torch.rand(count, self.tokens, generator=rng).argsort(dim=1).argsort(dim=1)
-        return random_rank < masked_count
 
     @torch.inference_mode()
     def evaluation(self, labels: LongTensor) -> Tensor:

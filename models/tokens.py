@@ -108,11 +108,8 @@ class TokenModel(GenerativeModel):
 
         None where there is no guidance.
         """
-        if guidance == 1:
-            return None
-        if self.sampler_options["guidance_schedule"] == "linear":
-            return [1 + (guidance - 1) * n / self.tokens for n in range(self.tokens + 1)]
-        return [guidance] * (self.tokens + 1)
+        kind = self.sampler_options["guidance_schedule"]
+        return guidance_by_tokens(guidance, kind, self.tokens)
 
     def apply_cfg(self, logits: Tensor, scale: float | Tensor | None) -> Tensor:
         """Classifier-free guidance on logits: (2B, ..., K), conditional half first -> (B, ..., K).
@@ -147,6 +144,18 @@ class TokenModel(GenerativeModel):
         logits = filter_logits(logits, options["top_k"], options["top_p"])
         ids = inverse_cdf(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1))
         return ids.view(uniform.shape)
+
+
+def guidance_by_tokens(guidance: float, kind: str, tokens: int) -> list[float] | None:
+    """The guidance of a step by the number of tokens that are there after it, 0 to `tokens`.
+
+    `kind` is `constant` or `linear`. None where there is no guidance.
+    """
+    if guidance == 1:
+        return None
+    if kind == "linear":
+        return [1 + (guidance - 1) * n / tokens for n in range(tokens + 1)]
+    return [guidance] * (tokens + 1)
 
 
 def with_null_labels(labels: LongTensor, null_label: int, guidance: float) -> LongTensor:
@@ -188,6 +197,21 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> LongTensor:
     threshold = (uniform[:, None] * cumulative[:, -1:]).contiguous()
     ids = torch.searchsorted(cumulative, threshold, right=True)
     return ids[:, 0].clamp(max=logits.shape[-1] - 1)  # a number next to 1 may round past the end
+
+
+def random_mask(count: int, tokens: int, kind: str, *, rng: torch.Generator) -> Tensor:
+    """Which tokens (count, tokens) of a training batch are masked: at least one of each image.
+
+    The fractions are those that sampling with the schedule `kind` meets, at a uniform progress
+    (arXiv 2202.04200, section 3.1).
+    """
+    progress = torch.rand(count, generator=rng).tolist()
+    fraction = torch.tensor([[SCHEDULES[kind](p)] for p in progress])
+    # At least one, or an image would have no loss.
+    masked_count = (fraction * tokens).round().clamp(min=1)
+    # argsort of an argsort is the rank of each number, a random permutation.
+    random_rank = torch.rand(count, tokens, generator=rng).argsort(dim=1).argsort(dim=1)
+    return random_rank < masked_count
 
 
 def schedule(kind: str, tokens: int, steps: int) -> list[int]:

@@ -20,6 +20,7 @@ from benchmarks.core.settings import compose
 from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
+from models.continuous import ContinuousMasked, ContinuousRaster
 from models.diffusion import Diffusion
 from models.dit import DiT
 from models.flowmap import FlowMap
@@ -31,6 +32,7 @@ from models.unet import UNet
 ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]
+CONTINUOUS = {"raster": ContinuousRaster, "random": ContinuousMasked}
 TOKEN_MODELS = {"ar": Autoregressive, "any": AnyOrder, "masked": Masked}
 FAMILIES = (
     "unet",
@@ -49,6 +51,10 @@ FAMILIES = (
     "dit-flowmap",
     "unet-flowmap",
     "dit-flowmap-renoise",
+    "raster-gmm",
+    "raster-flow",
+    "random-gmm",
+    "random-flow",
 )
 
 
@@ -61,6 +67,9 @@ def tiny(name: str, **extra) -> GenerativeModel:
     family, *variants = name.split("-")
     if family in TOKEN_MODELS:
         model = _tiny_token_model(family, variants, **extra)
+    elif family in CONTINUOUS:
+        size = dict(width=32, depth=2, heads=2, mlp=64, head=variants[0])
+        model = CONTINUOUS[family](SHAPE, CLASSES, **size, **extra)
     else:
         model = _tiny_diffusion(family, variants, **extra)
     with torch.no_grad():

@@ -18,9 +18,11 @@ from metrics import flops
 from models import schedulers
 from models.any_order import AnyOrder
 from models.codebook import Codebook
+from models.continuous import ContinuousMasked
 from models.diffusion import Diffusion
 from models.flowmap import FlowMap
 from models.generator import GenerativeModel
+from models.heads import FlowHead
 from models.masked import Masked
 from models.pretrained import CLASSES
 
@@ -190,7 +192,7 @@ def test_every_sampler_is_one_that_some_family_has(name):
     own = {*schedulers.samplers("flow"), *schedulers.samplers("eps"), *FlowMap.samplers}
     assert name == "default" or name in own
     options = {"shift"}
-    for model in (Diffusion, FlowMap, Masked, AnyOrder):
+    for model in (Diffusion, FlowMap, Masked, AnyOrder, ContinuousMasked, FlowHead):
         options |= set(model.sampler_defaults)
     # every option of every model can be set, and nothing else
     assert set(cfg.sampler) == {"name", *options}

@@ -29,6 +29,9 @@ PAPER_TABLE = {
 }
 K = 2048  # entries of the codebook, where a size has none of its own
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked", "unet_flowmap", "dit_flowmap"]
+CONTINUOUS = [
+    (name, head) for name in ("ar_continuous", "masked_continuous") for head in ("gmm", "flow")
+]
 
 
 def configured(name: str, size: str, shape=(4, 16, 16), overrides: Sequence[str] = ()):
@@ -139,6 +142,30 @@ def hand_count(cfg, side: int) -> int:
     return count(size.width, size.depth, size.mlp, tokens) - size.width * fewer * tokens
 
 
+def continuous_macs(cfg, tokens: int) -> int:
+    """The transformers that predict latent vectors by hand, with their heads."""
+    size, head = cfg.size.ar_continuous, cfg.model.head
+    w, h, mlp = size.width, size.head_width, size[f"mlp_{head}"]
+    there = tokens + (cfg.model.name == "masked_continuous")  # the class is a token of its own
+    layer = 4 * w**2 * there + 2 * there**2 * w + 3 * w * mlp * there
+    # raster: the last token enters nothing
+    entering = 4 * w * (tokens - (cfg.model.name == "ar_continuous"))
+    heads = {
+        "gmm": w * 16 * (1 + 2 * 4) * tokens,
+        # of two noises each: a time, blocks of two layers and three modulations, the way in and out
+        "flow": 2 * tokens * (h * h + h * h + 3 * (2 + 3) * h * h + 2 * h * h + 2 * 4 * h)
+        + tokens * w * h,
+    }
+    return size.depth * layer + entering + heads[head]
+
+
+@pytest.mark.parametrize("name, head", CONTINUOUS)
+@pytest.mark.parametrize("size, side", [("xs", 8), ("xs16", 16), ("s", 16)])
+def test_a_pass_of_latent_vectors_is_the_hand_formula(name, head, size, side):
+    cfg, model = configured(name, size, (4, side, side), [f"model.head={head}"])
+    assert forward_macs(model) == continuous_macs(cfg, side**2)
+
+
 def test_the_paper_s_dit_table_is_reproduced_and_is_the_hand_formula():
     counted = {(row[2], row[3]): row[7] for row in count_flops.paper()}
     for size, figures in PAPER_TABLE.items():
@@ -162,6 +189,9 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
 )
 def test_one_size_costs_the_same_in_every_family(size, side):
     counts = [forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
+    for name, head in CONTINUOUS:
+        model = configured(name, size, (4, side, side), [f"model.head={head}"])[1]
+        counts.append(forward_macs(model))
     assert max(counts) / min(counts) < 1.05, counts
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SHAPE, TOKENS, rng, tiny
 
-from models.tokens import SCHEDULES, schedule
+from models.tokens import SCHEDULES, random_mask, schedule
 
 
 @pytest.mark.parametrize("kind", list(SCHEDULES))
@@ -69,7 +69,6 @@ def test_in_random_order_cosine_loses_less_than_arccos(reach, steps):
 @pytest.mark.parametrize("kind, quarter", [("cosine", 0.3827), ("arccos", 0.4602)])
 def test_masked_learns_the_fractions_that_sampling_meets(kind, quarter):
     """The fraction still masked three quarters of the way is exceeded in three of four images."""
-    model = tiny("masked", mask_schedule=kind)
-    fractions = model._random_mask(4000, rng(0)).float().mean(dim=1)
+    fractions = random_mask(4000, TOKENS, kind, rng=rng(0)).float().mean(dim=1)
     least = torch.quantile(fractions, 0.25).item()
-    assert least == pytest.approx(quarter, abs=2 / model.tokens)  # the two are 5 tokens apart
+    assert least == pytest.approx(quarter, abs=2 / TOKENS)  # the two are 5 tokens apart

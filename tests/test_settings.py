@@ -25,9 +25,11 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import check, compose, config_names, flatten, trained_models
 from models.any_order import AnyOrder
 from models.autoregressive import Autoregressive
+from models.continuous import ContinuousMasked, ContinuousRaster, ContinuousTokens
 from models.diffusion import Diffusion
 from models.dit import DiT
 from models.flowmap import FlowMap
+from models.heads import FlowHead
 from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.tokens import SCHEDULES
@@ -399,6 +401,8 @@ CLASSES = {
     Autoregressive: model_schema.Autoregressive,
     AnyOrder: model_schema.AnyOrder,
     Masked: model_schema.Masked,
+    ContinuousRaster: model_schema.Continuous,
+    ContinuousMasked: model_schema.ContinuousMasked,
     DiT: model_schema.DiT,
     UNet: model_schema.UNet,
 }
@@ -409,7 +413,10 @@ NOT_SET = {"out_channels", "conditions"}
 
 @pytest.mark.parametrize("network", CLASSES, ids=lambda network: network.__name__)
 def test_the_schema_of_a_class_has_its_arguments(network):
-    arguments = set(inspect.signature(network.__init__).parameters) - GIVEN - NOT_SET
+    own = [vars(one)["__init__"] for one in network.__mro__ if "__init__" in vars(one)]
+    own = own[: 2 if issubclass(network, ContinuousTokens) else 1]  # one adds to the other's
+    arguments = {name for init in own for name in inspect.signature(init).parameters}
+    arguments -= GIVEN | NOT_SET | {"settings"}
     harness = {"name", "family", "lr", "tune", "target", "partial"}
     assert set(CLASSES[network].model_fields) - harness == arguments
     shipped = model_schema.MODELS | model_schema.DENOISERS
@@ -418,7 +425,8 @@ def test_the_schema_of_a_class_has_its_arguments(network):
 
 def test_words_that_code_knows_are_those_that_the_schema_knows():
     options = set(model_schema.SamplerOptions.model_fields)
-    assert options == {"shift"}.union(*(set(m.sampler_defaults) for m in (Diffusion, Masked)))
+    models = (Diffusion, Masked, FlowHead)
+    assert options == {"shift"}.union(*(set(model.sampler_defaults) for model in models))
     words = [
         (model_schema.Diffusion, "objective", ["flow", *PREDICTION]),
         (model_schema.Masked, "mask_schedule", list(SCHEDULES)),

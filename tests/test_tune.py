@@ -18,6 +18,12 @@ from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, se
 
 START = SamplingConfig(steps=4, guidance=1.0, count=8, batch=8, seed=SEED, precision="fp32")
 SCALES = [1.0, 2.0, 4.0]
+TINY_NAMES = {
+    "ar_any": "any",
+    "ar_block": "ar",
+    "ar_continuous": "raster-gmm",
+    "masked_continuous": "random-gmm",
+}
 
 
 def by(distance, recall=lambda config: 0.5):
@@ -104,7 +110,7 @@ def test_counts_that_were_not_tuned_take_the_settings_of_the_nearest_by_ratio(st
 
 @pytest.mark.parametrize("name", trained_models())
 def test_every_model_is_given_four_changes_and_each_changes_something(name):
-    model = tiny({"ar_any": "any", "ar_block": "ar"}.get(name, name.replace("_", "-")))
+    model = tiny(TINY_NAMES.get(name, name.replace("_", "-")))
     own = model.sampling_key()
     listed = OmegaConf.to_container(composed(f"model={name}").model, resolve=True)["tune"]
     keys = []

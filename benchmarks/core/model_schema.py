@@ -167,6 +167,25 @@ class Masked(Model, GridShape):
     )
 
 
+class Continuous(Model, RasterShape):
+    """`models.continuous.ContinuousRaster`"""
+
+    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
+    components: of.Count = 16
+    head_width: of.Width = 64
+
+
+class ContinuousMasked(Model, GridShape):
+    """`models.continuous.ContinuousMasked`"""
+
+    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
+    components: of.Count = 16
+    head_width: of.Width = 64
+    mask_schedule: Literal["cosine", "arccos"] = Field(
+        "cosine", description="one of cosine, arccos"
+    )
+
+
 class OwnModel(of.OpenSection):
     """Any other class: what it takes is its own to check."""
 
@@ -210,6 +229,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "models.autoregressive.Autoregressive": Autoregressive,
     "models.any_order.AnyOrder": AnyOrder,
     "models.masked.Masked": Masked,
+    "models.continuous.ContinuousRaster": Continuous,
+    "models.continuous.ContinuousMasked": ContinuousMasked,
     "models.label_pipeline.LabelPipeline": LabelPipeline,
 }
 DENOISERS: dict[str, type[BaseModel]] = {"models.unet.UNet": UNet, "models.dit.DiT": DiT}
@@ -237,6 +258,14 @@ class MaskedSize(GridShape):
     lr: of.Positive
 
 
+class ContinuousSize(TransformerShape):
+    head_multiple = 4
+    head_width: of.Width
+    mlp_gmm: of.Width  # the width inside the MLPs, by the head: a flow costs more
+    mlp_flow: of.Width
+    lr: of.Positive
+
+
 # by their key in a file of conf/size; a user's own models may have keys of their own beside them
 SIZES: dict[str, type[BaseModel]] = {
     "dit": DiTSize,
@@ -244,6 +273,7 @@ SIZES: dict[str, type[BaseModel]] = {
     "ar": RasterSize,
     "ar_any": AnyOrderSize,
     "masked": MaskedSize,
+    "ar_continuous": ContinuousSize,
 }
 
 
@@ -275,6 +305,9 @@ class SamplerOptions(of.OpenSection):
     )
     schedule: Literal["cosine", "arccos"] | None = Field(
         None, description="one of cosine, arccos, or null"
+    )
+    head_steps: int | None = Field(
+        None, ge=1, le=of.MOST, description="a whole number from 1 up, or null"
     )
     choice_temperature: float | None = Field(
         None, ge=0, le=of.MOST_FACTOR, description=f"a number from 0 to {of.MOST_FACTOR:g}, or null"
