@@ -22,7 +22,7 @@ def test_the_gpus_entries_are_rehearsed_on_a_cpu(tmp_path, monkeypatch, capsys):
     where it would be taken for results. All of them in `make test-long`.
     """
     wanted = [study.name for study in plan.load() if study.device == "cuda"]
-    wanted = wanted if ALL else ["perf-gpu", "gpu-tiny-imagenet-20"]
+    wanted = wanted if ALL else ["gpu-tiny-imagenet-20"]
     cache, out, log = tmp_path / "cache", tmp_path / "out", tmp_path / "log"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

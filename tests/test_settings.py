@@ -274,6 +274,7 @@ ALLOWED = {
     # the model's own, the suite's own
     **_allowed(["null"], "sampler.shift", "sampler.guidance_interval", "sampler.temperature"),
     **_allowed(["null"], "sampler.guidance_schedule", "sampler.top_p", "sampler.schedule"),
+    **_allowed(["null"], "sampler.head_steps"),
     **_allowed(["0", "null"], "sampler.top_k", "sampler.choice_temperature"),
     "autoencoder.codebook_size": ["null"],
     # so many FLOPs have been spent before; gradients that are never clipped

@@ -261,8 +261,8 @@ class MaskedSize(GridShape):
 class ContinuousSize(TransformerShape):
     head_multiple = 4
     head_width: of.Width
-    mlp_gmm: of.Width  # the width inside the MLPs, by the head: a flow costs more
-    mlp_flow: of.Width
+    gmm: of.Width  # the width inside the MLPs, by the head
+    flow: of.Width
     lr: of.Positive
 
 

@@ -130,6 +130,10 @@ def sampling_macs(meta: GenerativeModel | ImageModel, steps: int, guidance: floa
         return per_evaluation * meta.nfe(steps, guidance)
     if isinstance(meta, ImageModel):  # nothing in it multiplies
         return 0
+    head_steps = meta.sampler_options.get("head_steps", 1)
+    if head_steps > 2:  # each costs the same: two short counts tell the cost of any number
+        one, two = (_with_head_steps(meta, count, steps, guidance) for count in (1, 2))
+        return one + (head_steps - 1) * (two - one)
     counted = getattr(meta, "counted_macs", {})
     key = (steps, guidance == 1, *map(str, meta.sampling_key()))
     if key not in counted:
@@ -137,6 +141,16 @@ def sampling_macs(meta: GenerativeModel | ImageModel, steps: int, guidance: floa
             lambda: meta.sample(labels, steps=steps, guidance=guidance, rng=torch.Generator())
         )
     return counted[key]
+
+
+def _with_head_steps(meta: GenerativeModel, count: int, steps: int, guidance: float) -> int:
+    """`sampling_macs` with so many steps of the head."""
+    sampler, options = meta.sampler, meta.sampler_options
+    meta.set_sampler(sampler, **options | {"head_steps": count})
+    try:
+        return sampling_macs(meta, steps, guidance)
+    finally:
+        meta.set_sampler(sampler, **options)
 
 
 def image_cost(
