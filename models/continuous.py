@@ -13,31 +13,28 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from models.decoding import Cache, Window
-from models.generator import Batch, GenerativeModel, spawn, to_device
+from models.generator import Batch, spawn, to_device
 from models.heads import FlowHead, MixtureHead
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.tokens import SCHEDULES, guidance_by_tokens, random_mask, schedule, with_null_labels
+from models.tokens import SCHEDULES, SequenceModel, random_mask, schedule, with_null_labels
 
 LLAMA_BASE = 10_000.0  # of rotary positions in one dimension, as transformers' Llama
 
 
-class ContinuousTokens(GenerativeModel):
+class ContinuousTokens(SequenceModel):
     """What both orders share: latents as tokens, the head, guidance by the tokens that are there.
 
     `head` is `gmm`, of `components` Gaussians, or `flow`, of width `head_width`. A token enters as
     a matrix product and a norm: one that guidance made too small or too large enters at the size
-    that training knew (variance collapse, arXiv 2509.24335). Options of sampling:
-
-    - `temperature`: above 0, of the head.
-    - `guidance_schedule`: `constant`, or `linear` in the fraction of tokens that are there.
-    - `head_steps` (flow only): Euler steps of a token.
+    that training knew (variance collapse, arXiv 2509.24335). `flow` has one more option of
+    sampling: `head_steps`, the Euler steps of a token. `nfe` counts the transformer alone; what the
+    head adds is in the FLOPs and in the seconds.
 
     Raises ValueError for an unknown head.
     """
 
     uses_tokens = False
     bf16_safe = True  # bf16 weights give what autocast gives
-    sampler_defaults: dict[str, Any] = {"temperature": 1.0, "guidance_schedule": "constant"}
 
     def __init__(
         self,
@@ -59,8 +56,7 @@ class ContinuousTokens(GenerativeModel):
             raise ValueError(f"model.head={head}: one of gmm, flow")
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        channels, height, columns = latent_shape
-        self.tokens = height * columns
+        channels = latent_shape[0]
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.RMSNorm(width, eps=1e-6))
         self.positions = nn.Parameter(torch.zeros(self.tokens, width))
         self.classes = nn.Embedding(num_classes + 1, width)  # the last is the null label's
@@ -75,7 +71,7 @@ class ContinuousTokens(GenerativeModel):
             self.head: nn.Module = MixtureHead(width, channels, components)
         else:
             self.head = FlowHead(width, channels, head_width)
-        self.objective = self.head.objective
+        self.objective, self.inner_steps = self.head.objective, self.head.inner_steps
         self.sampler_defaults = self.sampler_defaults | self.head.sampler_defaults
         self.set_sampler()  # again: the options depend on the head
 
@@ -88,20 +84,9 @@ class ContinuousTokens(GenerativeModel):
         return tokens.transpose(1, 2).unflatten(2, self.latent_shape[1:]).contiguous()
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        if options["temperature"] <= 0:
-            raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
-        if options["guidance_schedule"] not in ("constant", "linear"):
-            given = options["guidance_schedule"]
-            raise ValueError(f"sampler.guidance_schedule={given}: constant or linear")
+        super().check_options(sampler, options)
         if options.get("head_steps", 1) < 1:
             raise ValueError(f"sampler.head_steps={options['head_steps']}: 1 or more")
-        if options.get("schedule", "cosine") not in SCHEDULES:
-            raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
-
-    def guidance_scales(self, guidance: float) -> list[float] | None:
-        """The guidance of a step by the number of tokens that are there after it."""
-        kind = self.sampler_options["guidance_schedule"]
-        return guidance_by_tokens(guidance, kind, self.tokens)
 
     def sample_head(
         self, hidden: Tensor, noise: Iterable[Tensor], scales: list[float] | None, done: int
@@ -109,16 +94,6 @@ class ContinuousTokens(GenerativeModel):
         """Tokens (B, n, C) by the head, `done` tokens being there after them."""
         scale = None if scales is None else scales[done]
         return self.head.sample(hidden, tuple(noise), scale=scale, options=self.sampler_options)
-
-    def nfe(self, steps: int, guidance: float) -> int:
-        """Evaluations of the transformer. The head's own are in the FLOPs and in the seconds."""
-        if not self.supported_steps([steps]):
-            raise ValueError(f"steps={steps}: {self.supported_steps_text()}")
-        return steps if guidance == 1 else 2 * steps  # with and without the label
-
-    def supported_steps_text(self) -> str:
-        """Which step counts `sample` takes, in words for an error message."""
-        raise NotImplementedError
 
 
 class ContinuousRaster(ContinuousTokens):

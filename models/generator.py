@@ -13,7 +13,8 @@ What a family writes:
 5. `sample(labels, steps=..., guidance=..., rng=...)`: whitened latents of these labels.
 6. Where it applies: `evaluation`, by which FLOPs are counted faster; `samplers`,
    `sampler_defaults` and `check_options`, for what else about sampling can be chosen; `objective`,
-   the name of the loss in the reports; `uses_tokens`; `bf16_safe`.
+   the name of the loss in the reports; `uses_tokens`; `bf16_safe`; `supports_guidance`, of a family
+   that learns guidance; `extra_passes`, of a loss that needs more than one pass.
 
 The smallest family there is, each class's mean with a little noise around it:
 
@@ -151,6 +152,9 @@ class GenerativeModel(nn.Module):
     # Forward passes without gradient for each training image, beside the one with: the budget pays
     # for them. Where they vary in a training, their mean over its images.
     extra_passes: float = 0.0
+    # The option of sampling that is a number of inner evaluations of equal cost, if there is one:
+    # FLOPs are then counted at 1 and 2 of them, and the rest follows.
+    inner_steps: str | None = None
     # Fraction of the training budget that is spent; the training loop sets it before each step.
     progress: float = 0.0
     # Options of sampling and their defaults: a number, a string or a tuple of floats each. A user

@@ -27,7 +27,7 @@ class MixtureHead(nn.Module):
     """
 
     LEAST_DEVIATION = 0.02
-    objective = "mixture"
+    objective, inner_steps = "mixture", None
     sampler_defaults: dict[str, float] = {}
 
     def __init__(self, width: int, channels: int, components: int = 16):
@@ -132,7 +132,7 @@ class FlowHead(nn.Module):
     a token takes `head_steps` Euler steps, an option of sampling.
     """
 
-    objective = "flow head"
+    objective, inner_steps = "flow head", "head_steps"
     sampler_defaults = {"head_steps": 25}
 
     def __init__(

@@ -32,29 +32,69 @@ def cosine_schedule(progress: float) -> float:
 SCHEDULES = {"arccos": arccos_schedule, "cosine": cosine_schedule}
 
 
-class TokenModel(GenerativeModel):
-    """A family that samples codebook ids (B, H * W), which `codebook` turns into whitened latents.
+class SequenceModel(GenerativeModel):
+    """A family that samples an image in tokens, one for each place of the latents, some in a step.
 
-    A subclass writes `sample_tokens`, not `sample`, and `supported_steps_text`. `self.tokens` is
-    H * W. Options of sampling, of all token models:
+    `self.tokens` is H * W. A subclass writes `supported_steps_text`. Options of sampling:
 
-    - `temperature`: above 0; logits are divided by it.
-    - `top_k`: only so many of the likeliest ids can be sampled; 0 is all.
-    - `top_p`: only the likeliest ids of this total probability can be; in (0, 1], 1 is all.
+    - `temperature`: above 0.
     - `guidance_schedule`: `constant`; or `linear`, where the scale grows from 1 to the guidance
       asked for with the fraction of tokens that are there after the step, as in ARPG's code (arXiv
       2503.10568).
     """
 
+    sampler_defaults: dict[str, Any] = {"temperature": 1.0, "guidance_schedule": "constant"}
+
+    def __init__(
+        self, latent_shape: tuple[int, int, int], num_classes: int, *, label_dropout: float = 0.1
+    ):
+        super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
+        self.tokens = latent_shape[1] * latent_shape[2]
+
+    def nfe(self, steps: int, guidance: float) -> int:
+        if not self.supported_steps([steps]):
+            raise ValueError(f"steps={steps}: {self.supported_steps_text()}")
+        return steps if guidance == 1 else 2 * steps  # with and without the label
+
+    def supported_steps_text(self) -> str:
+        """Which step counts `sample` takes, in words for an error message."""
+        raise NotImplementedError
+
+    def check_options(self, sampler: str, options: dict[str, Any]) -> None:
+        if options["temperature"] <= 0:
+            raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
+        guidance_schedule = options["guidance_schedule"]
+        if guidance_schedule not in ("constant", "linear"):
+            raise ValueError(f"sampler.guidance_schedule={guidance_schedule}: constant or linear")
+        if options.get("schedule", "arccos") not in SCHEDULES:
+            raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
+
+    def guidance_scales(self, guidance: float) -> list[float] | None:
+        """The guidance of a step by the number of tokens that are there after it, 0 to H * W.
+
+        None where there is no guidance.
+        """
+        if guidance == 1:
+            return None
+        if self.sampler_options["guidance_schedule"] == "linear":
+            return [1 + (guidance - 1) * n / self.tokens for n in range(self.tokens + 1)]
+        return [guidance] * (self.tokens + 1)
+
+
+class TokenModel(SequenceModel):
+    """A family that samples codebook ids (B, H * W), which `codebook` turns into whitened latents.
+
+    A subclass writes `sample_tokens`, not `sample`. Logits are divided by the temperature. Two more
+    options of sampling:
+
+    - `top_k`: only so many of the likeliest ids can be sampled; 0 is all.
+    - `top_p`: only the likeliest ids of this total probability can be; in (0, 1], 1 is all.
+    """
+
     objective = "next-token"
     static_decoding: bool | None = None  # None: on CUDA only; tests set it elsewhere
     # At the defaults ids have the very distribution that was learned.
-    sampler_defaults = {
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "guidance_schedule": "constant",
-    }
+    sampler_defaults = SequenceModel.sampler_defaults | {"top_k": 0, "top_p": 1.0}
 
     def __init__(
         self,
@@ -65,7 +105,6 @@ class TokenModel(GenerativeModel):
         label_dropout: float = 0.1,
     ):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
-        self.tokens = latent_shape[1] * latent_shape[2]
         self.codebook = codebook  # of whitened latents: see `Codebook.whitened`
 
     def sample_tokens(
@@ -81,35 +120,12 @@ class TokenModel(GenerativeModel):
         ids = self.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng)
         return self.codebook.detokenize(ids)
 
-    def nfe(self, steps: int, guidance: float) -> int:
-        if not self.supported_steps([steps]):
-            raise ValueError(f"steps={steps}: {self.supported_steps_text()}")
-        return steps if guidance == 1 else 2 * steps  # with and without the label
-
-    def supported_steps_text(self) -> str:
-        """Which step counts `sample` takes, in words for an error message."""
-        raise NotImplementedError
-
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
-        if options["temperature"] <= 0:
-            raise ValueError(f"sampler.temperature={options['temperature']}: above 0")
+        super().check_options(sampler, options)
         if options["top_k"] < 0:
             raise ValueError(f"sampler.top_k={options['top_k']}: a whole number, 0 for all")
         if not 0 < options["top_p"] <= 1:
             raise ValueError(f"sampler.top_p={options['top_p']}: above 0, at most 1")
-        guidance_schedule = options["guidance_schedule"]
-        if guidance_schedule not in ("constant", "linear"):
-            raise ValueError(f"sampler.guidance_schedule={guidance_schedule}: constant or linear")
-        if options.get("schedule", "arccos") not in SCHEDULES:
-            raise ValueError(f"sampler.schedule={options['schedule']}: {' or '.join(SCHEDULES)}")
-
-    def guidance_scales(self, guidance: float) -> list[float] | None:
-        """The guidance of a step by the number of tokens that are there after it, 0 to H * W.
-
-        None where there is no guidance.
-        """
-        kind = self.sampler_options["guidance_schedule"]
-        return guidance_by_tokens(guidance, kind, self.tokens)
 
     def apply_cfg(self, logits: Tensor, scale: float | Tensor | None) -> Tensor:
         """Classifier-free guidance on logits: (2B, ..., K), conditional half first -> (B, ..., K).
@@ -144,18 +160,6 @@ class TokenModel(GenerativeModel):
         logits = filter_logits(logits, options["top_k"], options["top_p"])
         ids = inverse_cdf(logits.reshape(-1, logits.shape[-1]), uniform.reshape(-1))
         return ids.view(uniform.shape)
-
-
-def guidance_by_tokens(guidance: float, kind: str, tokens: int) -> list[float] | None:
-    """The guidance of a step by the number of tokens that are there after it, 0 to `tokens`.
-
-    `kind` is `constant` or `linear`. None where there is no guidance.
-    """
-    if guidance == 1:
-        return None
-    if kind == "linear":
-        return [1 + (guidance - 1) * n / tokens for n in range(tokens + 1)]
-    return [guidance] * (tokens + 1)
 
 
 def with_null_labels(labels: LongTensor, null_label: int, guidance: float) -> LongTensor:

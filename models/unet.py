@@ -50,6 +50,13 @@ class QuickAttention:
         return attended if x.is_cuda else attended.contiguous()
 
 
+def _attend_quickly(net: UNet2DModel) -> None:
+    """Our choice of attention in each of its layers."""
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.set_processor(QuickAttention())
+
+
 class ConditionedLabels(nn.Module):
     """In the place of diffusers' embedding of labels: further numbers are added to it.
 
@@ -120,13 +127,9 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             freq_shift=0,  # of the timestep's sines, as in ADM
         )
-        self.has_conditions = conditions > 0
-        if self.has_conditions:
-            labels = self.net.class_embedding
-            self.net.class_embedding = ConditionedLabels(labels, conditions)
-        for module in self.net.modules():
-            if isinstance(module, Attention):
-                module.set_processor(QuickAttention())
+        if conditions:
+            self.net.class_embedding = ConditionedLabels(self.net.class_embedding, conditions)
+        _attend_quickly(self.net)
         # A zero-initialised output, which diffusers leaves to the user (arXiv 2105.05233's code).
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
@@ -136,6 +139,6 @@ class UNet(nn.Module):
         return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor, *conditions: Tensor) -> Tensor:
-        named = (labels, *conditions) if self.has_conditions else labels
+        named = (labels, *conditions) if conditions else labels
         # Contiguous: the samplers' arithmetic goes on in NCHW.
         return self.net(self.layout(x), t, class_labels=named).sample.contiguous()

@@ -402,7 +402,7 @@ CLASSES = {
     Autoregressive: model_schema.Autoregressive,
     AnyOrder: model_schema.AnyOrder,
     Masked: model_schema.Masked,
-    ContinuousRaster: model_schema.Continuous,
+    ContinuousRaster: model_schema.ContinuousRaster,
     ContinuousMasked: model_schema.ContinuousMasked,
     DiT: model_schema.DiT,
     UNet: model_schema.UNet,

@@ -21,12 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.matching import (
-    BY_MODEL,
-    Record,
-    by_identity,
-    matched,
-)
+from benchmarks.analysis.matching import BY_MODEL, Record, by_identity, matched
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten

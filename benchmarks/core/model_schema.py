@@ -167,23 +167,20 @@ class Masked(Model, GridShape):
     )
 
 
-class Continuous(Model, RasterShape):
+class ContinuousHead(of.Section):
+    """What `models.continuous` adds to the transformers of `ar` and `masked`."""
+
+    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
+    components: of.Count = 16
+    head_width: of.Width = 64
+
+
+class ContinuousRaster(Model, RasterShape, ContinuousHead):
     """`models.continuous.ContinuousRaster`"""
 
-    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
-    components: of.Count = 16
-    head_width: of.Width = 64
 
-
-class ContinuousMasked(Model, GridShape):
+class ContinuousMasked(Masked, ContinuousHead):
     """`models.continuous.ContinuousMasked`"""
-
-    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
-    components: of.Count = 16
-    head_width: of.Width = 64
-    mask_schedule: Literal["cosine", "arccos"] = Field(
-        "cosine", description="one of cosine, arccos"
-    )
 
 
 class OwnModel(of.OpenSection):
@@ -229,7 +226,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "models.autoregressive.Autoregressive": Autoregressive,
     "models.any_order.AnyOrder": AnyOrder,
     "models.masked.Masked": Masked,
-    "models.continuous.ContinuousRaster": Continuous,
+    "models.continuous.ContinuousRaster": ContinuousRaster,
     "models.continuous.ContinuousMasked": ContinuousMasked,
     "models.label_pipeline.LabelPipeline": LabelPipeline,
 }

@@ -130,10 +130,10 @@ def sampling_macs(meta: GenerativeModel | ImageModel, steps: int, guidance: floa
         return per_evaluation * meta.nfe(steps, guidance)
     if isinstance(meta, ImageModel):  # nothing in it multiplies
         return 0
-    head_steps = meta.sampler_options.get("head_steps", 1)
-    if head_steps > 2:  # each costs the same: two short counts tell the cost of any number
-        one, two = (_with_head_steps(meta, count, steps, guidance) for count in (1, 2))
-        return one + (head_steps - 1) * (two - one)
+    inner = meta.sampler_options[meta.inner_steps] if meta.inner_steps else 1
+    if inner > 2:
+        one, two = (_with_inner_steps(meta, count, steps, guidance) for count in (1, 2))
+        return one + (inner - 1) * (two - one)
     counted = getattr(meta, "counted_macs", {})
     key = (steps, guidance == 1, *map(str, meta.sampling_key()))
     if key not in counted:
@@ -143,10 +143,10 @@ def sampling_macs(meta: GenerativeModel | ImageModel, steps: int, guidance: floa
     return counted[key]
 
 
-def _with_head_steps(meta: GenerativeModel, count: int, steps: int, guidance: float) -> int:
-    """`sampling_macs` with so many steps of the head."""
+def _with_inner_steps(meta: GenerativeModel, count: int, steps: int, guidance: float) -> int:
+    """`sampling_macs` with so many inner evaluations."""
     sampler, options = meta.sampler, meta.sampler_options
-    meta.set_sampler(sampler, **options | {"head_steps": count})
+    meta.set_sampler(sampler, **options | {meta.inner_steps: count})
     try:
         return sampling_macs(meta, steps, guidance)
     finally:

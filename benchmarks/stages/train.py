@@ -102,8 +102,7 @@ def loop(
     budget, state, progress, bar = run.budget, run.state, run.progress, _bar(run)
     began, losses = time.perf_counter() - progress.seconds, []
     while (done := budget.done(progress)) < 1:
-        state.set_rate(rate(done))
-        state.generator.progress = done
+        state.begin_step(done, rate(done))
         batch = data.batch(seed, progress.step, budget.batch)
         losses.append(state.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1

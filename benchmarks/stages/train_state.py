@@ -77,8 +77,9 @@ class TrainState(NamedTuple):
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the next step."""
+    def begin_step(self, done: float, rate: float) -> None:
+        """The fraction of the budget that is spent, and the learning rate of the next step."""
+        self.generator.progress = done
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
