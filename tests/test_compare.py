@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.analysis.differences import NOT_JUDGED
 from benchmarks.analysis.matching import differences_of
 from benchmarks.commands import compare
 from benchmarks.core.errors import BadInput
@@ -108,13 +109,13 @@ def test_compare_matches_rows_and_gives_verdicts(tmp_path, capsys):
         compared(capsys, tmp_path / "a", tmp_path / "c")
 
 
-def test_compare_does_not_judge_networks_of_one_training_each(tmp_path, capsys):
+def test_compare_does_not_judge_networks_of_fewer_than_three_trainings(tmp_path, capsys):
     """However far apart; and two seeds of one recipe are two trainings as well."""
     _record(tmp_path / "a", 90.0)
     _record(tmp_path / "b", 5.0, recipe="other")
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["not_judged"]) == (1, 1)
-    assert "| 0.0556 | not judged: one training each |" in lines[2], "the ratio, and no interval"
+    assert f"| 0.0556 | {NOT_JUDGED} |" in lines[2], "the ratio, and no interval"
     _trainings(tmp_path / "seeds", 90.0, 5.0)
     given = ("--where-a", "seed=0", "--where-b", "seed=1")
     assert compared(capsys, tmp_path / "seeds", *given)[1]["not_judged"] == 1
@@ -209,17 +210,17 @@ def test_rows_that_cannot_be_compared_do_not_count_among_them(tmp_path, capsys):
 
 
 def test_networks_are_compared_by_the_spread_of_all_in_the_table(tmp_path, capsys):
-    """A `unet` whose two trainings agree by chance has the error that those of `dit` give it."""
+    """A `unet` whose three trainings agree by chance has the error that those of `dit` give it."""
     for folder, first, second in (
-        ("a", (5.0, 5.2, 4.8), (8.0, 8.0)),
-        ("b", (7.0, 7.3, 6.8), (8.4, 8.4)),
+        ("a", (5.0, 5.5, 4.6), (8.0, 8.0, 8.0)),
+        ("b", (7.0, 7.7, 6.4), (8.4, 8.4, 8.4)),
     ):
         _trainings(tmp_path / folder, *first, name="d", recipe=folder)
         _trainings(tmp_path / folder, *second, name="u", recipe=folder, model="unet")
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["worse"], counts["inconclusive"]) == (2, 1, 1)
     assert "3 seeds" in lines[2] and "3 and 3 trainings" in lines[2] and "worse" in lines[2]
-    assert "| 1.05 (0.973 to 1.13) | 2 and 2 trainings |" in lines[3]
+    assert "| 1.05 (0.93 to 1.19) | 3 and 3 trainings |" in lines[3]
 
 
 def test_a_training_counts_once_towards_the_spread(tmp_path):
@@ -276,10 +277,10 @@ def test_two_settings_of_several_trainings_are_compared_by_their_paired_differen
 def test_compare_takes_two_models_whose_samplers_have_other_names(tmp_path, capsys):
     ar = {"model": "ar", "sampler": "raster", "objective": "next-token"}
     other = {"model": "ar_any", "sampler": "random-order", "objective": "any-order"}
-    _trainings(tmp_path, 9.0, 9.2, name="a", **ar)
-    _trainings(tmp_path, 5.0, 5.1, name="b", **other)
+    _trainings(tmp_path, 9.0, 9.2, 9.1, name="a", **ar)
+    _trainings(tmp_path, 5.0, 5.1, 5.2, name="b", **other)
     lines, counts = compared(capsys, tmp_path, "--where-a", "model=ar", "--where-b", "model=ar_any")
-    assert (counts["matched"], counts["better"]) == (2, 1) and "2 and 2 trainings" in lines[2]
+    assert (counts["matched"], counts["better"]) == (3, 1) and "3 and 3 trainings" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -324,13 +325,13 @@ def test_compare_takes_settings_that_are_no_columns(tmp_path, capsys):
     """Two learning rates of one model, from the records' configuration; each row says what tells it
     apart.
     """
-    for rate, distances in ((1e-3, (9.0, 9.1)), (2e-3, (5.0, 5.1))):
+    for rate, distances in ((1e-3, (9.0, 9.1, 9.2)), (2e-3, (5.0, 5.1, 5.2))):
         for fraction in (0.5, 1.0):
             settings = {"train": {"lr": rate}, "train_fraction": fraction}
             _trainings(tmp_path, *distances, name=f"{rate}{fraction}", **settings)
     given = ("--where-a", "train.lr=1e-3", "--where-b", "train.lr=2e-3")
     lines, counts = compared(capsys, tmp_path, *given)
-    assert (counts["matched"], counts["rows"], counts["better"]) == (4, 2, 2)
+    assert (counts["matched"], counts["rows"], counts["better"]) == (6, 2, 2)
     assert sum("at 0.5 of the training" in line for line in lines) == 1
     for side in ("c", "d"):
         for rate in (1e-3, 2e-3):

@@ -232,28 +232,28 @@ def test_settings_of_the_same_trainings_are_compared_by_their_differences(first,
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.5, 100.0])
-def test_networks_of_one_training_each_are_not_judged_however_far_apart(apart):
+def test_networks_of_fewer_than_three_trainings_are_not_judged_however_far_apart(apart):
     known = Spread(0.04**2, 20)
-    for second in ([apart], [apart, apart + 0.01]):
-        difference = between_networks([0.0], second, known, MARGIN)
+    for first, trainings in ((1, 1), (1, 3), (2, 2), (3, 2)):
+        difference = between_networks([0.0] * first, [apart] * trainings, known, MARGIN)
         assert difference.verdict() == difference.verdict(0.0) == NOT_JUDGED
         assert np.isnan(difference.p)
 
 
 def test_networks_are_compared_by_the_pooled_spread_of_all():
-    """Two identical trainings of each do not make an error of nothing."""
+    """Identical trainings of each do not make an error of nothing."""
     known = spread([[1.0, 1.0], [1.2, 1.2], [2.0, 2.4], [5.0]])
     assert known.variance == pytest.approx(0.08 / 3) and known.freedom == 3
-    difference = between_networks([1.0, 1.0], [1.2, 1.2], known, MARGIN)
-    assert difference.error == pytest.approx(known.variance**0.5)
+    difference = between_networks([1.0] * 3, [1.2] * 3, known, MARGIN)
+    assert difference.error == pytest.approx((known.variance * 2 / 3) ** 0.5)
     assert difference.freedom == 3 and difference.verdict() == "inconclusive"
-    assert difference.basis == "2 and 2 trainings"
+    assert difference.basis == "3 and 3 trainings"
 
 
 def test_without_a_spread_between_trainings_nothing_is_known():
     assert spread([[1.0], [2.0]]) is None and spread([]) is None
     assert spread([[1.0, 1.0]]) is None, "equal distances are one training stored twice"
-    assert between_networks([1.0, 1.0], [2.0, 2.0], None, MARGIN).verdict() == "unknown"
+    assert between_networks([1.0] * 3, [2.0] * 3, None, MARGIN).verdict() == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Two measurements compared: their difference, its error, and what may be said of it.
 
 Distances are compared by their logarithms, so that a difference of 0.1 is about a tenth of the
-distance, whatever its size. Two networks are compared over several trainings of each, because
+distance, whatever its size. Two networks are compared over three trainings of each or more, because
 training again moves a distance more than its samples do. Two settings of one network need no
 second training: what they share cancels, and the error is that of the images.
 """
@@ -19,7 +19,8 @@ LEVEL = 0.05  # of the chance of calling equal networks different, in all compar
 MARGIN = 0.1  # of a distance: networks that differ by surely less are called a tie
 ACCURACY_MARGIN = 0.05  # the same for label accuracies, of which 1 is all
 LEAST_RECALL = 0.7  # of real images through the autoencoder: below it no verdict on quality
-NOT_JUDGED = "not judged: one training each"
+LEAST_TRAININGS = 3  # of each network, behind any word on which is better
+NOT_JUDGED = "not judged: fewer than three trainings each"
 
 
 class Difference(NamedTuple):
@@ -102,10 +103,10 @@ def between_networks(
     first: Sequence[float], second: Sequence[float], of_trainings: Spread | None, margin: float
 ) -> Difference:
     """Of one value a training of two networks (logarithms of distances): the difference of their
-    means. Not judged unless both were trained more than once.
+    means. Not judged unless both were trained three times.
     """
     value = statistics.mean(second) - statistics.mean(first)
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < LEAST_TRAININGS:
         return Difference(value, math.nan, math.nan, NOT_JUDGED, margin)
     if of_trainings is None:
         return Difference(value, math.nan, math.nan, "no spread between trainings", margin)

@@ -1,7 +1,7 @@
 """What the numbers say, in words: how many steps are enough for each network, and which is lowest
 within a budget.
 
-Networks are compared over several trainings of each, or not at all. Steps of one network are
+Networks are compared over three trainings of each or more, or not at all. Steps of one network are
 compared within each training, by what their samples share.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis.differences import (
+    LEAST_TRAININGS,
     MARGIN,
     NOT_JUDGED,
     Difference,
@@ -77,7 +78,7 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
     if spread_of_budgets > 1.05:
         lines.append(f"Training budgets differ by a factor of {spread_of_budgets:.3g}.")
     if means["curve"].nunique() > 1:
-        if (means["trainings"] > 1).all():
+        if (means["trainings"] >= LEAST_TRAININGS).all():
             lines += best_under(rows, means)
         else:
             lines.append(f"Which network is better is {NOT_JUDGED}.")
