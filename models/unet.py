@@ -1,5 +1,5 @@
 """The U-Net denoiser: `diffusers.UNet2DModel` with a class embedding, attention at the lower
-resolutions.
+resolutions or nowhere.
 """
 
 from collections.abc import Sequence
@@ -85,10 +85,10 @@ class UNet(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
     `channels` per resolution, highest first, each level halving H and W. Levels from
-    `attention_from` on have attention. Label `num_classes` is the null label. Scale-shift
-    conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). `conditions` further
-    numbers (B,) follow the labels, each in [0, 1000]; untrained they change nothing. Raises
-    ValueError where the latents cannot be halved that often.
+    `attention_from` on have attention, and the middle has; with None there is none at all. Label
+    `num_classes` is the null label. Scale-shift conditioning and a zero-initialised output follow
+    ADM (arXiv 2105.05233). `conditions` further numbers (B,) follow the labels, each in [0, 1000];
+    untrained they change nothing. Raises ValueError where the latents cannot be halved that often.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
@@ -101,7 +101,7 @@ class UNet(nn.Module):
         *,
         channels: Sequence[int],
         layers: int,
-        attention_from: int = 1,
+        attention_from: int | None = 1,
         head_dim: int = 32,
         groups: int = 32,
         conditions: int = 0,
@@ -111,8 +111,9 @@ class UNet(nn.Module):
         levels = len(channels)
         _check_halving(height, width, levels)
         # Attention costs the square of the pixels: the highest resolution does without by default.
-        down = ["DownBlock2D" if n < attention_from else "AttnDownBlock2D" for n in range(levels)]
-        up = ["UpBlock2D" if n < attention_from else "AttnUpBlock2D" for n in range(levels)]
+        plain = levels if attention_from is None else attention_from
+        down = ["DownBlock2D" if n < plain else "AttnDownBlock2D" for n in range(levels)]
+        up = ["UpBlock2D" if n < plain else "AttnUpBlock2D" for n in range(levels)]
         self.net = UNet2DModel(
             sample_size=height,
             in_channels=latent_channels,
@@ -122,6 +123,7 @@ class UNet(nn.Module):
             layers_per_block=layers,
             down_block_types=tuple(down),
             up_block_types=tuple(reversed(up)),
+            add_attention=attention_from is not None,  # in the middle
             attention_head_dim=head_dim,
             norm_num_groups=groups,
             resnet_time_scale_shift="scale_shift",

@@ -28,6 +28,7 @@ from models.generator import Batch, GenerativeModel
 from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.unet import UNet
+from models.uvit import UViT
 
 ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
@@ -51,6 +52,7 @@ FAMILIES = (
     "dit-flowmap",
     "unet-flowmap",
     "dit-flowmap-renoise",
+    "uvit",
     "raster-gmm",
     "raster-flow",
     "random-gmm",
@@ -83,6 +85,10 @@ def tiny(name: str, **extra) -> GenerativeModel:
             for module in model.modules():
                 if isinstance(module, torch.nn.Embedding):  # classes and tokens weigh the same
                     module.weight.normal_()
+        if family == "uvit":  # begun so small that a tiny one would hardly see its labels
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.mul_(10)
     return model
 
 
@@ -99,6 +105,7 @@ def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeMode
     denoisers = {
         "unet": partial(UNet, channels=[16, 32], layers=1, groups=4, head_dim=8),
         "dit": partial(DiT, width=32, depth=2, heads=2),
+        "uvit": partial(UViT, width=32, depth=3, heads=2, mlp=64),
     }
     if "flowmap" in variants:
         model: GenerativeModel = FlowMap(SHAPE, CLASSES, denoiser=denoisers[family], **extra)

@@ -41,6 +41,7 @@ GROUPS = [
 
 
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]  # of the presets
+EQUAL = [*MODELS, "unet_conv", "uvit"]  # in parameters, with match=params
 FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 
 
@@ -93,8 +94,9 @@ def test_presets_sweep_their_families(experiment):
 @pytest.mark.parametrize("size", config_names("size"))
 def test_equal_parameters_are_equal(size):
     counts = []
-    for model in MODELS:
-        cfg = composed(f"model={model}", f"size={size}", "match=params")
+    heads = [("ar_continuous", "model.head=gmm"), ("masked_continuous", "model.head=flow")]
+    for model, *head in [*((model,) for model in EQUAL), *heads]:
+        cfg = composed(f"model={model}", *head, f"size={size}", "match=params")
         with torch.device("meta"):
             codebook = Codebook(cfg.size.get("codebook_size", 2048))
             counts.append(flops.params(build_model(cfg.model, (4, 8, 8), 100, codebook)))

@@ -29,6 +29,7 @@ PAPER_TABLE = {
 }
 K = 2048  # entries of the codebook, where a size has none of its own
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked", "unet_flowmap", "dit_flowmap"]
+MODELS += ["unet_conv", "uvit"]
 CONTINUOUS = [
     (name, head) for name in ("ar_continuous", "masked_continuous") for head in ("gmm", "flow")
 ]
@@ -92,7 +93,9 @@ def masked_macs(width: int, depth: int, mlp: int, tokens: int) -> int:
     return depth * layer + width * K * tokens
 
 
-def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int = 4) -> int:
+def unet_macs(
+    channels: list[int], layers: int, side: int, *, attends: bool = True, latent_channels: int = 4
+) -> int:
     """UNet2DModel by hand: convolutions, time projections, attention below the highest level."""
     wide = 4 * channels[0]  # of the time embedding
 
@@ -101,7 +104,7 @@ def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int 
         return 9 * a * b * s**2 + 9 * b * b * s**2 + wide * 2 * b + skip
 
     def attention(c: int, s: int) -> int:
-        return 4 * c * c * s**2 + 2 * s**4 * c
+        return attends * (4 * c * c * s**2 + 2 * s**4 * c)
 
     total = channels[0] * wide + wide * wide + 9 * latent_channels * channels[0] * side**2
     skips, current = [channels[0]], channels[0]
@@ -125,6 +128,15 @@ def unet_macs(channels: list[int], layers: int, side: int, latent_channels: int 
     return total + 9 * channels[0] * latent_channels * side**2
 
 
+def uvit_macs(width: int, depth: int, mlp: int, side: int) -> int:
+    """U-ViT by hand: time and label are tokens, too; half of the blocks join a skip."""
+    tokens, patches = side**2 + 2, side**2
+    block = 4 * width**2 * tokens + 2 * tokens**2 * width + 2 * width * mlp * tokens
+    skips = depth // 2 * 2 * width**2 * tokens
+    timestep, ends = 256 * width + width**2, 2 * 4 * width * patches
+    return depth * block + skips + timestep + ends + 9 * 4 * 4 * patches
+
+
 def hand_count(cfg, side: int) -> int:
     """MACs of a forward pass of a configuration's model, by hand."""
     name = cfg.model.name.removesuffix("_flowmap")
@@ -133,10 +145,12 @@ def hand_count(cfg, side: int) -> int:
         plain = compose(f"model={name}", f"size={cfg.size.name}")
         wide = size.width if name == "dit" else 4 * size.channels[0]
         return hand_count(plain, side) + 2 * (256 * wide + wide**2)
-    if name == "unet":
-        return unet_macs(list(size.channels), size.layers, side)
+    if name in ("unet", "unet_conv"):
+        return unet_macs(list(size.channels), size.layers, side, attends=name == "unet")
     if name == "dit":
         return dit_macs(size.width, size.depth, tokens, 1, 4)
+    if name == "uvit":
+        return uvit_macs(size.width, size.depth, size.mlp, side)
     count = {"ar_any": any_order_macs, "masked": masked_macs}.get(name, ar_macs)
     fewer = K - cfg.size.get("codebook_size", K)  # entries that the head has less
     return count(size.width, size.depth, size.mlp, tokens) - size.width * fewer * tokens

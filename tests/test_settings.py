@@ -34,6 +34,7 @@ from models.masked import Masked
 from models.schedulers import PREDICTION
 from models.tokens import SCHEDULES
 from models.unet import UNet
+from models.uvit import UViT
 
 # --- right and wrong values
 
@@ -366,7 +367,7 @@ def test_every_size_passes_with_the_settings_of_every_model(size):
     cfg = compose(f"size={size}", "match=params")
     check(cfg)
     for name in model_schema.SIZES:
-        assert name in cfg.size and (name == "dit" or name in cfg.size.params)
+        assert name == "dit" or cfg.size[name] == cfg.size.params[name], name
 
 
 @pytest.mark.parametrize("model", trained_models())
@@ -406,6 +407,7 @@ CLASSES = {
     ContinuousMasked: model_schema.ContinuousMasked,
     DiT: model_schema.DiT,
     UNet: model_schema.UNet,
+    UViT: model_schema.UViT,
 }
 GIVEN = {"self", "latent_shape", "num_classes", "codebook", "label_dropout"}  # by the harness
 # only the paper's own models predict a variance, and they are counted; the flow map gives its own

@@ -91,13 +91,18 @@ class Partial(of.Section):
 class UNet(UNetShape, Partial):
     """The denoiser `models.unet.UNet`."""
 
-    attention_from: int = Field(
-        1, ge=0, le=of.MOST, description="a whole number from 0 up: the first level with attention"
+    attention_from: int | None = Field(
+        1,
+        ge=0,
+        le=of.MOST,
+        description="a whole number from 0 up, the first level with attention, or null: none",
     )
     head_dim: of.Width = 32
 
     @model_validator(mode="after")
     def _levels_hold_a_head(self) -> "UNet":
+        if self.attention_from is None:
+            return self
         # there is attention in the middle, at the lowest level, in any case
         fewest = min([*self.channels[self.attention_from :], self.channels[-1]])
         if self.head_dim > fewest:
@@ -110,6 +115,19 @@ class DiT(DiTShape, Partial):
     """The denoiser `models.dit.DiT`."""
 
     patch: of.Width = 1
+
+
+class UViT(DiTShape, Partial):
+    """The denoiser `models.uvit.UViT`."""
+
+    mlp: of.Width
+    patch: of.Width = 1
+
+    @model_validator(mode="after")
+    def _every_skip_has_a_partner(self) -> "UViT":
+        if self.depth % 2 == 0:
+            raise of.refusal("depth", self.depth, "an odd number, or no skip has a partner")
+        return self
 
 
 # --- models
@@ -230,12 +248,21 @@ MODELS: dict[str, type[BaseModel]] = {
     "models.continuous.ContinuousMasked": ContinuousMasked,
     "models.label_pipeline.LabelPipeline": LabelPipeline,
 }
-DENOISERS: dict[str, type[BaseModel]] = {"models.unet.UNet": UNet, "models.dit.DiT": DiT}
+DENOISERS: dict[str, type[BaseModel]] = {
+    "models.unet.UNet": UNet,
+    "models.dit.DiT": DiT,
+    "models.uvit.UViT": UViT,
+}
 
 # --- sizes
 
 
 class DiTSize(DiTShape):
+    lr: of.Positive
+
+
+class UViTSize(DiTShape):
+    mlp: of.Width
     lr: of.Positive
 
 
@@ -267,6 +294,8 @@ class ContinuousSize(TransformerShape):
 SIZES: dict[str, type[BaseModel]] = {
     "dit": DiTSize,
     "unet": UNetSize,
+    "unet_conv": UNetSize,
+    "uvit": UViTSize,
     "ar": RasterSize,
     "ar_any": AnyOrderSize,
     "masked": MaskedSize,
