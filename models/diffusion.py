@@ -5,6 +5,8 @@ Time runs from data (0) to noise (1). With data x and noise e the objectives are
 
 - `flow`: flow matching on straight lines, as rectified flow (arXiv 2210.02747, 2209.03003). x_t =
   (1 - t) x + t e, target e - x, t logit-normal (arXiv 2403.03206).
+- `flow_x0`: the same loss of a network that predicts x, from which the velocity is (x_t - x) / t
+  (JiT, arXiv 2511.13720): for data of many numbers a place, such as patches of pixels.
 - `eps`, `x0`, `v`: a variance-preserving chain of 1000 steps (arXiv 2006.11239). x_t = sqrt(a_t) x
   + sqrt(1 - a_t) e, with target e (eps), x (x0) or sqrt(a_t) e - sqrt(1 - a_t) x (v, arXiv
   2202.00512).
@@ -20,7 +22,9 @@ from torch import LongTensor, Tensor, nn
 
 from models import schedulers
 from models.generator import Batch, GenerativeModel, randn, spawn, to_device
-from models.schedulers import CHAIN, PREDICTION
+from models.schedulers import CHAIN, FLOWS, PREDICTION
+
+LEAST_TIME = 0.05  # a velocity is made of a predicted x by dividing by the time, but never by less
 
 
 class Diffusion(GenerativeModel):
@@ -28,14 +32,15 @@ class Diffusion(GenerativeModel):
 
     `denoiser(latent_shape, num_classes)` builds a network that maps x (B, C, H, W), t (B,) in [0,
     1000] and labels (B,), of which `num_classes` is the null label, to a tensor like x. `objective`
-    is flow, eps, v or x0. `schedulers.samplers` says with which samplers each can be sampled. The
-    codebook is not looked at. Options of sampling:
+    is flow, flow_x0, eps, v or x0; `schedulers.samplers` says with which samplers each can be
+    sampled. `time_mean` is the mean of the logarithmic odds of flow's and flow_x0's training times:
+    above 0 they are nearer noise. The codebook is not looked at. Options of sampling:
 
     - `guidance_interval`: the times (low, high), 1 noise and 0 data, between which guidance acts
       (arXiv 2404.07724). Outside the network is evaluated once a step, not twice.
     - `shift` (flow only): above 1 spends more steps near noise (arXiv 2403.03206, equation 23).
 
-    Raises ValueError for an unknown objective.
+    Raises ValueError for an unknown objective, and for a `time_mean` of the chain's.
     """
 
     uses_tokens = False
@@ -48,16 +53,21 @@ class Diffusion(GenerativeModel):
         *,
         denoiser: Callable[..., nn.Module],
         objective: str = "flow",
+        time_mean: float = 0.0,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
     ):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
-        if objective not in ("flow", *PREDICTION):
-            raise ValueError(f"model.objective={objective}: one of flow, {', '.join(PREDICTION)}")
-        self.objective = objective
+        if objective not in (*FLOWS, *PREDICTION):
+            known = ", ".join([*FLOWS, *PREDICTION])
+            raise ValueError(f"model.objective={objective}: one of {known}")
+        self.is_flow = objective in FLOWS
+        if time_mean and not self.is_flow:
+            raise ValueError(f"model.time_mean={time_mean}: only of objectives {', '.join(FLOWS)}")
+        self.objective, self.time_mean = objective, time_mean
         self.samplers = schedulers.samplers(objective)
         # The chain has no shift: its times are those it was trained at.
-        if objective == "flow":
+        if self.is_flow:
             self.sampler_defaults = self.sampler_defaults | {"shift": 1.0}
         self.set_sampler()  # again: the samplers depend on the objective
         self.denoiser = denoiser(self.latent_shape, num_classes)
@@ -72,16 +82,16 @@ class Diffusion(GenerativeModel):
         """
         x, count = batch.latents.float(), len(batch.latents)
         noise = torch.randn(x.shape, generator=rng)
-        if self.objective == "flow":
+        if self.is_flow:
             # Logit-normal: most training goes to the middle, where the target is hardest.
-            time = torch.sigmoid(torch.randn(count, generator=rng))
+            time = torch.sigmoid(torch.randn(count, generator=rng) + self.time_mean)
         else:
             time = torch.randint(CHAIN, (count,), generator=rng)
         return x, to_device(noise, x.device), to_device(time, x.device), batch.labels
 
     def error(self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor) -> Tensor:
         """Mean squared error of the objective's target."""
-        if self.objective == "flow":
+        if self.is_flow:
             noisy = torch.lerp(x, noise, time[:, None, None, None])
             target, time = noise - x, time * CHAIN  # the denoiser takes times in [0, 1000]
         else:
@@ -93,7 +103,14 @@ class Diffusion(GenerativeModel):
                 target = x
             else:
                 target = a.sqrt() * noise - (1 - a).sqrt() * x
-        return F.mse_loss(self.denoiser(noisy, time, labels).float(), target)
+        return F.mse_loss(self._output(noisy, time, labels), target)
+
+    def _output(self, x: Tensor, time: Tensor, labels: LongTensor) -> Tensor:
+        """The prediction at times (B,) in [0, 1000], float32; of flow_x0 as a velocity."""
+        predicted = self.denoiser(x, time, labels).float()
+        if self.objective != "flow_x0":
+            return predicted
+        return (x - predicted) / (time / CHAIN).clamp(min=LEAST_TIME)[:, None, None, None]
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         interval, shift = options["guidance_interval"], options.get("shift", 1.0)
@@ -121,10 +138,10 @@ class Diffusion(GenerativeModel):
         """
         if guidance == 1:
             # The unconditional half would have no weight: half of the evaluations are saved.
-            return self.denoiser(x, x.new_full((len(x),), t), labels).float()
+            return self._output(x, x.new_full((len(x),), t), labels)
         both_labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         times = x.new_full((2 * len(x),), t)
-        prediction = self.denoiser(torch.cat([x, x]), times, both_labels).float()
+        prediction = self._output(torch.cat([x, x]), times, both_labels)
         conditional, unconditional = prediction.chunk(2)
         return torch.lerp(unconditional, conditional, guidance)
 

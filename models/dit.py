@@ -93,7 +93,8 @@ class DiT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, out_channels, H, W).
 
     Label `num_classes` is the null label. `out_channels` is C by default; the paper's own models
-    also predict a variance and have 2 C. `conditions` further numbers (B,) follow the labels, each
+    also predict a variance and have 2 C. With a `bottleneck` a patch enters through so many numbers
+    (JiT, arXiv 2511.13720). `conditions` further numbers (B,) follow the labels, each
     in [0, 1000]; untrained they change nothing. Raises ValueError where the patch does not tile the
     latents.
     """
@@ -110,6 +111,7 @@ class DiT(nn.Module):
         heads: int,
         patch: int = 1,
         out_channels: int | None = None,
+        bottleneck: int | None = None,
         conditions: int = 0,
     ):
         super().__init__()
@@ -118,7 +120,8 @@ class DiT(nn.Module):
             raise ValueError(f"model.patch={patch} does not tile latents of {height}x{columns}")
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.out_channels = out_channels or channels
-        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.patches = nn.Conv2d(channels, bottleneck or width, patch, patch)
+        self.widen = nn.Conv2d(bottleneck, width, 1) if bottleneck else nn.Identity()
         # Not saved: they are a function of the shape.
         self.register_buffer("positions", sine_positions(width, *self.grid), persistent=False)
         self.timesteps = TimestepEmbedder(width)
@@ -136,9 +139,11 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        # The convolution over patches as the matrix that it is.
-        nn.init.xavier_uniform_(self.patches.weight.view(self.patches.weight.shape[0], -1))
-        nn.init.zeros_(self.patches.bias)
+        # The convolutions over patches as the matrices that they are.
+        for layer in (self.patches, self.widen):
+            if isinstance(layer, nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+                nn.init.zeros_(layer.bias)
         for embedding in (self.labels, self.timesteps.mlp[0], self.timesteps.mlp[2]):
             nn.init.normal_(embedding.weight, std=0.02)
         modulations = [block.modulation[1] for block in self.blocks]
@@ -150,7 +155,7 @@ class DiT(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Patches (B, T, width) of x (B, C, H, W), with their positions."""
         # Contiguous, or every norm behind would copy.
-        return self.patches(x).flatten(2).transpose(1, 2).contiguous() + self.positions
+        return self.widen(self.patches(x)).flatten(2).transpose(1, 2).contiguous() + self.positions
 
     def forward(self, x: Tensor, t: Tensor, labels: LongTensor, *conditions: Tensor) -> Tensor:
         x = self.embed(x)

@@ -46,12 +46,13 @@ CHAINED = {
     "dpmpp": partial(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2),
     "unipc": UniPCMultistepScheduler,
 }
+FLOWS = ("flow", "flow_x0")  # objectives of the flow, whose samplers take velocities
 STRAIGHT = ("euler", "heun", "dpmpp", "unipc")  # samplers of the flow
 
 
 def samplers(objective: str) -> tuple[str, ...]:
-    """The names of the samplers for an objective (flow, eps, v or x0), its own first."""
-    if objective == "flow":
+    """The names of the samplers for an objective of `FLOWS` or `PREDICTION`, its own first."""
+    if objective in FLOWS:
         return STRAIGHT
     # diffusers' Euler does not take predictions of x0.
     return tuple(name for name in CHAINED if (objective, name) != ("x0", "euler"))
@@ -63,7 +64,7 @@ def scheduler(objective: str, name: str, steps: int, shift: float = 1.0) -> Any:
     `name` is one of `samplers(objective)`. `shift` s moves the flow's times to s t / (1 + (s - 1)
     t) (arXiv 2403.03206, equation 23).
     """
-    if objective == "flow":
+    if objective in FLOWS:
         return _flow_scheduler(name, steps, shift)
     return _set_timesteps(CHAINED[name](prediction_type=PREDICTION[objective], **BETAS), steps)
 
@@ -111,7 +112,7 @@ def times(made: Any) -> list[float]:
 
 def supports(objective: str, name: str, steps: int) -> bool:
     """Whether the sampler's grid has as many steps as are asked for; `steps` is at least 1."""
-    if objective == "flow":
+    if objective in FLOWS:
         return True
     # DDIM goes down by 1000 // n, while its grid is spaced by 1000 / n: these must be the same.
     if name == "ddim":

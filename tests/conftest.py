@@ -26,7 +26,7 @@ from models.dit import DiT
 from models.flowmap import FlowMap
 from models.generator import Batch, GenerativeModel
 from models.masked import Masked
-from models.schedulers import PREDICTION
+from models.schedulers import FLOWS, PREDICTION
 from models.unet import UNet
 from models.uvit import UViT
 
@@ -45,6 +45,7 @@ FAMILIES = (
     "dit-eps",
     "dit-v",
     "dit-x0",
+    "dit-flow_x0",
     "unet-heun",
     "dit-v-ddpm",
     "dit-x0-unipc",
@@ -111,7 +112,8 @@ def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeMode
         model: GenerativeModel = FlowMap(SHAPE, CLASSES, denoiser=denoisers[family], **extra)
         model.progress = 0.75  # past the curriculum's first part, which is the flow's own loss
     else:
-        objective = next((v for v in variants if v in PREDICTION), "flow")
+        objectives = (*FLOWS, *PREDICTION)
+        objective = next((v for v in variants if v in objectives), "flow")
         model = Diffusion(SHAPE, CLASSES, denoiser=denoisers[family], objective=objective, **extra)
     model.set_sampler(next((v for v in variants if v in model.samplers), None))
     return model

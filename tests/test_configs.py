@@ -203,7 +203,7 @@ def test_every_sampler_is_one_that_some_family_has(name):
 @pytest.mark.parametrize("name", config_names("autoencoder"))
 def test_every_autoencoder_says_where_its_codebook_comes_from(name):
     cfg = composed(f"autoencoder={name}").autoencoder
-    assert cfg.kind in ("shipped", "trained", *CLASSES) and "codebook" in cfg
+    assert cfg.kind in ("shipped", "trained", "pixels", *CLASSES) and "codebook" in cfg
     assert (cfg.codebook_size is None) == (name == "shipped")
 
 

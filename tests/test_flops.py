@@ -128,6 +128,12 @@ def unet_macs(
     return total + 9 * channels[0] * latent_channels * side**2
 
 
+def dit_pixels_macs(width: int, depth: int, tokens: int, bottleneck: int) -> int:
+    """DiT of patches of 48 pixel values, which enter through a bottleneck."""
+    ends = 48 * bottleneck + bottleneck * width + 48 * width
+    return dit_macs(width, depth, tokens, 1, 4) + (ends - 2 * 4 * width) * tokens
+
+
 def uvit_macs(width: int, depth: int, mlp: int, side: int) -> int:
     """U-ViT by hand: time and label are tokens, too; half of the blocks join a skip."""
     tokens, patches = side**2 + 2, side**2
@@ -140,7 +146,8 @@ def uvit_macs(width: int, depth: int, mlp: int, side: int) -> int:
 def hand_count(cfg, side: int) -> int:
     """MACs of a forward pass of a configuration's model, by hand."""
     name = cfg.model.name.removesuffix("_flowmap")
-    tokens, size = side**2, cfg.size[name.replace("ar_block", "ar")]
+    own = {"ar_block": "ar", "dit_pixels": "dit"}.get(name, name)
+    tokens, size = side**2, cfg.size[own]
     if name != cfg.model.name:  # span and guidance are embedded as the time is
         plain = compose(f"model={name}", f"size={cfg.size.name}")
         wide = size.width if name == "dit" else 4 * size.channels[0]
@@ -149,6 +156,8 @@ def hand_count(cfg, side: int) -> int:
         return unet_macs(list(size.channels), size.layers, side, attends=name == "unet")
     if name == "dit":
         return dit_macs(size.width, size.depth, tokens, 1, 4)
+    if name == "dit_pixels":
+        return dit_pixels_macs(size.width, size.depth, tokens, 32)
     if name == "uvit":
         return uvit_macs(size.width, size.depth, size.mlp, side)
     count = {"ar_any": any_order_macs, "masked": masked_macs}.get(name, ar_macs)
@@ -202,7 +211,10 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
     "size, side", [("xs", 8), ("xs16", 16), ("s", 16), ("b", 16), ("l", 16), ("xl", 16)]
 )
 def test_one_size_costs_the_same_in_every_family(size, side):
-    counts = [forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
+    cfg, pixels = configured("dit_pixels", size, (48, side, side))
+    assert forward_macs(pixels) == hand_count(cfg, side)
+    counts = [forward_macs(pixels)]
+    counts += [forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
     for name, head in CONTINUOUS:
         model = configured(name, size, (4, side, side), [f"model.head={head}"])[1]
         counts.append(forward_macs(model))

@@ -115,6 +115,9 @@ class DiT(DiTShape, Partial):
     """The denoiser `models.dit.DiT`."""
 
     patch: of.Width = 1
+    bottleneck: int | None = Field(
+        None, ge=1, le=of.MOST, description="a whole number from 1 up, or null"
+    )
 
 
 class UViT(DiTShape, Partial):
@@ -148,9 +151,10 @@ class Model(of.Section):
 class Diffusion(Model):
     """`models.diffusion.Diffusion`"""
 
-    objective: Literal["flow", "eps", "v", "x0"] = Field(
-        "flow", description="one of flow, eps, v, x0, flowmap"
+    objective: Literal["flow", "flow_x0", "eps", "v", "x0"] = Field(
+        "flow", description="one of flow, flow_x0, eps, v, x0, flowmap"
     )
+    time_mean: float = Field(0.0, ge=-10, le=10, description="a number from -10 to 10")
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
 
 

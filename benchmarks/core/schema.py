@@ -89,8 +89,8 @@ class Autoencoder(of.Section):
     """Every key of conf/autoencoder; which of them are needed depends on the kind."""
 
     name: of.Name
-    kind: Literal["shipped", "trained", "AutoencoderKL", "AutoencoderTiny"] = of.one_of(
-        "shipped", "trained", "AutoencoderKL", "AutoencoderTiny"
+    kind: Literal["shipped", "trained", "pixels", "AutoencoderKL", "AutoencoderTiny"] = of.one_of(
+        "shipped", "trained", "pixels", "AutoencoderKL", "AutoencoderTiny"
     )
     codebook: of.File
     codebook_size: of.Entries
@@ -103,6 +103,12 @@ class TrainedAutoencoder(Autoencoder):
 
     images: int = Field(ge=16, le=of.MOST, description=f"a whole number from 16 to {of.MOST:,}")
     seed: of.NextSeed
+
+
+class Pixels(Autoencoder):
+    """conf/autoencoder/pixels.yaml"""
+
+    patch: int = Field(ge=1, le=64, description="a whole number from 1 to 64")
 
 
 class PretrainedAutoencoder(Autoencoder):
@@ -183,6 +189,7 @@ DATA: dict[str, type[BaseModel]] = {
 }
 AUTOENCODERS: dict[str, type[BaseModel]] = {
     "trained": TrainedAutoencoder,
+    "pixels": Pixels,
     "AutoencoderKL": PretrainedAutoencoder,
     "AutoencoderTiny": PretrainedAutoencoder,
 }

@@ -30,6 +30,7 @@ from benchmarks.images import hub
 from benchmarks.images.stored import Dataset
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
+from models.pixels import Pixels
 from models.pretrained import CLASSES, load_pretrained
 
 SHIPPED_FOLDER = ROOT / "models" / "weights"  # of the autoencoder and codebook of the suite
@@ -73,8 +74,11 @@ def latent_shape(cfg: Any, image_size: int) -> tuple[int, int, int]:
     autoencoder = Autoencoder() if cfg.kind == "trained" else load_autoencoder(cfg)[0]
     factor, side = autoencoder.factor, image_size // autoencoder.factor
     if image_size % factor or side < 4:  # a U-Net halves the latents' side twice
+        name = f"autoencoder={cfg.name}"
+        if cfg.get("patch"):
+            name += f" with autoencoder.patch={cfg.patch}"
         raise BadInput(
-            f"data.image_size={image_size}: autoencoder={cfg.name} takes multiples of {factor} "
+            f"data.image_size={image_size}: {name} takes multiples of {factor} "
             f"from {4 * factor} px up"
         )
     return autoencoder.channels, side, side
@@ -88,10 +92,11 @@ def load_autoencoder(cfg: Any) -> tuple[nn.Module, str]:
     if cfg.kind == "shipped":
         path = Path(cfg.get("weights") or SHIPPED_FOLDER / "autoencoder.safetensors").expanduser()
         return load_weights(Autoencoder(), path, "autoencoder.weights"), file_digest(path)
+    if cfg.kind == "pixels":
+        return Pixels(cfg.patch), digest("pixels", cfg.patch)
     if cfg.kind not in CLASSES:
-        raise BadInput(
-            f"autoencoder.kind={cfg.kind}: one of shipped, trained, {', '.join(CLASSES)}"
-        )
+        known = ", ".join(["shipped", "trained", "pixels", *CLASSES])
+        raise BadInput(f"autoencoder.kind={cfg.kind}: one of {known}")
     # `path` may name the hub or a folder; both end as a folder on this machine
     folder = hub.folder(str(cfg.path), PRETRAINED_FILES, "autoencoder.path")
     try:
@@ -134,11 +139,11 @@ def load_latent_space(
         autoencoder, key = load_autoencoder(cfg)
     codebook, codebook_key, source = _codebook(cfg, autoencoder, key, dataset, cache, device)
     # one name for each autoencoder: reports group by it
-    name = f"{cfg.name}-{key[:6]}" if cfg.get("weights") else str(cfg.name)
+    own = key[:6] if cfg.get("weights") else cfg.get("patch")
     return LatentSpace(
         autoencoder,
         codebook,
-        name=name,
+        name=str(cfg.name) if own is None else f"{cfg.name}-{own}",
         codebook_name=f"{source} {codebook.size}",
         key=digest(key, codebook_key),
         autoencoder_key=digest(key),
