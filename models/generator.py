@@ -155,6 +155,10 @@ class GenerativeModel(nn.Module):
     # The option of sampling that is a number of inner evaluations of equal cost, if there is one:
     # FLOPs are then counted at 1 and 2 of them, and the rest follows.
     inner_steps: str | None = None
+    # Training images whose latents `fit` wants; 0: nothing is fitted.
+    fits_on: int = 0
+    # Whose codebook the reports name, where it is not the one that token families share.
+    own_codebook: str | None = None
     # Fraction of the training budget that is spent; the training loop sets it before each step.
     progress: float = 0.0
     # Options of sampling and their defaults: a number, a string or a tuple of floats each. A user
@@ -218,6 +222,11 @@ class GenerativeModel(nn.Module):
         return ", ".join([self.sampler, *changed])
 
     # --- training
+
+    def fit(self, latents: Tensor) -> None:
+        """Fit what is not trained on whitened latents (N, C, H, W), N at most `fits_on`, before the
+        first step: buffers, which are part of the weights.
+        """
 
     def forward(self, batch: Batch, *, rng: torch.Generator, rows: slice | None = None) -> Tensor:
         """The training loss of a batch, scalar float32; `rng` is a CPU generator.

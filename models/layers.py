@@ -27,10 +27,9 @@ FEW = 8
 ROTARY_BASE = 100.0
 
 
-def grid_angles(height: int, columns: int, head_dim: int) -> Tensor:
-    """Rotary angles (1 + height * columns, head_dim / 2) of a grid, in radians.
+def angles_of(places: Tensor, head_dim: int) -> Tensor:
+    """Rotary angles (T, head_dim / 2), in radians, of places (T, 2): rows and columns.
 
-    Row 0 is the class token's, at (0, 0). The tokens follow in raster order, the first at (1, 1).
     The first half of the frequencies turns with the row, the second with the column. Raises
     ValueError where head_dim is no multiple of 4.
     """
@@ -40,10 +39,18 @@ def grid_angles(height: int, columns: int, head_dim: int) -> Tensor:
         )
     # A quarter of the head's dimensions each: pairs of them turn, and there are two axes.
     omega = ROTARY_BASE ** -(torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 4))
+    return (places[:, :, None] * omega).flatten(1)
+
+
+def grid_angles(height: int, columns: int, head_dim: int) -> Tensor:
+    """`angles_of` a grid, (1 + height * columns, head_dim / 2).
+
+    Row 0 is the class token's, at (0, 0). The tokens follow in raster order, the first at (1, 1).
+    """
     rows, across = torch.arange(1.0, height + 1), torch.arange(1.0, columns + 1)
     y, x = torch.meshgrid(rows, across, indexing="ij")
     places = torch.cat([torch.zeros(1, 2), torch.stack([y.flatten(), x.flatten()], dim=1)])
-    return (places[:, :, None] * omega).flatten(1)
+    return angles_of(places, head_dim)
 
 
 class Rotation(NamedTuple):

@@ -18,6 +18,7 @@ from benchmarks.core.environment import pick_device
 from benchmarks.core.session import session
 from benchmarks.core.settings import compose
 from models.any_order import AnyOrder
+from models.ar_scale import AutoregressiveScales
 from models.autoregressive import Autoregressive
 from models.codebook import Codebook
 from models.continuous import ContinuousMasked, ContinuousRaster
@@ -42,6 +43,7 @@ FAMILIES = (
     "ar-block4",
     "any",
     "masked",
+    "scale",
     "dit-eps",
     "dit-v",
     "dit-x0",
@@ -70,6 +72,10 @@ def tiny(name: str, **extra) -> GenerativeModel:
     family, *variants = name.split("-")
     if family in TOKEN_MODELS:
         model = _tiny_token_model(family, variants, **extra)
+    elif family == "scale":
+        size = dict(width=32, depth=2, heads=2, mlp=64, entries=ENTRIES)
+        model = AutoregressiveScales(SHAPE, CLASSES, **size, **extra)
+        model.codebook.entries.normal_()
     elif family in CONTINUOUS:
         size = dict(width=32, depth=2, heads=2, mlp=64, head=variants[0])
         model = CONTINUOUS[family](SHAPE, CLASSES, **size, **extra)
@@ -81,8 +87,8 @@ def tiny(name: str, **extra) -> GenerativeModel:
         for p in model.parameters():
             if p.abs().max() == 0:
                 p.normal_(std=0.05)
-        if family in TOKEN_MODELS:
-            model.head.weight.normal_(std=0.5)
+        if family in (*TOKEN_MODELS, "scale"):
+            model.head.weight.normal_(std=0.2 if family == "scale" else 0.5)
             for module in model.modules():
                 if isinstance(module, torch.nn.Embedding):  # classes and tokens weigh the same
                     module.weight.normal_()
@@ -131,7 +137,7 @@ def composed(*overrides: str):
 
 def steps_of(model: GenerativeModel) -> int:
     """A step count that the model supports."""
-    return model.supported_steps([4, 16, TOKENS, 1])[0]
+    return model.supported_steps([4, 16, TOKENS, 1])[0]  # 4 is the scales of 8 places a side
 
 
 def random_batch(count: int = 6, seed: int = 1) -> Batch:

@@ -258,9 +258,10 @@ def test_the_reconstruct_command_ends_with_its_json_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
-    names = "images psnr psnr_codebook codebook_size usage perplexity encoder_gmacs decoder_gmacs"
-    assert list(line) == names.split() and line["images"] == 20
-    assert line["psnr"] > line["psnr_codebook"] > 20
+    names = "images psnr psnr_codebook codebook_size usage perplexity psnr_scales scale_tokens"
+    assert list(line) == [*names.split(), "encoder_gmacs", "decoder_gmacs"]
+    assert line["images"] == 20 and line["scale_tokens"] == 341
+    assert line["psnr"] > line["psnr_codebook"] > 20 and line["psnr"] > line["psnr_scales"] > 20
     assert 0 < line["usage"] <= 1 <= line["perplexity"] <= line["codebook_size"]
     (sheet,) = (tmp_path / "reconstruct").glob("*.png")
     width, height = Image.open(sheet).size

@@ -41,7 +41,7 @@ GROUPS = [
 
 
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]  # of the presets
-EQUAL = [*MODELS, "unet_conv", "uvit"]  # in parameters, with match=params
+EQUAL = [*MODELS, "unet_conv", "uvit", "ar_scale"]  # in parameters, with match=params
 FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 
 

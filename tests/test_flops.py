@@ -29,7 +29,7 @@ PAPER_TABLE = {
 }
 K = 2048  # entries of the codebook, where a size has none of its own
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked", "unet_flowmap", "dit_flowmap"]
-MODELS += ["unet_conv", "uvit"]
+MODELS += ["unet_conv", "uvit", "ar_scale"]
 CONTINUOUS = [
     (name, head) for name in ("ar_continuous", "masked_continuous") for head in ("gmm", "flow")
 ]
@@ -134,6 +134,15 @@ def dit_pixels_macs(width: int, depth: int, tokens: int, bottleneck: int) -> int
     return dit_macs(width, depth, tokens, 1, 4) + (ends - 2 * 4 * width) * tokens
 
 
+def scale_macs(width: int, depth: int, mlp: int, entries: int, side: int) -> int:
+    """The transformer over scales by hand: as many tokens as all of them have, which are looked up
+    while training.
+    """
+    tokens = sum(4**n for n in range(side.bit_length()))
+    layer = (4 * width**2 + 2 * tokens * width + 3 * width * mlp) * tokens
+    return depth * layer + (4 * width + entries * width + entries * 4) * tokens
+
+
 def uvit_macs(width: int, depth: int, mlp: int, side: int) -> int:
     """U-ViT by hand: time and label are tokens, too; half of the blocks join a skip."""
     tokens, patches = side**2 + 2, side**2
@@ -158,6 +167,8 @@ def hand_count(cfg, side: int) -> int:
         return dit_macs(size.width, size.depth, tokens, 1, 4)
     if name == "dit_pixels":
         return dit_pixels_macs(size.width, size.depth, tokens, 32)
+    if name == "ar_scale":
+        return scale_macs(size.width, size.depth, size.mlp, size.entries, side)
     if name == "uvit":
         return uvit_macs(size.width, size.depth, size.mlp, side)
     count = {"ar_any": any_order_macs, "masked": masked_macs}.get(name, ar_macs)
@@ -276,6 +287,19 @@ def test_a_whole_masked_call_is_a_forward_pass_a_step(steps, guidance, times):
     assert sampling_macs(model, steps, guidance) == pytest.approx(by_hand, rel=0.01)
 
 
+@pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])
+def test_a_whole_call_over_scales_is_a_forward_pass_less_what_comes_later(guidance, times):
+    """A scale's tokens look at those of the scales up to their own, and none is looked up."""
+    cfg, model = configured("ar_scale", "xs", (4, 8, 8))
+    size, ends = cfg.size.ar_scale, [1, 5, 21, 85]
+    unseen = (
+        2 * size.width * sum(n * (85 - end) for n, end in zip([1, 4, 16, 64], ends, strict=True))
+    )
+    expected = hand_count(cfg, 8) - size.depth * unseen - size.entries * 4 * 85
+    assert model.nfe(4, guidance) == 4 * times
+    assert sampling_macs(model, 4, guidance) == times * expected
+
+
 def test_attention_is_not_counted_as_zero():
     """On the CPU the counter sees no scaled_dot_product_attention; on meta it must see 2 T^2 d."""
     q = torch.empty(1, 4, 64, 32, device="meta")
@@ -300,7 +324,7 @@ def test_what_is_counted_once_and_multiplied_is_what_the_whole_call_counts(name)
     """At step counts and scales of guidance apart, of which the scale costs nothing."""
     model = on_meta(tiny(name))
     labels = torch.zeros(1, dtype=torch.long, device="meta")
-    fewest, *more = model.supported_steps([1, 3, 16, TOKENS])
+    fewest, *more = model.supported_steps([1, 3, 4, 16, TOKENS])
     cases = [(fewest, 1.0), (fewest, 3.0), (fewest, 5.0)]
     if more:
         cases += [(more[0], 1.0), (more[0], 3.0)]

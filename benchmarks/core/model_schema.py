@@ -177,6 +177,15 @@ class Autoregressive(Model, RasterShape):
     block: of.Count = 1
 
 
+class AutoregressiveScales(Model, GridShape):
+    """`models.ar_scale.AutoregressiveScales`"""
+
+    entries: int = Field(ge=2, le=65536, description="a whole number from 2 to 65536")
+    sides: list[of.Count] | None = Field(
+        None, description="a list of whole numbers, ascending, or null"
+    )
+
+
 class AnyOrder(Model, AnyOrderShape):
     """`models.any_order.AnyOrder`"""
 
@@ -247,6 +256,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "models.flowmap.FlowMap": FlowMap,
     "models.autoregressive.Autoregressive": Autoregressive,
     "models.any_order.AnyOrder": AnyOrder,
+    "models.ar_scale.AutoregressiveScales": AutoregressiveScales,
     "models.masked.Masked": Masked,
     "models.continuous.ContinuousRaster": ContinuousRaster,
     "models.continuous.ContinuousMasked": ContinuousMasked,
@@ -286,6 +296,11 @@ class MaskedSize(GridShape):
     lr: of.Positive
 
 
+class ScalesSize(GridShape):
+    entries: int = Field(ge=2, le=65536, description="a whole number from 2 to 65536")
+    lr: of.Positive
+
+
 class ContinuousSize(TransformerShape):
     head_multiple = 4
     head_width: of.Width
@@ -304,6 +319,7 @@ SIZES: dict[str, type[BaseModel]] = {
     "ar_any": AnyOrderSize,
     "masked": MaskedSize,
     "ar_continuous": ContinuousSize,
+    "ar_scale": ScalesSize,
 }
 
 

@@ -110,6 +110,13 @@ def record_failure(
     session.complain(line, diverged=status == "diverged")
 
 
+def _codebook_name(cell: Cell) -> str | None:
+    """Whose codebook a model's tokens are of; None of a model without."""
+    own = getattr(cell.model, "own_codebook", None)
+    shared = cell.latent_space and cell.model.uses_tokens
+    return own or (cell.latent_space.codebook_name if shared else None)
+
+
 def identity(cell: Cell) -> dict[str, Any]:
     """The columns that say which cell a row belongs to."""
     cfg, model, space = cell.cfg, cell.model, cell.latent_space
@@ -124,7 +131,7 @@ def identity(cell: Cell) -> dict[str, Any]:
         "num_classes": len(cell.dataset.classes),
         "image_size": cell.dataset.image_size,
         "autoencoder": space.name if space else elsewhere.ITS_OWN,
-        "codebook": space.codebook_name if space and model.uses_tokens else None,
+        "codebook": _codebook_name(cell),
         "latent_shape": "x".join(map(str, model.latent_shape)) if space else None,
         "objective": getattr(model, "objective", None),
         "sampler": model.sampler_label(),

@@ -19,7 +19,7 @@ from benchmarks.core.environment import provenance
 from benchmarks.core.errors import Diverged, OutOfTime
 from benchmarks.core.files import check_writable
 from benchmarks.core.store import seeded
-from benchmarks.frozen.latents import LatentSet
+from benchmarks.frozen.latents import LatentSet, batch_indices
 from benchmarks.stages.budget import Budget, make_budget
 from benchmarks.stages.checkpoint import Checkpoints, Progress, Saver
 from benchmarks.stages.compiling import Compiler
@@ -74,6 +74,7 @@ def train(
         return finished or {}
     check_writable(folder, "cache_dir")
     budget = make_budget(cfg, forward_macs, generator.extra_passes)
+    _fit(generator, data)
     checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     untrained = _loss(generator, checked, cfg, device)
     state = build_train_state(generator, cfg, lr, device)
@@ -86,6 +87,14 @@ def train(
     _take_average(run)
     _check_learned(_loss(generator, checked, cfg, device), untrained)
     return _finish(run)
+
+
+def _fit(generator: GenerativeModel, data: LatentSet) -> None:
+    """What a family fits on the training latents before it trains."""
+    if generator.fits_on:
+        count = min(generator.fits_on, len(data.labels))
+        some = batch_indices(len(data.labels), count, 0, 0).to(data.labels.device)
+        generator.fit(data.latents[0, some].to(data.labels.device))
 
 
 def loop(

@@ -22,12 +22,16 @@ from benchmarks.core.environment import pick_device
 from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.settings import check
 from benchmarks.core.store import write_json
-from benchmarks.frozen.autoencoder import latent_shape, load_latent_space
-from benchmarks.frozen.train_autoencoder import reconstruction_scores, round_trip
+from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
+from benchmarks.frozen.latents import batch_indices
+from benchmarks.frozen.train_autoencoder import psnr, reconstruction_scores, round_trip
 from benchmarks.images.dataset import load_dataset
+from benchmarks.images.stored import Dataset
 from benchmarks.stages.model import decoder_macs, encoder_macs
+from models.scales import ScaleCodebooks
 
 SHOWN = 12  # images
+FIT_IMAGES = 5000  # at most, that codebooks by scale are fitted on
 LEAST_SIDE = 96  # px: smaller images are enlarged, without smoothing
 
 
@@ -41,6 +45,37 @@ def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
     sheet = np.concatenate(strips).repeat(zoom, axis=0).repeat(zoom, axis=1)
     with atomic_file(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="png")
+
+
+@torch.inference_mode()
+def through_scales(
+    space: LatentSpace, dataset: Dataset, shape: tuple[int, int, int], device: torch.device
+) -> dict[str, float]:
+    """The mean PSNR of the reference images through codebooks by scale, as `ar_scale` fits them,
+    each of as many entries as the codebook; empty where scales do not tile the latents.
+    """
+    try:
+        books = ScaleCodebooks(space.codebook.size, shape).to(device)
+    except ValueError:
+        return {}
+    batch = space.at_once(dataset.image_size)
+
+    def encoded(images: np.ndarray) -> torch.Tensor:
+        chunks = torch.from_numpy(np.ascontiguousarray(images)).split(batch)
+        return torch.cat([space.autoencoder.encode(chunk.to(device)) for chunk in chunks])
+
+    count = len(dataset.train)
+    fitted_on = encoded(dataset.train[batch_indices(count, min(count, FIT_IMAGES), 0, 0).numpy()])
+    std, mean = torch.std_mean(fitted_on, (0, 2, 3), keepdim=True)
+    std = std.clamp(min=1e-6)
+    books.fit((fitted_on - mean) / std)
+    found = []
+    for start in range(0, len(dataset.reference), batch):
+        images = dataset.reference[start : start + batch]
+        ids, _ = books.tokenize((encoded(images) - mean) / std)
+        rebuilt = space.autoencoder.decode(books.detokenize(ids) * std + mean).cpu()
+        found.append(psnr(torch.from_numpy(np.ascontiguousarray(images)), rebuilt))
+    return {"psnr_scales": torch.cat(found).mean().item(), "scale_tokens": books.tokens}
 
 
 def reconstruct(cfg: DictConfig) -> None:
@@ -57,6 +92,7 @@ def reconstruct(cfg: DictConfig) -> None:
     batch = space.at_once(dataset.image_size)
     line = {"images": len(real)}
     line |= reconstruction_scores(model, codebook, real, device.type, batch=batch)
+    line |= through_scales(space, dataset, shape, device)
     line["encoder_gmacs"] = encoder_macs(model, dataset.image_size) / 1e9
     line["decoder_gmacs"] = decoder_macs(model, shape) / 1e9
 
