@@ -17,7 +17,7 @@ from models.decoding import Cache, Window
 from models.generator import Batch, rand, spawn
 from models.layers import Block, SelfAttention, angles_of, initialise, rotation_of
 from models.scales import ScaleCodebooks
-from models.tokens import TokenModel, with_null_labels
+from models.tokens import GUIDE, TokenModel
 
 
 class AutoregressiveScales(TokenModel):
@@ -33,6 +33,7 @@ class AutoregressiveScales(TokenModel):
     samplers = ("scales",)
     bf16_safe = True  # bf16 weights give what autocast gives
     fits_on = 10_000
+    sampler_defaults = TokenModel.sampler_defaults | GUIDE
 
     def __init__(
         self,
@@ -103,20 +104,14 @@ class AutoregressiveScales(TokenModel):
         """Ids (B, T), a scale a step. Each inverts its distribution at a uniform number."""
         count, device, books = len(labels), labels.device, self.codebook
         uniform = rand((self.tokens,), spawn(rng, count), device)
-        labels = with_null_labels(labels, self.num_classes, guidance)
-        classes, scales = self.classes(labels)[:, None], self.guidance_scales(guidance)
-        rotation = rotation_of(self.angles[None])
-        caches = [Cache(self.tokens) for _ in self.blocks]
+        networks = [_Cached(net, own) for net, own in self.networks(labels, guidance)]
+        scales = self.guidance_scales(guidance)
         total, sampled = torch.zeros(count, *self.latent_shape, device=device), []
         for scale, (start, end) in enumerate(books.spans()):
-            now, window = slice(start, end), Window(slice(start, end), end, None)
-            before = books.shrunk(total, books.sides[scale]).repeat(len(labels) // count, 1, 1)
-            x = self.enter(before) + self.positions[now] + classes
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x = block(x, rotation.at(now), causal=False, cache=cache, window=window)
-            logits = self.head(self.norm(x)).float()
+            before = books.shrunk(total, books.sides[scale])
+            logits = torch.cat([net.logits(before, start, end) for net in networks]).float()
             logits = self.apply_cfg(logits, None if scales is None else scales[end])
-            sampled.append(self.sample_ids(logits, uniform[:, now]))
+            sampled.append(self.sample_ids(logits, uniform[:, start:end]))
             total = total + books.enlarged(scale, sampled[-1])
         return torch.cat(sampled, dim=1)
 
@@ -127,6 +122,27 @@ class AutoregressiveScales(TokenModel):
     def supported_steps_text(self) -> str:
         count = len(self.codebook.sides)
         return f"this model samples a scale a step, {count} steps in all; ask for steps={count}"
+
+
+class _Cached:
+    """One network's share of a decoding: its keys and values of the scales so far, with the class
+    labels (B,), or (2B,), that it is shown.
+    """
+
+    def __init__(self, model: AutoregressiveScales, labels: LongTensor):
+        self.model, self.classes = model, model.classes(labels)[:, None]
+        self.rotation = rotation_of(model.angles[None])
+        self.caches = [Cache(model.tokens) for _ in model.blocks]
+
+    def logits(self, before: Tensor, start: int, end: int) -> Tensor:
+        """Of one scale's tokens, (B or 2B, end - start, K); `before` (B, end - start, C)."""
+        model, now = self.model, slice(start, end)
+        x = model.enter(before.repeat(len(self.classes) // len(before), 1, 1))
+        x = x + model.positions[now] + self.classes
+        for block, cache in zip(model.blocks, self.caches, strict=True):
+            window = Window(now, end, None)
+            x = block(x, self.rotation.at(now), causal=False, cache=cache, window=window)
+        return model.head(model.norm(x))
 
 
 def _angles(whole: int, side: int, head_dim: int) -> Tensor:

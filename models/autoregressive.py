@@ -7,7 +7,7 @@ other, in as many fewer steps. The class is added at every position, where Llama
 the first token only: a brief training makes more of it, and so does guidance.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ from transformers import AttentionInterface, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from models.codebook import Codebook
-from models.decoding import Cache, put, take
+from models.decoding import Cache, Steps, put, take
 from models.generator import Batch, rand, spawn
 from models.layers import Block, SelfAttention, attend, initialise, rotation_of
-from models.tokens import TokenModel, with_null_labels
+from models.tokens import GUIDE, TokenModel
 
 
 def _attend(
@@ -65,6 +65,7 @@ class Autoregressive(TokenModel):
     """
 
     samplers = ("raster",)
+    sampler_defaults = TokenModel.sampler_defaults | GUIDE
     bf16_safe = True  # bf16 weights give what autocast gives
 
     def __init__(
@@ -148,8 +149,9 @@ class Autoregressive(TokenModel):
         count, device = len(labels), labels.device
         uniform = rand((self.tokens,), spawn(rng, count), device)
         name = ("raster", count, guidance, device)
-        decoding = self.kept(name, partial(_Decoding, self, count, guidance, device))
-        return decoding.run(with_null_labels(labels, self.num_classes, guidance), uniform)
+        decoding = self.kept(name, partial(_Decoding, self, labels, guidance))
+        shown = [own for _, own in self.networks(labels, guidance)]
+        return decoding.run(shown, uniform)
 
     def supported_steps(self, requested: Iterable[int]) -> list[int]:
         """One step a block: H * W / block, where it was asked for."""
@@ -184,15 +186,13 @@ def _fused(layer: LlamaDecoderLayer, width: int, heads: int, mlp: int) -> Block:
     return block
 
 
-class _Decoding:
-    """Cached raster decoding of one batch size: fused blocks, caches, and a step's buffers.
-
-    The buffers stay where they are, so that a step can be replayed as a CUDA graph (see
-    `decoding.py`). Under guidance `labels` holds both halves, (2B,).
+class _Network:
+    """One network's share of a decoding: fused blocks, keys and values so far, and the labels of
+    `rows` images that it is shown.
     """
 
-    def __init__(self, model: Autoregressive, count: int, guidance: float, device: torch.device):
-        self.model, self.steps = model, model.new_steps(device)
+    def __init__(self, model: Autoregressive, rows: int, device: torch.device):
+        self.model = model
         config = model.transformer.config
         self.blocks = [
             _fused(layer, config.hidden_size, config.num_attention_heads, config.intermediate_size)
@@ -203,17 +203,52 @@ class _Decoding:
         places = torch.arange(model.tokens, device=device)
         angles = places[:, None] * model.transformer.rotary_emb.inv_freq
         self.rotation = rotation_of(angles[None])
+        self.labels = torch.empty(rows, dtype=torch.long, device=device)
+
+    def logits(self, earlier: LongTensor | None, steps: Steps) -> Tensor:
+        """Of the next block, (rows, block, K), float32; `earlier` (B, block) are the ids before it,
+        None where there are none.
+        """
+        model, block = self.model, self.model.block
+        now, window = steps.places(0, block), steps.window(0, block)
+        classes = model.classes(self.labels)[:, None]
+        if earlier is None:
+            embedded = torch.zeros_like(classes)
+        else:
+            embedded = model.transformer.embed_tokens(
+                earlier.repeat(len(self.labels) // len(earlier), 1)
+            )
+        x = embedded + take(model.positions, now, 0) + classes  # as in `Autoregressive.logits`
+        rotation = self.rotation.at(now)
+        for layer, cache in zip(self.blocks, self.caches, strict=True):
+            x = layer(x, rotation, causal=False, cache=cache, window=window)
+        return model.head(model.transformer.norm(x)).float()
+
+
+class _Decoding:
+    """Cached raster decoding of one batch size: the networks, and a step's buffers.
+
+    The buffers stay where they are, so that a step can be replayed as a CUDA graph (see
+    `decoding.py`). Under guidance the rows of all networks are both halves, 2B.
+    """
+
+    def __init__(self, model: Autoregressive, labels: LongTensor, guidance: float):
+        count, device = len(labels), labels.device
+        self.model, self.steps = model, model.new_steps(device)
+        self.networks = [
+            _Network(network, len(shown), device)
+            for network, shown in model.networks(labels, guidance)
+        ]
         scales = model.guidance_scales(guidance)
         self.scales = None if scales is None else self.steps.table(scales)
-        rows = count if scales is None else 2 * count
-        self.labels = torch.empty(rows, dtype=torch.long, device=device)
         self.uniform = torch.empty(count, model.tokens, device=device)
         self.ids = torch.zeros(count, model.tokens, dtype=torch.long, device=device)
 
-    def run(self, labels: LongTensor, uniform: Tensor) -> LongTensor:
-        """Ids (B, H*W) for labels (B,) or (2B,) and uniform numbers (B, H*W)."""
+    def run(self, labels: Sequence[LongTensor], uniform: Tensor) -> LongTensor:
+        """Ids (B, H*W) for the labels of each network and uniform numbers (B, H*W)."""
         block = self.model.block
-        self.labels.copy_(labels)
+        for network, shown in zip(self.networks, labels, strict=True):
+            network.labels.copy_(shown)
         self.uniform.copy_(uniform)
         self.steps.begin()
         for start in range(0, self.model.tokens, block):
@@ -226,19 +261,9 @@ class _Decoding:
     def step(self, first: bool) -> None:
         """Sample the next block of tokens from those of the block before it."""
         model, block = self.model, self.model.block
-        now, window = self.steps.places(0, block), self.steps.window(0, block)
-        classes = model.classes(self.labels)[:, None]
-        if first:
-            earlier = torch.zeros_like(classes)
-        else:
-            ids = take(self.ids, self.steps.places(-block, block), 1)
-            if self.scales is not None:
-                ids = ids.repeat(2, 1)
-            earlier = model.transformer.embed_tokens(ids)
-        x = earlier + take(model.positions, now, 0) + classes  # as in `logits`
-        rotation = self.rotation.at(now)
-        for layer, cache in zip(self.blocks, self.caches, strict=True):
-            x = layer(x, rotation, causal=False, cache=cache, window=window)
+        earlier = None if first else take(self.ids, self.steps.places(-block, block), 1)
+        logits = torch.cat([network.logits(earlier, self.steps) for network in self.networks])
         scale = None if self.scales is None else self.steps.of_step(self.scales, block)
-        logits = model.apply_cfg(model.head(model.transformer.norm(x)).float(), scale)
-        put(self.ids, now, 1, model.sample_ids(logits, take(self.uniform, now, 1)))
+        now = self.steps.places(0, block)
+        ids = model.sample_ids(model.apply_cfg(logits, scale), take(self.uniform, now, 1))
+        put(self.ids, now, 1, ids)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import Batch, GenerativeModel, randn, spawn, to_device
+from models.generator import UNCONDITIONAL, Batch, GenerativeModel, randn, spawn, to_device
 from models.schedulers import CHAIN, FLOWS, PREDICTION
 
 LEAST_TIME = 0.05  # a velocity is made of a predicted x by dividing by the time, but never by less
@@ -38,13 +38,15 @@ class Diffusion(GenerativeModel):
 
     - `guidance_interval`: the times (low, high), 1 noise and 0 data, between which guidance acts
       (arXiv 2404.07724). Outside the network is evaluated once a step, not twice.
+    - `guide`: `unconditional`, the network without the label, or `snapshot:0.25`, the weights kept
+      after that fraction of the training (arXiv 2406.02507).
     - `shift` (flow only): above 1 spends more steps near noise (arXiv 2403.03206, equation 23).
 
     Raises ValueError for an unknown objective, and for a `time_mean` of the chain's.
     """
 
     uses_tokens = False
-    sampler_defaults = {"guidance_interval": (0.0, 1.0)}
+    sampler_defaults = {"guidance_interval": (0.0, 1.0), "guide": UNCONDITIONAL}
 
     def __init__(
         self,
@@ -139,6 +141,11 @@ class Diffusion(GenerativeModel):
         if guidance == 1:
             # The unconditional half would have no weight: half of the evaluations are saved.
             return self._output(x, x.new_full((len(x),), t), labels)
+        guide = self.guide()
+        if guide is not None:
+            times = x.new_full((len(x),), t)
+            strong, weak = (model._output(x, times, labels) for model in (self, guide))
+            return torch.lerp(weak, strong, guidance)
         both_labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         times = x.new_full((2 * len(x),), t)
         prediction = self._output(torch.cat([x, x]), times, both_labels)

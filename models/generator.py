@@ -115,6 +115,27 @@ def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device
     return to_device(torch.stack([torch.rand(shape, generator=rng) for rng in rngs]), device)
 
 
+UNCONDITIONAL, SNAPSHOT = "unconditional", "snapshot:"  # what guides: values of `sampler.guide`
+
+
+def snapshot_of(guide: str) -> float | None:
+    """The fraction of the training after which the weights were kept that guide; None where the
+    network without a label does. Raises ValueError for anything else.
+    """
+    if guide == UNCONDITIONAL:
+        return None
+    try:
+        fraction = float(guide.removeprefix(SNAPSHOT)) if guide.startswith(SNAPSHOT) else 0.0
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"sampler.guide={guide}: {UNCONDITIONAL}, or {SNAPSHOT} and a fraction of "
+            f"train.snapshots, as in {SNAPSHOT}0.25"
+        )
+    return fraction
+
+
 def _converted(name: str, value: Any, default: Any) -> Any:
     """An option's value in the type of its default, so that 3 and 3.0 name the same samples.
 
@@ -176,6 +197,7 @@ class GenerativeModel(nn.Module):
         self.num_classes = num_classes
         self.label_dropout = label_dropout
         self._kept: dict[Hashable, Any] | None = None  # see `fixed_weights`
+        self._guide: tuple[GenerativeModel, ...] = ()  # a tuple, or it would be part of the weights
         self.set_sampler()
 
     # --- how to sample
@@ -197,11 +219,28 @@ class GenerativeModel(nn.Module):
         whole = dict(self.sampler_defaults)
         for name, value in options.items():
             whole[name] = _converted(name, value, self.sampler_defaults[name])
+        snapshot_of(whole.get("guide", UNCONDITIONAL))
         self.check_options(sampler, whole)
         self.sampler, self.sampler_options = sampler, whole
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         """Raise ValueError for a value out of range. `options` holds every option of the family."""
+
+    def guide_with(self, guide: "GenerativeModel | None") -> None:
+        """Earlier weights of the same training, which guide where the option `guide` says so."""
+        self._guide = () if guide is None else (guide,)
+
+    def guide(self) -> "GenerativeModel | None":
+        """The network that stands for u in guidance: a worse one that is told the label
+        (autoguidance, arXiv 2406.02507); None is this one without the label.
+
+        Raises RuntimeError where `guide_with` has not said which one it is.
+        """
+        if snapshot_of(self.sampler_options.get("guide", UNCONDITIONAL)) is None:
+            return None
+        if not self._guide:
+            raise RuntimeError("guide_with: no weights were given that guide")
+        return self._guide[0]
 
     def sampling_key(self) -> list[Any]:
         """The sampler and all options with their values, sorted by name.

@@ -17,7 +17,7 @@ from torch import LongTensor, Tensor, nn
 from models.codebook import Codebook
 from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.tokens import SCHEDULES, TokenModel, random_mask, schedule, with_null_labels
+from models.tokens import GUIDE, SCHEDULES, TokenModel, random_mask, schedule
 
 
 class Masked(TokenModel):
@@ -32,11 +32,15 @@ class Masked(TokenModel):
     samplers = ("confidence",)
     bf16_safe = True  # bf16 weights give what autocast gives
     objective = "masked-token"
-    sampler_defaults = TokenModel.sampler_defaults | {
-        "guidance_schedule": "linear",
-        "schedule": "cosine",  # the best of those that MaskGIT's authors tried
-        "choice_temperature": 4.5,
-    }
+    sampler_defaults = (
+        TokenModel.sampler_defaults
+        | GUIDE
+        | {
+            "guidance_schedule": "linear",
+            "schedule": "cosine",  # the best of those that MaskGIT's authors tried
+            "choice_temperature": 4.5,
+        }
+    )
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Masked(TokenModel):
     ) -> LongTensor:
         """Ids (B, H*W): each step samples all masked tokens, and keeps those it is surest of."""
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
-        labels = with_null_labels(labels, self.num_classes, guidance)
+        networks = self.networks(labels, guidance)
         scales = self.guidance_scales(guidance)
         ids = torch.full((count, self.tokens), self.codebook.size, device=device)  # all [MASK]
         fixed = torch.zeros_like(ids, dtype=torch.bool)
@@ -123,7 +127,9 @@ class Masked(TokenModel):
         for step, kept_count in enumerate(counts, start=1):
             done += kept_count
             uniform = rand((2, self.tokens), rngs, device)  # for the ids, and for the confidences
-            logits = self.logits(ids if guidance == 1 else ids.repeat(2, 1), labels).float()
+            logits = torch.cat(
+                [net.logits(ids.repeat(len(own) // count, 1), own) for net, own in networks]
+            ).float()
             logits = self.apply_cfg(logits, None if scales is None else scales[done])
             proposed = self.sample_ids(logits, uniform[:, 0])
             confidence = self._confidence(logits, proposed, uniform[:, 1], step / steps)

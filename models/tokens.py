@@ -11,7 +11,7 @@ from torch import LongTensor, Tensor
 
 from models.codebook import Codebook
 from models.decoding import Steps
-from models.generator import GenerativeModel
+from models.generator import UNCONDITIONAL, GenerativeModel
 
 
 def arccos_schedule(progress: float) -> float:
@@ -30,6 +30,10 @@ def cosine_schedule(progress: float) -> float:
 # From the fraction of steps that are done to the fraction of tokens still to come, both in [0, 1].
 # Both are concave, which MaskGIT's authors found best (arXiv 2202.04200, section 3.3).
 SCHEDULES = {"arccos": arccos_schedule, "cosine": cosine_schedule}
+
+
+# The option of families that another network may guide: see `GenerativeModel.guide`.
+GUIDE = {"guide": UNCONDITIONAL}
 
 
 class SequenceModel(GenerativeModel):
@@ -126,6 +130,17 @@ class TokenModel(SequenceModel):
             raise ValueError(f"sampler.top_k={options['top_k']}: a whole number, 0 for all")
         if not 0 < options["top_p"] <= 1:
             raise ValueError(f"sampler.top_p={options['top_p']}: above 0, at most 1")
+
+    def networks(
+        self, labels: LongTensor, guidance: float
+    ) -> "list[tuple[TokenModel, LongTensor]]":
+        """What a step evaluates, each network with the labels that it is shown: together (2B,)
+        under guidance, conditional first, as `apply_cfg` takes their logits.
+        """
+        guide: Any = self.guide() if guidance != 1 else None
+        if guide is None:
+            return [(self, with_null_labels(labels, self.num_classes, guidance))]
+        return [(self, labels), (guide, labels)]
 
     def apply_cfg(self, logits: Tensor, scale: float | Tensor | None) -> Tensor:
         """Classifier-free guidance on logits: (2B, ..., K), conditional half first -> (B, ..., K).

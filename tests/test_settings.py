@@ -62,6 +62,7 @@ RIGHT = {
     "tune.steps": ["4", "[4,16]"],
     "sampler.guidance_interval": ["[0,1]"],
     "sampler.top_p": ["1", "0.5"],
+    "sampler.guide": ["unconditional", "snapshot:0.25"],
     "sampler.temperature": ["0.5", "2"],
     "model.tune": ["[]", "[{sampler: heun}]"],
     "masked.model.mask_schedule": ["arccos"],
@@ -126,6 +127,7 @@ WRONG = {
     "sampler.guidance_interval": ["[0.9,0.1]", "[0,2]", "[0]"],
     "sampler.top_p": ["0", "1.5"],
     "sampler.schedule": ["linear"],
+    "sampler.guide": ["x", "snapshot:1", "0.25"],
     "autoencoder.kind": ["vqgan", "[a]"],
     "autoencoder.weights": ["''", "5"],
     "results_dir": ["5", "''"],
@@ -275,7 +277,7 @@ ALLOWED = {
     # the model's own, the suite's own
     **_allowed(["null"], "sampler.shift", "sampler.guidance_interval", "sampler.temperature"),
     **_allowed(["null"], "sampler.guidance_schedule", "sampler.top_p", "sampler.schedule"),
-    **_allowed(["null"], "sampler.head_steps"),
+    **_allowed(["null"], "sampler.head_steps", "sampler.guide"),
     **_allowed(["0", "null"], "sampler.top_k", "sampler.choice_temperature"),
     "autoencoder.codebook_size": ["null"],
     # so many FLOPs have been spent before; gradients that are never clipped

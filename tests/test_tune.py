@@ -21,6 +21,9 @@ SCALES = [1.0, 2.0, 4.0]
 TINY_NAMES = {
     "ar_any": "any",
     "ar_block": "ar",
+    "ar_scale": "scale",
+    "dit_pixels": "dit-flow_x0",
+    "unet_conv": "unet",
     "ar_continuous": "raster-gmm",
     "masked_continuous": "random-gmm",
 }

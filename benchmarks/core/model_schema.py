@@ -349,6 +349,11 @@ class SamplerOptions(of.OpenSection):
     top_p: float | None = Field(
         None, gt=0, le=1, description="a number above 0, 1 at most, or null"
     )
+    guide: str | None = Field(
+        None,
+        pattern=r"^(unconditional|snapshot:0?\.\d+)$",
+        description="unconditional, snapshot: and a fraction as in snapshot:0.25, or null",
+    )
     schedule: Literal["cosine", "arccos"] | None = Field(
         None, description="one of cosine, arccos, or null"
     )

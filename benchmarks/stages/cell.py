@@ -15,7 +15,7 @@ from benchmarks.images.stored import Dataset
 from benchmarks.stages.model import sampler_settings
 from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.score import Evaluator
-from models.generator import GenerativeModel
+from models.generator import UNCONDITIONAL, GenerativeModel
 from models.image_model import ImageModel
 
 
@@ -64,11 +64,14 @@ class Cell:
     def run_id(self, config: SamplingConfig, evaluator: Evaluator, *, chosen: bool = False) -> str:
         """Twelve hex digits that name a measurement.
 
-        A chosen setting goes by what it was chosen for: another choice takes its place.
+        A chosen setting goes by what it was chosen for: another choice takes its place. Who guides
+        is no choice of the search.
         """
         named: tuple = config
         if chosen:
-            named = ("chosen", *config._replace(guidance=1.0, sampler=None, options=()))
+            guide = dict(config.options).get("guide", UNCONDITIONAL)
+            guides = () if guide == UNCONDITIONAL else (("guide", guide),)
+            named = ("chosen", *config._replace(guidance=1.0, sampler=None, options=guides))
         extractor = evaluator.extractor.key
         return digest(self.key, extractor, self.dataset.key, named)[:12]
 

@@ -153,12 +153,18 @@ class Checkpoints:
 
         Raises BadInput where they are gone.
         """
+        self.load_weights(generator, fraction)
+        return trained | trained["snapshots"][f"{fraction:g}"]
+
+    def load_weights(self, generator: GenerativeModel, fraction: float) -> None:
+        """Load the weights kept after a fraction of the budget. Raises BadInput where they are
+        gone.
+        """
         path = self.weights(fraction)
         ready = read_tensors(path, self.key)
         if not ready or not load(generator, ready[0]):
             summary = self.folder / "train.json"
             raise BadInput(f"{path} is gone or damaged; remove {summary} to train again")
-        return trained | trained["snapshots"][f"{fraction:g}"]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from benchmarks.core.session import in_words, session
 from benchmarks.core.store import digest
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.checkpoint import Checkpoints
+from benchmarks.stages.guide import set_guide
 from benchmarks.stages.model import forward_macs, place_on
 from benchmarks.stages.prepare import prepare
 from benchmarks.stages.sample import Samples, SamplingConfig, sample_images
@@ -88,6 +89,8 @@ def _train(cell: Cell) -> dict[str, Any]:
 
 def _sample(cell: Cell, config: SamplingConfig) -> Samples:
     cell.set_sampler(config)
+    if not cell.trained_elsewhere:
+        set_guide(cell)
     return sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
 
 

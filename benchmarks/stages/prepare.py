@@ -22,6 +22,7 @@ from benchmarks.stages import elsewhere
 from benchmarks.stages.cell import Cell, sampling_grid
 from benchmarks.stages.faster_precision import faster_precision, faster_sampling
 from benchmarks.stages.floors import images_through, prepare_evaluator
+from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import (
     build_model,
     choose_sampler,
@@ -56,7 +57,9 @@ def prepare(cfg: DictConfig) -> Cell:
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
     space = space.to(device)
+    model.guide_with(model)  # what is measured of untrained weights costs as much with any
     cfg = _as_measured(cfg, model, space, latents, device)
+    model.guide_with(None)
     unguided, grid = sampling_grid(cfg, model)
     return Cell(
         cfg=cfg,
@@ -136,6 +139,7 @@ def _initial_model(
     dropout = cfg.train.label_dropout
     model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
     choose_sampler(model, cfg)
+    refuse_missing_snapshot(model.sampler_options, cfg)
     return model
 
 

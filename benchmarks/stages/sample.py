@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,8 +133,12 @@ def sampler(
             )
         return Arriving(decode(space, data, latents), latents)
 
-    weights = bf16_weights(generator, config.precision)
-    with torch.inference_mode(), weights, generator.fixed_weights():
+    guide = generator.guide()
+    with ExitStack() as stack:
+        for network in [generator] if guide in (None, generator) else [generator, guide]:
+            stack.enter_context(bf16_weights(network, config.precision))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(generator.fixed_weights())
         yield sampled
 
 

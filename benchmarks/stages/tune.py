@@ -27,6 +27,7 @@ from benchmarks.core.settings import many, out_of_time
 from benchmarks.core.store import digest, read_sealed, write_sealed
 from benchmarks.stages import jointly
 from benchmarks.stages.cell import Cell
+from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import sampler_settings
 from benchmarks.stages.sample import SamplingConfig
 
@@ -195,8 +196,12 @@ def _choices(cell: Cell, score: Score) -> dict[int, Choice]:
 
 
 def _defaults(cell: Cell) -> dict[str, Any]:
-    """The model's own sampler and options, whatever is configured."""
-    cell.model.set_sampler()
+    """The model's own sampler and options, whatever is configured, but for who guides: another
+    guide is searched for by itself.
+    """
+    configured = cell.cfg.sampler.get("guide")
+    has_guides = "guide" in cell.model.sampler_defaults
+    cell.model.set_sampler(**{"guide": configured} if configured and has_guides else {})
     return sampler_settings(cell.model)
 
 
@@ -244,6 +249,7 @@ def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], 
             cell.model.set_sampler(sampler, **dict(config.options) | options)
         except (ValueError, TypeError) as error:
             raise BadInput(f"model={cell.cfg.model.name}, tune {settings}: {error}") from None
+        refuse_missing_snapshot(cell.model.sampler_options, cell.cfg)
         return config._replace(**sampler_settings(cell.model))
 
     changed(cell.unguided[0])  # refused now, not after hours of training
