@@ -24,7 +24,7 @@ from models import schedulers
 from models.generator import UNCONDITIONAL, Batch, GenerativeModel, randn, spawn, to_device
 from models.schedulers import CHAIN, FLOWS, PREDICTION
 
-LEAST_TIME = 0.05  # a velocity is made of a predicted x by dividing by the time, but never by less
+LEAST_TIME = 0.05  # in training velocities are made by dividing by the time, but never by less
 
 
 class Diffusion(GenerativeModel):
@@ -96,6 +96,8 @@ class Diffusion(GenerativeModel):
         if self.is_flow:
             noisy = torch.lerp(x, noise, time[:, None, None, None])
             target, time = noise - x, time * CHAIN  # the denoiser takes times in [0, 1000]
+            if self.objective == "flow_x0":
+                target = self._velocity(noisy, x, time, LEAST_TIME)
         else:
             a = self.alphas[time][:, None, None, None]
             noisy = a.sqrt() * x + (1 - a).sqrt() * noise
@@ -105,14 +107,22 @@ class Diffusion(GenerativeModel):
                 target = x
             else:
                 target = a.sqrt() * noise - (1 - a).sqrt() * x
-        return F.mse_loss(self._output(noisy, time, labels), target)
+        predicted = self._output(noisy, time, labels, least_time=LEAST_TIME)
+        return F.mse_loss(predicted, target)
 
-    def _output(self, x: Tensor, time: Tensor, labels: LongTensor) -> Tensor:
+    def _output(
+        self, x: Tensor, time: Tensor, labels: LongTensor, *, least_time: float = 1e-4
+    ) -> Tensor:
         """The prediction at times (B,) in [0, 1000], float32; of flow_x0 as a velocity."""
         predicted = self.denoiser(x, time, labels).float()
         if self.objective != "flow_x0":
             return predicted
-        return (x - predicted) / (time / CHAIN).clamp(min=LEAST_TIME)[:, None, None, None]
+        return self._velocity(x, predicted, time, least_time)
+
+    @staticmethod
+    def _velocity(noisy: Tensor, x: Tensor, time: Tensor, least_time: float) -> Tensor:
+        """(x_t - x) / t for times (B,) in [0, 1000], divided by `least_time` at least."""
+        return (noisy - x) / (time / CHAIN).clamp(min=least_time)[:, None, None, None]
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         interval, shift = options["guidance_interval"], options.get("shift", 1.0)

@@ -67,8 +67,11 @@ class ScaleCodebooks(nn.Module):
 
     def enlarged(self, scale: int, ids: LongTensor) -> Tensor:
         """What one scale's ids (B, side^2) add to the latents, (B, C, H, W)."""
-        side = self.sides[scale]
-        maps = self.entries[scale][ids].transpose(1, 2).unflatten(2, (side, side))
+        return self._placed(self.entries[scale], self.sides[scale], ids)
+
+    def _placed(self, entries: Tensor, side: int, ids: LongTensor) -> Tensor:
+        """Entries (K, C) at their areas, `side` a side, as latents (B, C, H, W)."""
+        maps = entries[ids].transpose(1, 2).unflatten(2, (side, side))
         if side == self.side:
             return maps.contiguous()
         return F.interpolate(maps, size=(self.side, self.side), mode="bilinear")
@@ -96,22 +99,16 @@ class ScaleCodebooks(nn.Module):
         """k-means of each scale's residuals on training latents (N, C, H, W), scale after scale.
 
         A scale of fewer vectors than entries, as the first one of few images, repeats its last.
+        All of it is done on the host, where sums have an order: several processes that fit the same
+        latents must come to the same entries.
         """
         rng = torch.Generator().manual_seed(seed)
-        left = latents.float()
+        left = latents.float().cpu()
         for scale, side in enumerate(self.sides):
             points = self.shrunk(left, side).flatten(0, 1)
-            some = torch.randperm(len(points), generator=rng)[:FIT_VECTORS].to(points.device)
+            some = torch.randperm(len(points), generator=rng)[:FIT_VECTORS]
             size = min(self.size, len(points))
             fitted = codebook.fit(points[some], size, rng=rng).entries
-            repeated = torch.arange(self.size, device=fitted.device).clamp(max=size - 1)
-            self.entries[scale] = fitted[repeated]
-            # in parts, because the distances to all entries take memory
-            taken = [self._coded(scale, part) for part in left.split(1024)]
-            left = left - torch.cat(taken)
-
-    def _coded(self, scale: int, residual: Tensor) -> Tensor:
-        """What one scale makes of residuals (B, C, H, W)."""
-        points = self.shrunk(residual, self.sides[scale])
-        ids = codebook.nearest(points.flatten(0, 1), self.entries[scale])
-        return self.enlarged(scale, ids.view(len(residual), -1))
+            self.entries[scale] = fitted[torch.arange(self.size).clamp(max=size - 1)]
+            ids = codebook.nearest(points, fitted).view(len(left), -1)
+            left = left - self._placed(fitted, side, ids)

@@ -6,8 +6,10 @@ import torch
 from conftest import TOKENS, composed, rng, steps_of, tiny
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.settings import check
 from benchmarks.results import records
 from benchmarks.stages.guide import refuse_missing_snapshot
+from benchmarks.stages.model import sampler_settings
 from models.generator import snapshot_of, spawn
 from models.tokens import inverse_cdf
 
@@ -107,7 +109,8 @@ def test_a_bench_guided_by_kept_weights_names_them_and_one_without_them_is_refus
     assert benches.run(tmp_path, *guided).code == 0
     rows = [record["row"] for record in records.read(tmp_path / "results" / "guided")]
     by = {(row["guidance"], row["train_fraction"]): row for row in rows}
-    assert {row["sampler"] for row in rows} == {"euler, guide snapshot:0.5"}
+    labels = {(row["guidance"], row["sampler"]) for row in rows}
+    assert labels == {(1.0, "euler"), (3.0, "euler, guide snapshot:0.5")}, "at 1 nobody guides"
     assert by[3.0, 1.0]["nfe"] == 4 and by[1.0, 1.0]["nfe"] == 2
     assert by[3.0, 1.0]["gmacs_generator"] == 2 * by[1.0, 1.0]["gmacs_generator"]
     plain = benches.run(tmp_path, *shared, "train.snapshots=[0.5]", "name=plain")
@@ -129,3 +132,18 @@ def test_settings_are_chosen_for_each_guide_by_itself(tmp_path):
     rows = [record["row"] for record in records.read(tmp_path / "results" / "both")]
     chosen = [row["sampler"] for row in rows if row["settings"] == records.TUNED]
     assert sorted("snapshot:0.5" in label for label in chosen) == [False, True], chosen
+    summary = (tmp_path / "results" / "both" / "summary.md").read_text()
+    assert "| dit, tuned |" in summary and "| dit, tuned, guide snapshot:0.5 |" in summary
+
+
+def test_the_search_does_not_choose_who_guides():
+    cfg = composed("model.tune=[{guide:'snapshot:0.5'}]", "train.snapshots=[0.5]")
+    with pytest.raises(BadInput, match=r"guide.*set sampler\.guide"):
+        check(cfg)
+
+
+def test_the_usual_guide_leaves_names_of_measurements_as_they_were():
+    model = tiny("dit")
+    assert "guide" not in dict(sampler_settings(model)["options"])
+    model.set_sampler(guide="snapshot:0.5")
+    assert dict(sampler_settings(model)["options"])["guide"] == "snapshot:0.5"

@@ -229,19 +229,19 @@ def test_one_point_says_nothing():
 
 def test_one_network_is_asked_for_its_steps_only():
     (line,) = answers(TWO[TWO["curve"] == "a"])
-    assert line == "a: 4 steps are as good as any count measured (5)."
+    assert line == "a: 4 steps are not told apart from the best count (5)."
 
 
 def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
     lines = verdicts.enough_steps(TWO)
     assert lines == [
-        "a: 4 steps are as good as any count measured (5).",
-        "b: fewer steps than 4, the most measured, are not as good (3).",
+        "a: 4 steps are not told apart from the best count (5).",
+        "b: fewer steps than 4, the most measured, are worse (3).",
     ]
     (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
-    assert line == "a: 1 step is as good as any count measured (4); 16 steps are worse (5)."
+    assert line == "a: 1 step is not told apart from the best count (4); 16 steps are worse (5)."
     (line,) = verdicts.enough_steps(trained({"a": {4: [4.0], 8: [3.5], 16: [3.6]}}))
-    assert line == "a: 8 steps are as good as any count measured (3.5)."
+    assert line == "a: 8 steps are not told apart from the best count (3.5)."
     assert verdicts.enough_steps(trained({"a": {4: [5.0]}})) == []
 
 
@@ -254,21 +254,21 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
     table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
     assert "fewer steps than 8" in verdicts.enough_steps(table)[0]
     apart = table.assign(sampling_seed=[0, 1])
-    assert "4 steps are as good" in verdicts.enough_steps(apart)[0], "nothing cancels"
+    assert "4 steps are not told apart" in verdicts.enough_steps(apart)[0], "nothing cancels"
 
 
 def test_steps_are_compared_within_each_training():
     """The trainings differ by far more than the steps do, and only the first has 32 steps."""
     table = trained({"a": {4: [5.5, 9.5], 8: [5.0, 9.0], 16: [5.0, 9.0], 32: [5.0]}})
     (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 8 steps are as good as any"), "0.1 of 5 is seen in each"
+    assert line.startswith("a: 8 steps are not told apart"), "0.1 of 5 is seen in each"
 
 
 def test_steps_that_help_some_trainings_and_harm_others_are_not_told_apart():
     """The images' errors are 2% here, the trainings differ by 20%."""
     table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [4.0, 4.9, 5.4]}})
     (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 4 steps are as good as any count measured (5)")
+    assert line.startswith("a: 4 steps are not told apart from the best count (5)")
 
 
 def test_settings_chosen_otherwise_for_fewer_steps_are_mentioned():

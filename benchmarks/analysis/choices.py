@@ -3,6 +3,7 @@ samplings and several trainings as their means.
 """
 
 import math
+import re
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from benchmarks.results.columns import ERRORS
 # what is trained; another seed is the same again
 RECIPE = ["model", "size", "objective", "budget", "dtype", "variant"]
 CHOSEN = "tuned"  # the `pick` of rows whose settings were chosen
+GUIDE = re.compile(r"guide snapshot:[\d.]+")  # in the name of a sampler: earlier weights guide
 SEVERAL = "several"  # samplers, behind a mean
 MEASURES = (
     "distance",
@@ -38,9 +40,14 @@ WITH_ERRORS = {"distance": "distance_std"} | ERRORS
 
 def picked(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column `pick`, which names those whose settings were chosen, and is empty for
-    settings as configured.
+    settings as configured. Who guides was not chosen, so that it is a part of the name.
     """
-    return rows.assign(pick=[CHOSEN if chosen else "" for chosen in rows["chosen"]])
+    samplers = rows["sampler"] if "sampler" in rows else [""] * len(rows)
+    guides = [GUIDE.search(str(sampler)) for sampler in samplers]
+    names = [f"{CHOSEN}, {guide[0]}" if guide else CHOSEN for guide in guides]
+    return rows.assign(
+        pick=[name if chosen else "" for name, chosen in zip(names, rows["chosen"], strict=True)]
+    )
 
 
 def leading_rows(rows: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ MOST_CURVES = 8  # more on one pair of axes cannot be told apart
 MARKERS = "osD^vPX"
 COLOURS = 10  # of matplotlib's cycle; with seven markers a look repeats after 70 networks
 # the line of a network's rows by their `pick`, and whether its markers are hollow
-LINES = {choices.CHOSEN: ("-", False), "": ("--", True)}
+LINES = {True: ("-", False), False: ("--", True)}  # of chosen settings, and as configured
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _looks(shown: pd.DataFrame, names: list[str]) -> dict[str, Look]:
     for name in names:
         place = networks.index(of_curve.loc[name, "network"])
         # without any choice there is nothing to tell apart by lines
-        line, hollow = LINES[of_curve.loc[name, "pick"]] if tuned else ("-", False)
+        line, hollow = LINES[of_curve.loc[name, "pick"] != ""] if tuned else ("-", False)
         looks[name] = look(place, line, hollow)
     return looks
 

@@ -91,8 +91,8 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
 
 
 def enough_steps(rows: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps that are as good as any count measured: no more than two errors
-    of the difference above the lowest. Whether more steps are worse is said, too.
+    """Per curve, the fewest steps that are not told apart from the best count measured: no more
+    than two errors of the difference above it. Whether more steps are worse is said, too.
     """
     lines = []
     for name, curve in rows.groupby("curve", sort=False):
@@ -106,10 +106,10 @@ def enough_steps(rows: pd.DataFrame) -> list[str]:
         enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
         value = f"{at[enough]['distance'].mean():.3g}"
         if enough == most:
-            line = f"fewer steps than {most:.0f}, the most measured, are not as good ({value})"
+            line = f"fewer steps than {most:.0f}, the most measured, are worse ({value})"
         else:
             verb = "is" if enough == 1 else "are"
-            line = f"{_steps(enough)} {verb} as good as any count measured ({value})"
+            line = f"{_steps(enough)} {verb} not told apart from the best count ({value})"
         if errors_above[most] > ENOUGH:
             line += f"; {_steps(most)} are worse ({at[most]['distance'].mean():.3g})"
         if _settings_of(at[enough]) != _settings_of(at[most]):

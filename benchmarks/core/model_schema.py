@@ -381,3 +381,10 @@ class Change(SamplerOptions):
     """An entry of a model's `tune`."""
 
     sampler: of.TextOrNull = None
+
+    @model_validator(mode="after")
+    def _guides_are_not_searched(self) -> "Change":
+        if self.guide is not None:
+            reason = "not searched for; set sampler.guide, and settings are chosen for it"
+            raise of.refusal("guide", self.guide, reason)
+        return self

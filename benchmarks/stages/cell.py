@@ -15,7 +15,7 @@ from benchmarks.images.stored import Dataset
 from benchmarks.stages.model import sampler_settings
 from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.score import Evaluator
-from models.generator import UNCONDITIONAL, GenerativeModel
+from models.generator import GenerativeModel
 from models.image_model import ImageModel
 
 
@@ -69,8 +69,7 @@ class Cell:
         """
         named: tuple = config
         if chosen:
-            guide = dict(config.options).get("guide", UNCONDITIONAL)
-            guides = () if guide == UNCONDITIONAL else (("guide", guide),)
+            guides = tuple(one for one in config.options if one[0] == "guide")
             named = ("chosen", *config._replace(guidance=1.0, sampler=None, options=guides))
         extractor = evaluator.extractor.key
         return digest(self.key, extractor, self.dataset.key, named)[:12]
@@ -96,7 +95,8 @@ def sampling_grid(
     """
     unguided = unguided_configs(cfg, model, _supported_steps(cfg, model))
     scales = _supported_guidance(cfg, model)
-    grid = [config._replace(guidance=scale) for config in unguided for scale in scales]
+    grid = [_guided(config, scale) for config in unguided for scale in scales]
+    unguided = [_guided(config, 1.0) for config in unguided]
     fractions = [float(fraction) for fraction in cfg.train.snapshots]
     if not fractions or model.sampler != model.samplers[0]:
         return unguided, grid
@@ -106,6 +106,12 @@ def sampling_grid(
     if last not in grid:
         grid.append(last)
     return unguided, grid + [last._replace(train_fraction=fraction) for fraction in fractions]
+
+
+def _guided(config: SamplingConfig, scale: float) -> SamplingConfig:
+    """At this scale of guidance; at 1 nobody guides, whoever is configured to."""
+    options = tuple(one for one in config.options if scale != 1 or one[0] != "guide")
+    return config._replace(guidance=scale, options=options)
 
 
 def unguided_configs(

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from benchmarks.core.errors import BadInput
 from metrics import flops
 from models.codebook import Codebook
-from models.generator import Batch, GenerativeModel
+from models.generator import UNCONDITIONAL, Batch, GenerativeModel
 from models.image_model import ImageModel
 
 # of conf/model/*.yaml; the rest goes to the class it names
@@ -85,8 +85,13 @@ def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
 
 
 def sampler_settings(model: GenerativeModel | ImageModel) -> dict[str, Any]:
-    """The sampler and all its options, as fields of a SamplingConfig."""
-    return {"sampler": model.sampler, "options": tuple(sorted(model.sampler_options.items()))}
+    """The sampler and all its options, as fields of a SamplingConfig.
+
+    Without the usual guide: what was measured before there were others keeps its name.
+    """
+    usual = ("guide", UNCONDITIONAL)
+    options = tuple(one for one in sorted(model.sampler_options.items()) if one != usual)
+    return {"sampler": model.sampler, "options": options}
 
 
 def place_on(model: GenerativeModel, device: torch.device) -> GenerativeModel:
