@@ -218,18 +218,24 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
     assert forward_macs(model) == hand_count(cfg, side)
 
 
+def test_a_pass_of_patches_of_pixels_is_the_hand_formula():
+    cfg, pixels = configured("dit_pixels", "xs", (48, 8, 8))
+    assert forward_macs(pixels) == hand_count(cfg, 8)
+
+
 @pytest.mark.parametrize(
     "size, side", [("xs", 8), ("xs16", 16), ("s", 16), ("b", 16), ("l", 16), ("xl", 16)]
 )
 def test_one_size_costs_the_same_in_every_family(size, side):
-    cfg, pixels = configured("dit_pixels", size, (48, side, side))
-    assert forward_macs(pixels) == hand_count(cfg, side)
-    counts = [forward_macs(pixels)]
-    counts += [forward_macs(configured(name, size, (4, side, side))[1]) for name in MODELS]
+    """By the hand formulas, which the tests above hold to what is counted."""
+    counts = {
+        name: hand_count(compose(f"model={name}", f"size={size}"), side)
+        for name in (*MODELS, "dit_pixels")
+    }
     for name, head in CONTINUOUS:
-        model = configured(name, size, (4, side, side), [f"model.head={head}"])[1]
-        counts.append(forward_macs(model))
-    assert max(counts) / min(counts) < 1.05, counts
+        cfg = compose(f"model={name}", f"size={size}", f"model.head={head}")
+        counts[name, head] = continuous_macs(cfg, side**2)
+    assert max(counts.values()) / min(counts.values()) < 1.05, counts
 
 
 @pytest.mark.parametrize("guidance, times", [(1.0, 1), (2.0, 2)])

@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytest
-from conftest import ALL
 from made_up_studies import plan_of
 from preloaded import run_preloaded
 
@@ -17,12 +16,12 @@ def run_until(call, deadline, log) -> int:
     return run_preloaded(call, log)
 
 
+@pytest.mark.long
 def test_the_gpus_entries_are_rehearsed_on_a_cpu(tmp_path, monkeypatch, capsys):
     """By the same command lines, in miniature; and what they make can be packed, and is refused
-    where it would be taken for results. All of them in `make test-long`.
+    where it would be taken for results.
     """
     wanted = [study.name for study in plan.load() if study.device == "cuda"]
-    wanted = wanted if ALL else ["gpu-tiny-imagenet-20"]
     cache, out, log = tmp_path / "cache", tmp_path / "out", tmp_path / "log"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -109,7 +109,8 @@ def on_meta(model: GenerativeModel) -> GenerativeModel:
     """A copy without data, whose calls cost nothing and are counted."""
     meta = copy.deepcopy(model).to("meta").eval()
     meta.counted_macs = {}  # see `sampling_macs`
-    meta.guide_with(meta)  # of the same shape, whichever it is
+    if isinstance(meta, GenerativeModel):
+        meta.guide_with(meta)  # of the same shape, whichever it is
     return meta
 
 
