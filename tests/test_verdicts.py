@@ -236,7 +236,7 @@ def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
     lines = verdicts.enough_steps(TWO)
     assert lines == [
         "a: 4 steps are not told apart from the best count (5).",
-        "b: fewer steps than 4, the most measured, are worse (3).",
+        "b: 4 steps, the most measured, are best (3); fewer are worse.",
     ]
     (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
     assert line == "a: 1 step is not told apart from the best count (4); 16 steps are worse (5)."
@@ -252,7 +252,7 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
         {"bootstrap": list(fd + 0.1 * noise + 0.002 * i * noise)} for i, fd in enumerate((5.2, 5.0))
     ]
     table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
-    assert "fewer steps than 8" in verdicts.enough_steps(table)[0]
+    assert "8 steps, the most measured, are best" in verdicts.enough_steps(table)[0]
     apart = table.assign(sampling_seed=[0, 1])
     assert "4 steps are not told apart" in verdicts.enough_steps(apart)[0], "nothing cancels"
 

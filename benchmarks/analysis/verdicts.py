@@ -106,7 +106,7 @@ def enough_steps(rows: pd.DataFrame) -> list[str]:
         enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
         value = f"{at[enough]['distance'].mean():.3g}"
         if enough == most:
-            line = f"fewer steps than {most:.0f}, the most measured, are worse ({value})"
+            line = f"{_steps(most)}, the most measured, are best ({value}); fewer are worse"
         else:
             verb = "is" if enough == 1 else "are"
             line = f"{_steps(enough)} {verb} not told apart from the best count ({value})"
