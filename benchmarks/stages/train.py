@@ -93,8 +93,7 @@ def _fit(generator: GenerativeModel, data: LatentSet) -> None:
     """What a family fits on the training latents before it trains."""
     if generator.fits_on:
         count = min(generator.fits_on, len(data.labels))
-        some = batch_indices(len(data.labels), count, 0, 0).to(data.labels.device)
-        generator.fit(data.latents[0, some].to(data.labels.device))
+        generator.fit(data.latents[0, batch_indices(len(data.labels), count, 0, 0)])
 
 
 def loop(
