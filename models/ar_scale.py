@@ -16,8 +16,9 @@ from torch import LongTensor, Tensor, nn
 from models.decoding import Cache, Window
 from models.generator import Batch, rand, spawn
 from models.layers import Block, SelfAttention, angles_of, initialise, rotation_of
+from models.options import GUIDE
 from models.scales import ScaleCodebooks
-from models.tokens import GUIDE, TokenModel
+from models.tokens import TokenModel
 
 
 class AutoregressiveScales(TokenModel):

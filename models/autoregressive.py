@@ -21,7 +21,8 @@ from models.codebook import Codebook
 from models.decoding import Cache, Steps, put, take
 from models.generator import Batch, rand, spawn
 from models.layers import Block, SelfAttention, attend, initialise, rotation_of
-from models.tokens import GUIDE, TokenModel
+from models.options import GUIDE
+from models.tokens import TokenModel
 
 
 def _attend(

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import UNCONDITIONAL, Batch, GenerativeModel, randn, spawn, to_device
+from models.generator import Batch, GenerativeModel, randn, spawn, to_device
+from models.options import GUIDE
 from models.schedulers import CHAIN, FLOWS, PREDICTION
 
 LEAST_TIME = 0.05  # in training velocities are made by dividing by the time, but never by less
@@ -46,7 +47,7 @@ class Diffusion(GenerativeModel):
     """
 
     uses_tokens = False
-    sampler_defaults = {"guidance_interval": (0.0, 1.0), "guide": UNCONDITIONAL}
+    sampler_defaults = {"guidance_interval": (0.0, 1.0)} | GUIDE
 
     def __init__(
         self,

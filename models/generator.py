@@ -58,6 +58,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import LongTensor, Tensor, nn
 
+from models.options import converted, snapshot_of
+
 
 class Batch(NamedTuple):
     """One training batch: the same images as latents and as tokens. A family takes its own kind."""
@@ -113,44 +115,6 @@ def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device
     """Uniform numbers in [0, 1), (B, *shape), float32. Sample i's are drawn from `rngs[i]`."""
     shape = tuple(shape)
     return to_device(torch.stack([torch.rand(shape, generator=rng) for rng in rngs]), device)
-
-
-UNCONDITIONAL, SNAPSHOT = "unconditional", "snapshot:"  # what guides: values of `sampler.guide`
-
-
-def snapshot_of(guide: str) -> float | None:
-    """The fraction of the training after which the weights were kept that guide; None where the
-    network without a label does. Raises ValueError for anything else.
-    """
-    if guide == UNCONDITIONAL:
-        return None
-    try:
-        fraction = float(guide.removeprefix(SNAPSHOT)) if guide.startswith(SNAPSHOT) else 0.0
-    except ValueError:
-        fraction = 0.0
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"sampler.guide={guide}: {UNCONDITIONAL}, or {SNAPSHOT} and a fraction of "
-            f"train.snapshots, as in {SNAPSHOT}0.25"
-        )
-    return fraction
-
-
-def _converted(name: str, value: Any, default: Any) -> Any:
-    """An option's value in the type of its default, so that 3 and 3.0 name the same samples.
-
-    Raises ValueError where that would change the value (2.5 for a whole number).
-    """
-    refusal = f"sampler.{name}={value}: must be a value like {default}"
-    try:
-        if isinstance(default, tuple):
-            return tuple(float(number) for number in value)
-        converted = type(default)(value)
-    except (TypeError, ValueError):
-        raise ValueError(refusal) from None
-    if converted != value:
-        raise ValueError(refusal)
-    return converted
 
 
 class GenerativeModel(nn.Module):
@@ -218,8 +182,8 @@ class GenerativeModel(nn.Module):
         sampler = sampler or self.samplers[0]
         whole = dict(self.sampler_defaults)
         for name, value in options.items():
-            whole[name] = _converted(name, value, self.sampler_defaults[name])
-        snapshot_of(whole.get("guide", UNCONDITIONAL))
+            whole[name] = converted(name, value, self.sampler_defaults[name])
+        snapshot_of(whole)
         self.check_options(sampler, whole)
         self.sampler, self.sampler_options = sampler, whole
 
@@ -236,7 +200,7 @@ class GenerativeModel(nn.Module):
 
         Raises RuntimeError where `guide_with` has not said which one it is.
         """
-        if snapshot_of(self.sampler_options.get("guide", UNCONDITIONAL)) is None:
+        if snapshot_of(self.sampler_options) is None:
             return None
         if not self._guide:
             raise RuntimeError("guide_with: no weights were given that guide")

@@ -17,7 +17,8 @@ from torch import LongTensor, Tensor, nn
 from models.codebook import Codebook
 from models.generator import Batch, rand, spawn, to_device
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.tokens import GUIDE, SCHEDULES, TokenModel, random_mask, schedule
+from models.options import GUIDE
+from models.tokens import SCHEDULES, TokenModel, random_mask, schedule
 
 
 class Masked(TokenModel):

@@ -11,7 +11,7 @@ from torch import LongTensor, Tensor
 
 from models.codebook import Codebook
 from models.decoding import Steps
-from models.generator import UNCONDITIONAL, GenerativeModel
+from models.generator import GenerativeModel
 
 
 def arccos_schedule(progress: float) -> float:
@@ -30,10 +30,6 @@ def cosine_schedule(progress: float) -> float:
 # From the fraction of steps that are done to the fraction of tokens still to come, both in [0, 1].
 # Both are concave, which MaskGIT's authors found best (arXiv 2202.04200, section 3.3).
 SCHEDULES = {"arccos": arccos_schedule, "cosine": cosine_schedule}
-
-
-# The option of families that another network may guide: see `GenerativeModel.guide`.
-GUIDE = {"guide": UNCONDITIONAL}
 
 
 class SequenceModel(GenerativeModel):

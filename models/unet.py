@@ -85,10 +85,11 @@ class UNet(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
     `channels` per resolution, highest first, each level halving H and W. Levels from
-    `attention_from` on have attention, and the middle has; with None there is none at all. Label
-    `num_classes` is the null label. Scale-shift conditioning and a zero-initialised output follow
-    ADM (arXiv 2105.05233). `conditions` further numbers (B,) follow the labels, each in [0, 1000];
-    untrained they change nothing. Raises ValueError where the latents cannot be halved that often.
+    `attention_from` on have attention, whose cost is the square of their pixels, and the middle
+    has; with None there is none at all. Label `num_classes` is the null label. Scale-shift
+    conditioning and a zero-initialised output follow ADM (arXiv 2105.05233). `conditions` further
+    numbers (B,) follow the labels, each in [0, 1000]; untrained they change nothing. Raises
+    ValueError where the latents cannot be halved that often.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
@@ -110,7 +111,6 @@ class UNet(nn.Module):
         latent_channels, height, width = latent_shape
         levels = len(channels)
         _check_halving(height, width, levels)
-        # Attention costs the square of the pixels: the highest resolution does without by default.
         plain = levels if attention_from is None else attention_from
         down = ["DownBlock2D" if n < plain else "AttnDownBlock2D" for n in range(levels)]
         up = ["UpBlock2D" if n < plain else "AttnUpBlock2D" for n in range(levels)]

@@ -10,7 +10,8 @@ from benchmarks.core.settings import check
 from benchmarks.results import records
 from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import sampler_settings
-from models.generator import snapshot_of, spawn
+from models.generator import spawn
+from models.options import snapshot_of
 from models.tokens import inverse_cdf
 
 LABELS = torch.tensor([0, 3, 1])
@@ -86,7 +87,8 @@ def test_a_guide_that_was_not_given_is_no_guidance_in_silence():
 def test_what_is_no_guide_is_refused_by_name(guide):
     with pytest.raises(ValueError, match=r"sampler\.guide=.*snapshot:0\.25"):
         tiny("dit").set_sampler(guide=guide)
-    assert snapshot_of("snapshot:0.25") == 0.25 and snapshot_of("unconditional") is None
+    assert snapshot_of({"guide": "snapshot:0.25"}) == 0.25
+    assert snapshot_of({"guide": "unconditional"}) is None and snapshot_of({}) is None
 
 
 @pytest.mark.parametrize("name", ["any", "dit-flowmap", "raster-gmm"])

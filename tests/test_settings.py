@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import run as run_module
-from benchmarks.core import cli, model_schema, schema
+from benchmarks.core import cli, data_schema, model_schema, sampler_schema, schema
 from benchmarks.core.environment import pick_device
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import check, compose, config_names, flatten, trained_models
@@ -429,7 +429,7 @@ def test_the_schema_of_a_class_has_its_arguments(network):
 
 
 def test_words_that_code_knows_are_those_that_the_schema_knows():
-    options = set(model_schema.SamplerOptions.model_fields)
+    options = set(sampler_schema.SamplerOptions.model_fields)
     models = (Diffusion, Masked, FlowHead)
     assert options == {"shift"}.union(*(set(model.sampler_defaults) for model in models))
     words = [
@@ -445,10 +445,10 @@ def test_every_setting_says_what_it_must_be():
     groups = [schema.Top, schema.Train, schema.Tune, *schema.DATA.values()]
     groups += [*schema.AUTOENCODERS.values(), *schema.EXTRACTORS.values()]
     groups += [
-        schema.Features,
+        data_schema.Features,
         *CLASSES.values(),
         *model_schema.SIZES.values(),
-        model_schema.Sampler,
+        sampler_schema.Sampler,
     ]
     for group in groups:
         for name, field in group.model_fields.items():

@@ -25,8 +25,6 @@ GROUP = [
 MOST_CURVES = 8  # more on one pair of axes cannot be told apart
 MARKERS = "osD^vPX"
 COLOURS = 10  # of matplotlib's cycle; with seven markers a look repeats after 70 networks
-# the line of a network's rows by their `pick`, and whether its markers are hollow
-LINES = {True: ("-", False), False: ("--", True)}  # of chosen settings, and as configured
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,9 @@ def _looks(shown: pd.DataFrame, names: list[str]) -> dict[str, Look]:
     looks = {}
     for name in names:
         place = networks.index(of_curve.loc[name, "network"])
-        # without any choice there is nothing to tell apart by lines
-        line, hollow = LINES[of_curve.loc[name, "pick"] != ""] if tuned else ("-", False)
+        # without any choice there is nothing to tell apart by lines and hollow markers
+        as_set = tuned and of_curve.loc[name, "pick"] == ""
+        line, hollow = ("--", True) if as_set else ("-", False)
         looks[name] = look(place, line, hollow)
     return looks
 

@@ -1,6 +1,6 @@
-"""What the settings of the shipped models, of their sizes and of their samplers must be, as the
-models' classes take them. What depends on the latents (a patch that tiles them, a block that
-divides the tokens) is theirs to say.
+"""What the settings of the shipped models and of their sizes must be, as the models' classes take
+them. What depends on the latents (a patch that tiles them, a block that divides the tokens) is
+theirs to say.
 """
 
 from typing import Any, ClassVar, Literal
@@ -65,6 +65,12 @@ class AnyOrderShape(GridShape):
         if self.depth % 2:
             raise of.refusal("depth", self.depth, "an even number")
         return self
+
+
+class ScalesShape(GridShape):
+    """As models/ar_scale.py, with the entries of each scale's codebook."""
+
+    entries: int = Field(ge=2, le=65536, description="a whole number from 2 to 65536")
 
 
 class UNetShape(of.Section):
@@ -177,10 +183,9 @@ class Autoregressive(Model, RasterShape):
     block: of.Count = 1
 
 
-class AutoregressiveScales(Model, GridShape):
+class AutoregressiveScales(Model, ScalesShape):
     """`models.ar_scale.AutoregressiveScales`"""
 
-    entries: int = Field(ge=2, le=65536, description="a whole number from 2 to 65536")
     sides: list[of.Count] | None = Field(
         None, description="a list of whole numbers, ascending, or null"
     )
@@ -296,8 +301,7 @@ class MaskedSize(GridShape):
     lr: of.Positive
 
 
-class ScalesSize(GridShape):
-    entries: int = Field(ge=2, le=65536, description="a whole number from 2 to 65536")
+class ScalesSize(ScalesShape):
     lr: of.Positive
 
 
@@ -329,62 +333,3 @@ class Size(of.OpenSection):
     name: of.Name
     codebook_size: of.Entries = None
     params: of.Group = {}  # SIZES again, of match=params
-
-
-# --- how a model is sampled
-
-
-class SamplerOptions(of.OpenSection):
-    """The options of every shipped model; null is the model's own default."""
-
-    shift: of.Factor = None
-    guidance_interval: of.Interval = None
-    guidance_schedule: Literal["constant", "linear"] | None = Field(
-        None, description="one of constant, linear, or null"
-    )
-    temperature: of.Factor = None
-    top_k: int | None = Field(
-        None, ge=0, le=of.MOST, description="a whole number, 0 for all, or null"
-    )
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="a number above 0, 1 at most, or null"
-    )
-    guide: str | None = Field(
-        None,
-        pattern=r"^(unconditional|snapshot:0?\.\d+)$",
-        description="unconditional, snapshot: and a fraction as in snapshot:0.25, or null",
-    )
-    schedule: Literal["cosine", "arccos"] | None = Field(
-        None, description="one of cosine, arccos, or null"
-    )
-    head_steps: int | None = Field(
-        None, ge=1, le=of.MOST, description="a whole number from 1 up, or null"
-    )
-    choice_temperature: float | None = Field(
-        None, ge=0, le=of.MOST_FACTOR, description=f"a number from 0 to {of.MOST_FACTOR:g}, or null"
-    )
-
-
-class Sampler(SamplerOptions):
-    """conf/sampler"""
-
-    name: of.Name
-
-
-class OwnSampler(of.OpenSection):
-    """conf/sampler for a user's own model, which says itself what its options are."""
-
-    name: of.Name
-
-
-class Change(SamplerOptions):
-    """An entry of a model's `tune`."""
-
-    sampler: of.TextOrNull = None
-
-    @model_validator(mode="after")
-    def _guides_are_not_searched(self) -> "Change":
-        if self.guide is not None:
-            reason = "not searched for; set sampler.guide, and settings are chosen for it"
-            raise of.refusal("guide", self.guide, reason)
-        return self

@@ -12,8 +12,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from benchmarks.core import model_schema
+from benchmarks.core import model_schema, sampler_schema
 from benchmarks.core import setting_types as of
+from benchmarks.core.data_schema import (
+    Autoencoder,
+    Data,
+    Dinov2,
+    Extractor,
+    Features,
+    ImageData,
+    Pixels,
+    PretrainedAutoencoder,
+    ProceduralData,
+    TrainedAutoencoder,
+)
 
 Values = dict[str, Any]  # one group of settings, resolved
 
@@ -46,98 +58,6 @@ class Top(of.Section):
     cache_dir: of.Path
     match: Literal["flops", "params", "time"] = of.one_of("flops", "params", "time")
     sides: of.Sides = []  # of `probe` alone
-
-
-# --- data, autoencoder, feature extractors
-
-
-class Data(of.Section):
-    """Every key of conf/data; which of them are needed depends on the source."""
-
-    name: of.Name
-    source: Literal["procedural", "imagefolder", "hub"] = of.one_of(
-        "procedural", "imagefolder", "hub"
-    )
-    image_size: of.Side
-    reference_images: of.Images
-    path: of.TextOrNull = None
-    config: of.TextOrNull = None
-    held_out: of.TextOrNull = None
-    classes: of.Classes = None
-    images_per_class: of.CountOrNull = None
-    reference_from: Literal["held_out", "train"] = Field(
-        "held_out", description="one of held_out, train"
-    )
-    train_images: of.Count = 1
-    seed: of.DataSeed = 0
-
-
-class ProceduralData(Data):
-    """conf/data/procedural.yaml"""
-
-    train_images: of.Count
-    seed: of.DataSeed
-
-
-class ImageData(Data):
-    """Images in folders, in parquet files or on the hub."""
-
-    path: of.Text = Field(description="the folder of the images, or their name on the hub")
-
-
-class Autoencoder(of.Section):
-    """Every key of conf/autoencoder; which of them are needed depends on the kind."""
-
-    name: of.Name
-    kind: Literal["shipped", "trained", "pixels", "AutoencoderKL", "AutoencoderTiny"] = of.one_of(
-        "shipped", "trained", "pixels", "AutoencoderKL", "AutoencoderTiny"
-    )
-    codebook: of.File
-    codebook_size: of.Entries
-    weights: of.File = None
-    path: of.TextOrNull = None
-
-
-class TrainedAutoencoder(Autoencoder):
-    """conf/autoencoder/trained.yaml"""
-
-    images: int = Field(ge=16, le=of.MOST, description=f"a whole number from 16 to {of.MOST:,}")
-    seed: of.NextSeed
-
-
-class Pixels(Autoencoder):
-    """conf/autoencoder/pixels.yaml"""
-
-    patch: int = Field(ge=1, le=64, description="a whole number from 1 to 64")
-
-
-class PretrainedAutoencoder(Autoencoder):
-    """An autoencoder of diffusers."""
-
-    path: of.Text = Field(description="a name on the hub, or a folder with its files")
-
-
-class Extractor(of.Section):
-    """One feature extractor. null is the usual file."""
-
-    weights: of.File = None
-
-
-class Features(of.Section):
-    """conf/features: one or several extractors, and what their files have in common."""
-
-    weights: of.File = None
-    path: of.TextOrNull = None
-    local: of.Group = {}
-    efficientnet_lite0: of.Group = {}
-    inception: of.Group = {}
-    dinov2: of.Group = {}
-
-
-class Dinov2(of.Section):
-    """The extractor that is a folder, not a file."""
-
-    path: of.Text = Field(description="a name on the hub, or a folder with its files")
 
 
 # --- training and tuning
@@ -279,11 +199,11 @@ def _of_the_model(model: Any, sampler: Any) -> Iterator[Group]:
         if known or not is_own:
             yield "model.denoiser", known or model_schema.OwnDenoiser, model["denoiser"]
     if is_own:  # its options of sampling may have the names of ours, and other ranges
-        yield "sampler", model_schema.OwnSampler, sampler
+        yield "sampler", sampler_schema.OwnSampler, sampler
         return
-    yield "sampler", model_schema.Sampler, sampler
+    yield "sampler", sampler_schema.Sampler, sampler
     for place, change in enumerate(model.get("tune") or ()):
-        yield f"model.tune[{place}]", model_schema.Change, change
+        yield f"model.tune[{place}]", sampler_schema.Change, change
 
 
 def _word(values: Any, key: str) -> str:

@@ -7,7 +7,7 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import many
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.checkpoint import Checkpoints
-from models.generator import UNCONDITIONAL, snapshot_of
+from models.options import snapshot_of
 
 
 def refuse_missing_snapshot(options: dict[str, Any], cfg: Any) -> None:
@@ -15,12 +15,11 @@ def refuse_missing_snapshot(options: dict[str, Any], cfg: Any) -> None:
 
     `cfg` is the whole configuration.
     """
-    guide = options.get("guide", UNCONDITIONAL)
-    fraction = snapshot_of(guide)
+    fraction = snapshot_of(options)
     kept = [float(one) for one in many(cfg.train.snapshots)]
     if fraction is not None and fraction not in kept:
         raise BadInput(
-            f"sampler.guide={guide}: the training keeps no weights there; "
+            f"sampler.guide={options['guide']}: the training keeps no weights there; "
             f"add train.snapshots=[{fraction:g}]"
         )
 
@@ -32,7 +31,7 @@ def set_guide(cell: Cell) -> None:
     """
     cell.model.guide_with(None)
     options = cell.model.sampler_options
-    fraction = snapshot_of(options.get("guide", UNCONDITIONAL))
+    fraction = snapshot_of(options)
     if fraction is None:
         return
     refuse_missing_snapshot(options, cell.cfg)

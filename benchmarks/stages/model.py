@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from benchmarks.core.errors import BadInput
 from metrics import flops
 from models.codebook import Codebook
-from models.generator import UNCONDITIONAL, Batch, GenerativeModel
+from models.generator import Batch, GenerativeModel
 from models.image_model import ImageModel
+from models.options import GUIDE
 
 # of conf/model/*.yaml; the rest goes to the class it names
 NOT_ARGUMENTS = ("name", "family", "lr", "tune")
@@ -89,8 +90,8 @@ def sampler_settings(model: GenerativeModel | ImageModel) -> dict[str, Any]:
 
     Without the usual guide: what was measured before there were others keeps its name.
     """
-    usual = ("guide", UNCONDITIONAL)
-    options = tuple(one for one in sorted(model.sampler_options.items()) if one != usual)
+    options = model.sampler_options.items()
+    options = tuple(sorted(one for one in options if one not in GUIDE.items()))
     return {"sampler": model.sampler, "options": options}
 
 

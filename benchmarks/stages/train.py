@@ -64,9 +64,9 @@ def train(
     with its EMA weights.
 
     Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns what is also
-    written to `folder/train.json`: images, flops, seconds, images_per_second, the loss log.
-    `compile_file` keeps what compiling took. Raises Diverged where the loss is not finite or ends
-    above that of untrained weights, and OutOfTime, leaving a checkpoint, after `stop_at` (epoch).
+    written to `folder/train.json`. `compile_file` keeps what compiling took. Raises Diverged where
+    the loss is not finite or ends above that of untrained weights, and OutOfTime, leaving a
+    checkpoint, after `stop_at` (epoch).
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
