@@ -88,6 +88,8 @@ test-long: $(READY) ## what is too long for every day: sixty kills, all damage, 
 	@mkdir -p results
 	TESTS=all TALLY=results/faults.md $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py tests/test_team.py \
 		tests/test_reference_rehearsal.py $(ARGS)
+	TESTS=all $(PY) -m pytest -m long --ignore tests/test_launchers.py --ignore tests/test_team.py \
+		--ignore tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl

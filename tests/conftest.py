@@ -17,6 +17,7 @@ import torch
 from benchmarks.core.environment import pick_device
 from benchmarks.core.session import session
 from benchmarks.core.settings import compose
+from benchmarks.reports import summary
 from models.any_order import AnyOrder
 from models.ar_scale import AutoregressiveScales
 from models.autoregressive import Autoregressive
@@ -32,6 +33,8 @@ from models.unet import UNet
 from models.uvit import UViT
 
 ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
+# every other precision of a test that is made in both: bf16 is what most machines train in
+PRECISIONS = [pytest.param("fp32", marks=pytest.mark.long), "bf16"]
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]
 CONTINUOUS = {"raster": ContinuousRaster, "random": ContinuousMasked}
@@ -191,6 +194,13 @@ def pytest_collection_modifyitems(config, items) -> None:
 def device(request) -> torch.device:
     """Where the tests marked cuda run, with the exactness that a bench has there."""
     return pick_device(request.config.getoption("--on"))
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Of benches in this process: plots take most of the time of a small report."""
+    monkeypatch.setattr(summary, "_figures", lambda report, place: [])
+    monkeypatch.setattr(summary, "_sample_grids", lambda report: [])
 
 
 @pytest.fixture(autouse=True)

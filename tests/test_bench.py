@@ -172,6 +172,7 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_model_of_one_step_count_is_measured_at_it_whatever_is_asked_for(tiny_folder):
     asked = ["experiment=smoke", "name=only", "model=ar", "steps=[2,4]", *TINY, "train.budget=2"]
     ended = run(tiny_folder, *asked)
@@ -180,6 +181,7 @@ def test_a_model_of_one_step_count_is_measured_at_it_whatever_is_asked_for(tiny_
     assert list(table(tiny_folder, "only")["steps"]) == [16]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_multirun_sweep_shares_caches_and_ends_in_one_report(tiny_folder):
     sweep = ["-m", "experiment=smoke", "name=sweep", "model=dit,ar", "seed=0,1", "steps=[2,16]"]
     ended = run(tiny_folder, *sweep, *TINY, "train.budget=2")
@@ -240,6 +242,7 @@ def cell_file(folder: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     """SIGKILL after a checkpoint; the resumed run's weights are bit for bit those of an unbroken
     one, and so is its loss log, but for the seconds.
@@ -268,6 +271,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     assert [row[:4] for row in logs[0]] == [row[:4] for row in logs[1]]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_diverged_cell_is_a_row_the_others_still_run_and_it_is_not_tried_again(tiny_folder):
     options = ["-m", "experiment=smoke", "name=wild", "model=dit,ar", "steps=[2,16]", *TINY]
     options += ["train.budget=25", "size.dit.lr=1e30"]
@@ -282,6 +286,7 @@ def test_a_diverged_cell_is_a_row_the_others_still_run_and_it_is_not_tried_again
     assert "1 of 1 measurements are there" in ended.out
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_last_update_that_blows_up_is_not_scored_as_black_images(tiny_folder):
     options = ["experiment=smoke", "name=late", "model=dit", "steps=[2]", *TINY]
     ended = run(tiny_folder, *options, "train.budget=1", "model.lr=1e30")
@@ -289,6 +294,7 @@ def test_a_last_update_that_blows_up_is_not_scored_as_black_images(tiny_folder):
     assert set(table(tiny_folder, "late")["status"]) == {"diverged"}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_networks_that_differ_in_any_setting_are_told_apart(tiny_folder):
     options = ["-m", "experiment=smoke", "name=lr", "model=dit", "steps=[2]", *TINY]
     ended = run(tiny_folder, *options, "train.budget=2", "model.lr=1e-3,2e-3")

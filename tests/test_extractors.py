@@ -3,13 +3,12 @@ and what happens where one is not to be had.
 """
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benches import TINY, run
 from conftest import composed
 from safetensors.torch import load_file, save_file
 
@@ -269,25 +268,14 @@ def test_the_probe_command_prints_one_json_line_per_network(tmp_path, dinov2_fol
         assert 0 <= line["probe_accuracy"] <= 1 and line["images_per_second"] > 0
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_one_row_for_each_extractor_and_the_same_samples_for_both(tmp_path, dinov2_folder):
-    overrides = [
-        "experiment=smoke",
-        "model=unet",
-        "hydra.sweeper.params.model=unet",
-        "steps=[2]",
-        "data.train_images=64",
-        "train.budget=64",
-        "data.reference_images=20",
-        "num_samples=20",
-        f"cache_dir={tmp_path}/cache",
-        f"results_dir={tmp_path}",
-        "features=[local,dinov2]",
-        f"features.dinov2.path={dinov2_folder}",
-    ]
-    command = [sys.executable, "-m", "benchmarks", "run", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    paths = (tmp_path / "smoke" / "records").glob("*.json")
+    both = ["features=[local,dinov2]", f"features.dinov2.path={dinov2_folder}"]
+    smoke = ["experiment=smoke", "model=unet", "steps=[2]", *TINY, "train.budget=2"]
+    ended = run(tmp_path, *smoke, *both)
+    assert ended.code == 0, ended.err
+    results = tmp_path / "results" / "smoke"
+    paths = (results / "records").glob("*.json")
     first, second = (json.loads(path.read_text()) for path in paths)
     assert {first["row"]["features"], second["row"]["features"]} == {"dinov2", "local"}
     assert first["row"]["seconds_per_image"] == second["row"]["seconds_per_image"], "sampled once"
@@ -298,4 +286,4 @@ def test_one_row_for_each_extractor_and_the_same_samples_for_both(tmp_path, dino
         assert fingerprints["features_resize"] and fingerprints["features_dtype"] == "float32"
         assert str(dinov2_folder) not in json.dumps(record), "a machine's folders stay its own"
         assert np.isfinite(record["row"]["fd"]) and record["config"]["features"]
-    assert "FD[dinov2]" in (tmp_path / "smoke" / "summary.md").read_text()
+    assert "FD[dinov2]" in (results / "summary.md").read_text()

@@ -28,7 +28,8 @@ from preloaded import IMPORTED
 from tally import tried
 
 from benchmarks.core.store import ROOT
-from benchmarks.reports import summary
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 KILLS = 60 if ALL else 3
 NOBODY = 65534  # the user who owns nothing
@@ -51,13 +52,6 @@ def rows(folder: Path) -> pd.DataFrame:
 def left_over(folder: Path) -> list[Path]:
     """What a dead process left unfinished."""
     return [path for pattern in ("*.tmp", "*.old") for path in folder.rglob(pattern)]
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Of runs in this process: plots take most of the time of a report."""
-    monkeypatch.setattr(summary, "_figures", lambda report, place: [])
-    monkeypatch.setattr(summary, "_sample_grids", lambda report: [])
 
 
 @pytest.fixture(scope="module")

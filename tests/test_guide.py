@@ -14,6 +14,8 @@ from models.generator import spawn
 from models.options import snapshot_of
 from models.tokens import inverse_cdf
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 LABELS = torch.tensor([0, 3, 1])
 GUIDED = ("unet", "dit", "dit-flow_x0", "unet-heun", "ar", "ar-block4", "masked", "scale")
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CLASSES, ENTRIES, SHAPE, TOKENS, tiny
+from conftest import CLASSES, ENTRIES, PRECISIONS, SHAPE, TOKENS, tiny
 from diffusers.training_utils import EMAModel
 
 from benchmarks.core.errors import BadInput, Diverged
@@ -275,7 +275,7 @@ def compiled_without_code(traced: list):
     return partial(torch.compile, backend=keep)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["unet", "dit", "ar", "any", "masked"])
 def test_a_compiled_training_is_the_same_training(tmp_path, name, precision, monkeypatch):
     """The loss log is that of the run as it is; nothing else is wrapped."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 from benches import TINY, run
@@ -15,6 +16,10 @@ from benchmarks.stages import jointly, tune
 from benchmarks.stages.jointly import sample
 from benchmarks.stages.sample import SamplingConfig
 from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, search
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+LONG = partial(pytest.param, marks=pytest.mark.long)
 
 START = SamplingConfig(steps=4, guidance=1.0, count=8, batch=8, seed=SEED, precision="fp32")
 SCALES = [1.0, 2.0, 4.0]
@@ -238,7 +243,7 @@ def test_the_most_steps_are_always_tuned(tmp_path):
     assert by == {1: 1, 2: 4, 4: 4} and not configured
 
 
-@pytest.mark.parametrize("objective", ["v", "eps", "x0"])
+@pytest.mark.parametrize("objective", ["v", LONG("eps"), LONG("x0")])
 def test_every_objective_can_be_tuned_and_says_what_it_lacks(objective, tmp_path):
     asked = ["model=dit", "steps=[2]", f"model.objective={objective}", "guidance=[]"]
     ended = bench(tmp_path, objective, *asked)
