@@ -84,6 +84,8 @@ def test_presets_sweep_their_families(experiment):
         "hybrids": "unet,unet_conv,uvit,dit",
         "no_codebook": "ar,ar_continuous,ar_scale,masked,masked_continuous",
         "objectives": "unet,dit",
+        "pixels": "dit_pixels",
+        "guides": "unet,dit,ar",
         "tradeoff": every,
         "tradeoff_gpu": every,
         "lr_sweep": every,
@@ -129,6 +131,7 @@ def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
         "data.reference_images=10",
         "num_samples=10",
         "data.image_size=32",
+        "features=local",
         f"cache_dir={tmp_path}",
     ]
 

@@ -296,6 +296,7 @@ def test_commands_run_in_miniature(clone, capfd):
         assert capfd.readouterr().out.strip(), f"{shlex.join(call)} prints nothing"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_readme_s_bench_of_own_images_runs_in_miniature(clone):
     """Like the default bench, which has made `place`, it writes a report."""
     given = [here(word, clone) for word in readme_runs()[1]]
@@ -304,6 +305,7 @@ def test_the_readme_s_bench_of_own_images_runs_in_miniature(clone):
     assert (clone / "results" / "own" / "summary.md").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_examples_of_extending_run_as_they_stand(clone, monkeypatch, capsys):
     """A family, a feature extractor and a data set of one's own, from the blocks of the page."""
     for block in (*blocks(EXTENDING, "python"), *blocks(EXTENDING, "yaml")):

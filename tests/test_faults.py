@@ -324,6 +324,7 @@ def test_a_damaged_file_is_noticed_and_made_again(unbroken, tmp_path, damage):
             pd.testing.assert_frame_equal(rows(folder), expected, obj=where)
 
 
+@pytest.mark.long  # tests/test_train.py damages them in one process
 def test_damage_to_a_checkpoint_starts_over(unbroken, tmp_path):
     folder, log = tmp_path / "bench", tmp_path / "log"
     process = begin(folder, log)

@@ -19,6 +19,7 @@ from benchmarks.reference import commands, plan
 CPU = torch.device("cpu")
 # what the plan's command lines may set: all of it a rehearsal sets again or leaves as it is
 SETTABLE = {
+    "autoencoder",
     "autoencoder.codebook_size",
     "data",
     "data.image_size",
@@ -30,6 +31,7 @@ SETTABLE = {
     "guidance",
     "model",
     "model.denoiser.patch",
+    "model.head",
     "model.lr",
     "num_samples",
     "sample_batch",

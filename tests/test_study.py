@@ -236,6 +236,7 @@ def test_frechet_distances_are_taken_over_the_projection_and_no_other_measure(da
     assert frechet_features(plain, features) is features
 
 
+@pytest.mark.long
 def test_fd_of_the_local_extractor_rises_at_each_level_of_all_that_is_to_raise_it(dataset):
     material = prepare(dataset, 200, lambda images: images)
     (extractor,) = load_extractors(composed("features=local").features)
