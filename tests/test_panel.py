@@ -4,6 +4,7 @@ many on one pair of axes.
 
 import math
 
+import matplotlib.pyplot as plt
 import pytest
 from test_diagnostics import panel_of, record
 
@@ -192,3 +193,14 @@ def test_a_plot_of_guidance_is_of_settings_as_configured(tmp_path, figures):
     assert plots.guidance_plot([panel_of(made_up)], tmp_path) is not None
     (axis,) = figures[0].get_axes()
     assert [text.get_text() for text in axis.texts] == ["1", "2"]
+
+
+def test_ticks_are_formulas_and_names_with_dollars_are_none(tmp_path):
+    figure, axis = plt.subplots()
+    axis.loglog([1, 1e4], [1, 1e4])
+    title = axis.set_title("of $a and $b")
+    plots.save(figure, tmp_path / "x.png")
+    ticks = [*axis.get_xticklabels(), *axis.get_yticklabels()]
+    formulas = [tick for tick in ticks if "$" in tick.get_text()]
+    assert formulas and all(tick.get_parse_math() for tick in formulas)
+    assert not title.get_parse_math()

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
 from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
@@ -34,10 +35,11 @@ from models.dit import PAPER_SIZES, DiT
 from models.generator import GenerativeModel
 
 COLUMNS = ["model", "family", "size", "patch", "latent_shape", "num_classes", "params_m", "gmacs"]
-GROWTH = ["model", "size", "side", "steps", "gflops_per_image", "forward_passes"]
+GROWTH = ["model", "family", "size", "side", "steps", "gflops_per_image", "forward_passes"]
 NUM_CLASSES = 1000
 SIDES = (8, 16, 32, 64)
 STEPS = 16
+CHANNELS = {"dit_pixels": 3 * 4**2}  # a patch of 4 x 4 pixels; latents have four
 ORDER = ["xs", "xs16", "s", "b", "l", "xl"]
 
 
@@ -53,9 +55,14 @@ def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> G
     return model.to("meta").eval()
 
 
-def latents_of(size: str) -> tuple[int, int, int]:
-    """The latents at which a size is counted: those its presets train on."""
-    return (4, 8, 8) if size == "xs" else (4, 16, 16)
+def latents_of(name: str, side: int) -> tuple[int, int, int]:
+    """The shape of the latents that a model is for."""
+    return (CHANNELS.get(name, 4), side, side)
+
+
+def side_of(size: str) -> int:
+    """Of the latents at which a size is counted: those its presets train on."""
+    return 8 if size == "xs" else 16
 
 
 def row(name: str, family: str, size: str, model: GenerativeModel) -> list[object]:
@@ -73,7 +80,7 @@ def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Itera
     for size in sorted(sizes, key=lambda size: (place.get(size, len(ORDER)), size)):
         for name in trained_models():
             family = compose(f"model={name}").model.family
-            model = on_meta(name, size, latents_of(size), codebook_size)
+            model = on_meta(name, size, latents_of(name, side_of(size)), codebook_size)
             yield row(name, family, size, model)
 
 
@@ -85,16 +92,16 @@ def resolutions(
     """
     for side in sides:
         for name in trained_models():
-            model = on_meta(name, size, (4, side, side), codebook_size)
+            model = on_meta(name, size, latents_of(name, side), codebook_size)
+            cfg = compose(f"model={name}", f"size={size}").model
             forward = forward_macs(model)
             if len(model.supported_steps([1, STEPS])) == 2:
                 steps, macs = STEPS, sampling_macs(model, STEPS, 1.0)
             else:
                 # the sum of a raster model's cached steps, each of which would take long to count
                 steps = model.supported_steps(range(1, side**2 + 1))[0]
-                shape = compose(f"model={name}", f"size={size}").model
-                macs = forward - later_macs(shape, side**2)
-            yield [name, size, side, steps, 2 * macs / 1e9, macs / forward]
+                macs = forward - later_macs(cfg, side**2)
+            yield [name, cfg.family, size, side, steps, 2 * macs / 1e9, macs / forward]
 
 
 def later_macs(shape: Any, tokens: int) -> int:
@@ -105,35 +112,43 @@ def later_macs(shape: Any, tokens: int) -> int:
 
 
 def resolution_plot(table: pd.DataFrame, path: Path) -> None:
-    """GFLOPs per image against latent positions, log-log, with lines of slope 1 and 2."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.8))
+    """GFLOPs per image against latent positions, log-log, a family beside another, with lines of
+    slope 1 and 2.
+    """
+    families = table["family"].unique()
+    shape = {"figsize": (3.6 * len(families), 4.8), "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(1, len(families), **shape, layout="constrained")
+    ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()
+    for axis, family in zip(axes[0], families, strict=True):
+        _plot_family(axis, table[table["family"] == family])
+        for slope, line in ((1, ":"), (2, "--")):
+            height = least / 2 * (ends / ends[0]) ** slope
+            axis.plot(ends, height, color="0.5", linestyle=line, label=f"slope {slope}")
+        axis.set(xscale="log", yscale="log", xlabel="latent positions (side squared)")
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        axis.legend(fontsize=7, loc="upper left")
+    axes[0][0].set_ylabel("GFLOPs per image (generator)")
+    figure.suptitle(f"size {table['size'].iloc[0]}: attention's quadratic term", fontsize=9)
+    plots.save(figure, path)
+
+
+def _plot_family(axis: Axes, table: pd.DataFrame) -> None:
+    """The models of a family; those that cost about the same lie on top of each other."""
     for i, (name, rows) in enumerate(table.groupby("model", sort=False)):
         counts = sorted({rows["steps"].min(), rows["steps"].max()})
         label = f"{name}, {'-'.join(str(n) for n in counts)} steps"
-        line = "--" if name == "ar_block" else "-"  # on top of ar
-        marker = MARKERS[i % len(MARKERS)]
-        axis.plot(rows["side"] ** 2, rows["gflops_per_image"], line, marker=marker, label=label)
-    ends, least = np.array([SIDES[0] ** 2, SIDES[-1] ** 2]), table["gflops_per_image"].min()
-    for slope, line in ((1, ":"), (2, "--")):
-        height = least / 2 * (ends / ends[0]) ** slope
-        axis.plot(ends, height, color="0.5", linestyle=line, label=f"slope {slope}")
-    axis.set(xscale="log", yscale="log")
-    axis.set_xlabel("latent positions (side squared)")
-    axis.set_ylabel("GFLOPs per image (generator)")
-    axis.set_title(f"size {table['size'].iloc[0]}: attention's quadratic term", fontsize=9)
-    axis.grid(alpha=0.3, which="both", linewidth=0.5)
-    axis.legend(fontsize=7)
-    plots.save(figure, path)
+        look = {"marker": MARKERS[i % len(MARKERS)], "linestyle": "-" if i % 2 else "--"}
+        axis.plot(rows["side"] ** 2, rows["gflops_per_image"], **look, alpha=0.8, label=label)
 
 
 def discounted(size: str, codebook_size: int) -> str:
     """The AR model's GMACs with causal attention counted as the triangle it needs, n (n + 1) / 2
     pairs for n^2.
     """
-    shape = latents_of(size)
-    model = on_meta("ar", size, shape, codebook_size)
+    side = side_of(size)
+    model = on_meta("ar", size, latents_of("ar", side), codebook_size)
     cfg = compose("model=ar", f"size={size}")
-    macs = forward_macs(model) - later_macs(cfg.model, shape[1] * shape[2])
+    macs = forward_macs(model) - later_macs(cfg.model, side**2)
     return f"ar {size} {macs / 1e9:.4g}"
 
 

@@ -55,6 +55,9 @@ AXES = {
 
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG, atomically."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels(which="both")  # has them written, so that they are seen below
     for text in figure.findobj(Text):
         if TICK not in text.get_text():
             text.set_parse_math(False)  # a dollar in a name begins no formula
