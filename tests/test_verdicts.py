@@ -213,7 +213,7 @@ def test_at_most_twelve_lines_of_which_those_between_networks_are_none_of_the_cu
     assert sum(between in line for line in lines) == {1: 1, 3: 4}[trainings]
     assert sum("budgets differ by a factor of 2" in line for line in lines) == 1
     every = networks + {1: 2, 3: 5}[trainings]
-    left_out = f"{every - 11} more lines on steps are left out."
+    left_out = f"{every - 11} more lines are left out."
     assert lines[-1] == left_out if every > 12 else "left out" not in lines[-1]
 
 

@@ -86,7 +86,7 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
     lines += enough_steps(rows)
     if len(lines) > most:
         left_out = len(lines) - most + 1
-        lines = [*lines[: most - 1], f"{left_out} more lines on steps are left out."]
+        lines = [*lines[: most - 1], f"{left_out} more lines are left out."]
     return lines
 
 

@@ -44,7 +44,7 @@ def _row(row: dict[str, Any], variant: str, tuning: dict[str, Any]) -> list[obje
     first, best = trials[0], trials[tuning["chosen"]]
     changed = [] if best["sampler"] == first["sampler"] else [best["sampler"]]
     changed += [
-        f"{name} {_value(value)}"
+        f"{name} {_value(value)}{_edge(name, value, trials)}"
         for name, value in best["options"].items()
         if value != first["options"][name]
     ]
@@ -61,6 +61,17 @@ def _row(row: dict[str, Any], variant: str, tuning: dict[str, Any]) -> list[obje
         show(best["recall_train"]),
         len(trials),
     ]
+
+
+def _edge(name: str, value: Any, trials: list[dict[str, Any]]) -> str:
+    """Whether a number is the most extreme one that was tried: a better one may lie beyond it."""
+    if not isinstance(value, int | float):
+        return ""
+    numbers = [trial["options"].get(name) for trial in trials]
+    numbers = [number for number in numbers if isinstance(number, int | float)]
+    if value == min(numbers):
+        return ", the lowest tried"
+    return ", the highest tried" if value == max(numbers) else ""
 
 
 def _value(value: Any) -> str:

@@ -50,6 +50,13 @@ def notes(panel: Panel, record: dict) -> list[str]:
     return [f"- {line}" for line in lines]
 
 
+def trained_on(records: list[dict]) -> list[str]:
+    """Where the networks of a panel were trained, which need not be where they were sampled."""
+    where = [record.get("trained_by") or {} for record in records]
+    devices = sorted({machine["device"] for machine in where if machine.get("device")})
+    return [f"Trained on {', '.join(devices)}.", ""] if devices else []
+
+
 def _beside_other_programs(rows: pd.DataFrame) -> list[str]:
     """Warnings that some rows were timed while other programs ran."""
     lines = []

@@ -17,7 +17,7 @@ from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
 from benchmarks.reports import beside, grids, plots
 from benchmarks.reports.chosen import chosen
-from benchmarks.reports.notes import notes, refused
+from benchmarks.reports.notes import notes, refused, trained_on
 from benchmarks.reports.rows import (
     as_text,
     code_versions,
@@ -159,7 +159,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     record = report.by_id[panel.first["run_id"]]
     lines = [f"## {title}", "", *markdown(*measured(panel)), "", *notes(panel, record), ""]
     reason = refused(panel)
-    most = max(3, verdicts.MOST_LINES // len(report.panels))  # of many panels not none
+    answering = sum(not refused(panel) for panel in report.panels)
+    most = max(1, verdicts.MOST_LINES // max(1, answering))  # of many panels not none
     answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel), most)
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
@@ -176,7 +177,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     if rows:
         lines += ["### Beside the DiT paper", "", *markdown(header, rows), ""]
         lines += [*(f"- {line}" for line in words), ""]
-    return [*lines, "### Training", "", *markdown(*trained(panel)), ""]
+    records = [report.by_id[run_id] for run_id in panel.rows["run_id"]]
+    return [*lines, "### Training", "", *trained_on(records), *markdown(*trained(panel)), ""]
 
 
 def _means_of(panel: Panel) -> pd.DataFrame:
