@@ -1,4 +1,4 @@
-"""The report's table of chosen settings, and what a panel says of where its networks were trained."""
+"""The table of chosen settings, and what a panel says of where its networks were trained."""
 
 import pytest
 

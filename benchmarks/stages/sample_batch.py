@@ -19,7 +19,7 @@ from benchmarks.stages.sample import SamplingConfig, seconds_of_a_batch
 from metrics import speed
 from models.generator import GenerativeModel
 
-ON_A_CPU = 128  # fixed, so that rows of one machine compare; 512 gains some (results/reference/performance.md)
+ON_A_CPU = 128  # fixed, for rows that compare; 512 gains some (results/reference/performance.md)
 CANDIDATES = (32, 64, 128, 256, 512, 1024)
 ENOUGH = 1.05  # a batch twice as large must be this much faster, in images per second, to be taken
 TRIAL_STEPS = 8
