@@ -15,7 +15,7 @@ from benchmarks.core.store import read_sealed, write_sealed
 from benchmarks.stages import jointly, tune
 from benchmarks.stages.jointly import sample
 from benchmarks.stages.sample import SamplingConfig
-from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, nearest, search
+from benchmarks.stages.tune import HIGHER, MOST_HIGHER, SEED, Trial, further, nearest, search
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -43,6 +43,11 @@ def by(distance, recall=lambda config: 0.5):
         return Trial(config, distance(config), recall(config))
 
     return score, scored
+
+
+def once(change):
+    """A change that goes no further."""
+    return lambda config, times: change(config) if times == 1 else None
 
 
 def test_the_best_guidance_inside_the_sweep_is_taken_and_nothing_beyond_it_is_tried():
@@ -88,9 +93,9 @@ def test_what_loses_more_than_a_tenth_of_the_unguided_recall_is_not_chosen(lost,
 
 def test_changes_are_tried_on_top_of_the_best_and_stay_where_they_are_better():
     changes = [
-        lambda config: config._replace(sampler="better"),
-        lambda config: config._replace(options=(("worse", 1),)),
-        lambda config: config._replace(precision="best"),
+        once(lambda config: config._replace(sampler="better")),
+        once(lambda config: config._replace(options=(("worse", 1),))),
+        once(lambda config: config._replace(precision="best")),
     ]
     worth = {"better": 1, None: 0}
 
@@ -104,6 +109,36 @@ def test_changes_are_tried_on_top_of_the_best_and_stay_where_they_are_better():
     assert choice.best.config == best
     assert scored[-2].options == (("worse", 1),) and scored[-2].sampler == "better"
     assert choice.summary()["chosen"] == len(choice.trials) - 1
+
+
+@pytest.mark.parametrize("best, tried", [(1.0, [0.9]), (0.9, [0.9, 0.8]), (0.5, [0.9, 0.8, 0.7])])
+def test_a_number_that_is_better_is_followed_until_it_is_worse_or_thrice_as_far(best, tried):
+    def cooler(config: SamplingConfig, times: int) -> SamplingConfig:
+        return config._replace(options=(("temperature", 1 - times / 10),))
+
+    def temperature(config: SamplingConfig) -> float:
+        return dict(config.options).get("temperature", 1.0)
+
+    score, scored = by(lambda config: abs(temperature(config) - best))
+    choice = search(score, START, [1.0], [cooler], 0.9)
+    assert [temperature(config) for config in scored[1:]] == pytest.approx(tried)
+    assert temperature(choice.best.config) == pytest.approx(max(best, 0.7))
+
+
+@pytest.mark.parametrize(
+    "options, times, reached",
+    [
+        ({"temperature": 0.9}, 2, {"temperature": 0.81}),
+        ({"shift": 2.0}, 3, {"shift": 8.0}),
+        ({"choice_temperature": 9.0}, 2, {"choice_temperature": 18.0}),
+        ({"guidance_interval": [0.1, 0.9]}, 2, None),
+        ({"schedule": "arccos"}, 2, None),
+        ({}, 2, None),
+    ],
+)
+def test_a_setting_goes_further_in_equal_ratios_where_it_is_one_number(options, times, reached):
+    defaults = {"temperature": 1.0, "shift": 1.0, "choice_temperature": 4.5, "schedule": "cosine"}
+    assert further(options, defaults, times) == reached
 
 
 def test_samples_that_are_not_finite_are_never_chosen():

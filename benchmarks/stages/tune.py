@@ -3,7 +3,7 @@
 Every model has the same search, which starts from the model's own defaults. Each scale of
 `tune.guidance` is tried; where the highest is the best, higher ones follow. Then each change that
 `conf/model` lists under `tune` is tried on top of the best so far, and stays where it is better.
-Only guidance is looked for beyond what is listed.
+A number that is better is followed further, in equal ratios: 0.9 and then 0.81 of the default.
 
 The best is what is closest to training images passed through the autoencoder (`fd_generator_train`
 of the first feature extractor), among what keeps enough of the unguided samples' recall, so that
@@ -34,6 +34,7 @@ from benchmarks.stages.sample import SamplingConfig
 SEED = -1  # of the trials' samples; seeds that are reported are from 0 up
 HIGHER = 1.5  # what the highest scale is multiplied by where it is the best
 MOST_HIGHER = 4  # so often at most
+MOST_FURTHER = 3  # how often a change may be made at most, each time on top of the last
 
 
 class Trial(NamedTuple):
@@ -75,6 +76,8 @@ class NotTried(Exception):
 
 
 Score = Callable[[SamplingConfig], Trial]
+# a sampling config with a setting changed once, or further; None where it goes no further
+Change = Callable[[SamplingConfig, int], SamplingConfig | None]
 
 
 def wanted(cell: Cell) -> bool:
@@ -147,7 +150,7 @@ def search(
     score: Score,
     start: SamplingConfig,
     guidance: Sequence[float],
-    changes: Sequence[Callable[[SamplingConfig], SamplingConfig]],
+    changes: Sequence[Change],
     least_recall: float,
     supports: Callable[[float], bool] = lambda scale: True,
 ) -> Choice:
@@ -174,7 +177,13 @@ def search(
             break
         trials.append(score(start._replace(guidance=highest * HIGHER)))
     for change in changes:
-        trials.append(score(change(best().config)))
+        for times in range(1, MOST_FURTHER + 1):
+            changed = change(best().config, times)
+            if changed is None:
+                break
+            trials.append(score(changed))
+            if best() is not trials[-1]:
+                break
     return Choice(best(), trials)
 
 
@@ -236,24 +245,48 @@ def _listed(cell: Cell) -> list[dict[str, Any]]:
     return changes
 
 
-def _change(cell: Cell, settings: dict[str, Any]) -> Callable[[SamplingConfig], SamplingConfig]:
+def _change(cell: Cell, settings: dict[str, Any]) -> Change:
     """A function that makes a change to a sampling config, keeping its other settings.
 
     Raises BadInput for a value out of range.
     """
     options = {name: value for name, value in settings.items() if name != "sampler"}
+    defaults = dict(cell.model.sampler_defaults)
 
-    def changed(config: SamplingConfig) -> SamplingConfig:
+    def changed(config: SamplingConfig, times: int = 1) -> SamplingConfig | None:
         sampler = settings.get("sampler", config.sampler)
+        reached = options if times == 1 else further(options, defaults, times)
+        if reached is None:
+            return None
         try:
-            cell.model.set_sampler(sampler, **dict(config.options) | options)
+            cell.model.set_sampler(sampler, **dict(config.options) | reached)
         except (ValueError, TypeError) as error:
+            if times > 1:  # out of the setting's range
+                return None
             raise BadInput(f"model={cell.cfg.model.name}, tune {settings}: {error}") from None
         refuse_missing_snapshot(cell.model.sampler_options, cell.cfg)
         return config._replace(**sampler_settings(cell.model))
 
     changed(cell.unguided[0])  # refused now, not after hours of training
     return changed
+
+
+def further(
+    options: dict[str, Any], defaults: dict[str, Any], times: int
+) -> dict[str, float] | None:
+    """A setting so many times as far from its default, in equal ratios; None for what is no single
+    positive number.
+    """
+    if len(options) != 1:
+        return None
+    [(name, value)] = options.items()
+    if not (_is_positive(value) and _is_positive(defaults.get(name))):
+        return None
+    return {name: float(f"{defaults[name] * (value / defaults[name]) ** times:.3g}")}
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _tried(cell: Cell, config: SamplingConfig) -> dict[str, Any]:
