@@ -33,7 +33,7 @@ from models.unet import UNet
 from models.uvit import UViT
 
 ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
-# every other precision of a test that is made in both: bf16 is what most machines train in
+# of tests made in both: float32 in `make test-long` only
 PRECISIONS = [pytest.param("fp32", marks=pytest.mark.long), "bf16"]
 SHAPE, CLASSES, ENTRIES = (4, 8, 8), 5, 64
 TOKENS = SHAPE[1] * SHAPE[2]

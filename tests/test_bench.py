@@ -3,7 +3,6 @@ kill.
 """
 
 import json
-import math
 import signal
 import time
 from pathlib import Path
@@ -345,12 +344,3 @@ def test_results_json_alone_holds_all_records(smoke):
     (folder / "records").rename(folder / "moved")
     assert records.read(folder) == whole
     (folder / "moved").rename(folder / "records")
-
-
-def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
-    row = {"run_id": "x", "model": "dit", "data": "d", "fd": math.nan, "status": "failed"}
-    records.write(tmp_path, row, extra=[math.inf])
-    (record,) = records.read(tmp_path)
-    assert record["row"]["fd"] is None and record["extra"] == [None]
-    with pytest.raises(ValueError, match="fid_score"):
-        records.write(tmp_path, {"run_id": "y", "fid_score": 1.0})

@@ -15,20 +15,13 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from benchmarks.__main__ import COMMANDS
 from benchmarks.core.session import session
-from benchmarks.core.settings import (
-    check,
-    compose,
-    config_names,
-    trained_models,
-    with_preset,
-)
+from benchmarks.core.settings import check, compose, config_names, with_preset
 from benchmarks.images import import_export, procedural
 from benchmarks.reference.commands import stand_in
 from benchmarks.stages.cell import sampling_grid
@@ -334,28 +327,3 @@ def test_the_examples_of_extending_run_as_they_stand(clone, monkeypatch, capsys)
         row = (clone / "results" / mine / "results.csv").read_text().splitlines()[1]
         assert mine in row.split(",")
     assert "FD[colours]" in capsys.readouterr().out
-
-
-SIZES = ["xs", "xs16", "s", "b", "l", "xl"]
-COST_TABLES = [
-    ("GMACs of one evaluation", "cost.csv", "size", "gmacs", SIZES),
-    ("Millions of parameters", "cost.csv", "size", "params_m", SIZES),
-    ("GFLOPs of one image", "resolution.csv", "side", "gflops_per_image", [8, 16, 32, 64]),
-]
-
-
-@pytest.mark.parametrize("title, file, across, column, heads", COST_TABLES)
-def test_tables_of_costs_are_those_of_the_committed_counts(title, file, across, column, heads):
-    counted = pd.read_csv(ROOT / "results" / "reference" / "cost" / file)
-    if file == "cost.csv":  # without the paper's models
-        counted = counted[counted["latent_shape"] != "4x32x32"]
-    wide = counted.pivot(index="model", columns=across, values=column)
-    page = (ROOT / "docs" / "models.md").read_text()
-    lines = page[page.index(title) :].split("\n\n")[1].splitlines()[2:]
-    told = {}
-    for line in lines:
-        names, *cells = line.strip("| ").split(" | ")
-        told |= {name.strip("`"): [float(cell) for cell in cells] for name in names.split(", ")}
-    assert sorted(told) == trained_models()
-    for name, numbers in told.items():
-        assert numbers == pytest.approx(wide.loc[name, heads].tolist(), rel=0.005), name

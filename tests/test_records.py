@@ -1,6 +1,7 @@
 """One bad record never takes the report, and nothing that was changed goes into a table."""
 
 import json
+import math
 
 import pytest
 
@@ -74,3 +75,12 @@ def test_every_flipped_byte_of_a_sealed_file_is_noticed(tmp_path):
 def test_a_seal_is_of_what_json_reads_back():
     assert is_sealed(json.loads(json.dumps(seal({"a": (1, 2), 3: 0.1}))))
     assert not is_sealed(seal({"a": 1}) | {"b": 2}) and not is_sealed(["a"])
+
+
+def test_records_hold_no_words_json_lacks_and_no_unknown_columns(tmp_path):
+    row = {"run_id": "x", "model": "dit", "data": "d", "fd": math.nan, "status": "failed"}
+    records.write(tmp_path, row, extra=[math.inf])
+    (record,) = records.read(tmp_path)
+    assert record["row"]["fd"] is None and record["extra"] == [None]
+    with pytest.raises(ValueError, match="fid_score"):
+        records.write(tmp_path, {"run_id": "y", "fid_score": 1.0})

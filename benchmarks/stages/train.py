@@ -63,10 +63,9 @@ def train(
     """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends
     with its EMA weights.
 
-    Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns what is also
-    written to `folder/train.json`. `compile_file` keeps what compiling took. Raises Diverged where
-    the loss is not finite or ends above that of untrained weights, and OutOfTime, leaving a
-    checkpoint, after `stop_at` (epoch).
+    Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns what is in
+    `folder/train.json`. `compile_file` keeps what compiling took. Raises Diverged where the loss is
+    not finite or ends above untrained weights', and OutOfTime after `stop_at`, at a checkpoint.
     """
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
