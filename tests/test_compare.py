@@ -443,6 +443,16 @@ def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
         records.read(tmp_path)
 
 
+def test_the_generator_costs_apart_from_the_decoder(tmp_path):
+    """A generator four times as dear makes an image twice as dear where the decoder costs 2."""
+    for side, generator in (("a", 1.0), ("b", 4.0)):
+        whole = 2 * (generator + 2.0)
+        _record(tmp_path / side, 4.0, gmacs_generator=generator, gflops_per_image=whole)
+    sides = [records.read(tmp_path / side) for side in "ab"]
+    lines, _ = comparison.table(compare.match(*sides)[0])
+    assert lines[2].split(" | ")[-3:-1] == ["4", "2"]
+
+
 def test_seconds_of_two_machines_are_not_compared(tmp_path):
     for side, device in (("a", "one CPU"), ("b", "another CPU")):
         _record(tmp_path / side, 4.0, device=device)

@@ -49,7 +49,9 @@ def test_what_is_short_broken_or_there_twice_is_said(root):
 
 def test_doctor_ends_with_one_line_where_a_bench_would_fail(tmp_path):
     (tmp_path / "empty").mkdir()
-    ended = command("doctor", "data=imagefolder", f"data.path={tmp_path / 'empty'}")
+    sweep = ("-m", "seed=0,1")  # as a preset is: its cells have one machine
+    ended = command("doctor", *sweep, "data=imagefolder", f"data.path={tmp_path / 'empty'}")
+    assert ended.out.count(" device ") == 1
     assert ended.code == 1 and "! images" in ended.out and "no class folders" in ended.out
     assert "preset cpu" in ended.out  # it looks for as many images as a bench would
     (line,) = ended.err.splitlines()

@@ -7,6 +7,7 @@ The preset is the one that a bench would take, `cpu` or `gpu`. Nothing is traine
 exit code is 1 where a bench would fail, or its numbers mislead.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,22 +15,28 @@ from omegaconf import DictConfig
 
 from benchmarks.core import machine
 from benchmarks.core.cli import run_hydra
-from benchmarks.core.machine import as_lines
+from benchmarks.core.machine import Finding, as_lines
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, with_preset
 from benchmarks.images.inspect import inspect_images
 
 
 def examine(cfg: DictConfig) -> None:
-    """Print every finding."""
+    """Print every finding, once where cells of a sweep have the same."""
     check(cfg)
-    findings = machine.everything(Path(cfg.cache_dir), Path(cfg.results_dir))
+    findings = _of_machine(Path(cfg.cache_dir), Path(cfg.results_dir))
     if cfg.data.source == "imagefolder":
-        findings += inspect_images(cfg.data, num_samples=cfg.num_samples)
-    print("\n".join(as_lines(findings)))
+        findings = findings + inspect_images(cfg.data, num_samples=cfg.num_samples)
+    for line in as_lines(findings):
+        session.print_once(line)
     bad = [finding.topic for finding in findings if finding.bad]
     if bad:
         session.complain(f"look at: {', '.join(bad)} (marked ! above)")
+
+
+@functools.cache  # a preset is a sweep, and all its cells have one machine
+def _of_machine(cache: Path, results: Path) -> list[Finding]:
+    return machine.everything(cache, results)
 
 
 def main(argv: Sequence[str]) -> None:

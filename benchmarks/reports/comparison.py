@@ -38,9 +38,13 @@ HEADER = [
     "interval over",
     "B is",
     "label accuracy, B - A",
+    "GFLOPs B/A, generator",
     "GFLOPs B/A, decoder included",
     "seconds B/A",
 ]
+# of which a group of rows shows the mean
+COSTS = ("gmacs_generator", "gflops_per_image")
+MEANS = ("fd_generator", "fd", *COSTS, "seconds_per_image")
 OTHER_MACHINE = "other machine"  # in place of seconds
 UNLIKE, REFUSED = "not comparable", "refused"  # where there is no verdict at all
 VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, UNLIKE, REFUSED)
@@ -71,7 +75,8 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
         verdicts[verdict] += 1
         distances = [side.get(name) for side in (first, second)]
         values = [*distances, *_relative(difference), verdict, _accuracy(accuracy)]
-        costs = [_ratio(first, second, "gflops_per_image"), _seconds_ratio(group, first, second)]
+        costs = [_ratio(first, second, column) for column in COSTS]
+        costs.append(_seconds_ratio(group, first, second))
         title = distance_title(first["features"], name == "fd_generator")
         rows.append([*names, title, *values, *costs])
     return markdown(HEADER, rows), verdicts
@@ -125,7 +130,7 @@ def _means(side: list[Record]) -> dict[str, Any]:
     """The first's row with the means of what is compared."""
     rows = [record["row"] for record in side]
     means = {}
-    for name in ("fd_generator", "fd", "gflops_per_image", "seconds_per_image"):
+    for name in MEANS:
         if all(row.get(name) is not None for row in rows):
             means[name] = statistics.mean(row[name] for row in rows)
     return rows[0] | means
