@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from benchmarks.core import team
 from benchmarks.core.errors import BadInput
+from benchmarks.core.session import Session
 from benchmarks.core.store import ROOT
 from benchmarks.run import refuse_within_a_team
 
@@ -24,10 +26,12 @@ BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precisio
 BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
 
 
-def launched(folder: Path, *overrides: str, processes: int = 2) -> subprocess.Popen:
-    """A bench on several processes of this machine, by torchrun."""
+def launched(
+    folder: Path, *overrides: str, program: Sequence[str] = ("-m", "benchmarks")
+) -> subprocess.Popen:
+    """A bench on two processes of this machine, by torchrun."""
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    call += ["--nproc_per_node", str(processes), "-m", "benchmarks", "run", "device=cpu"]
+    call += ["--nproc_per_node", "2", *program, "run", "device=cpu"]
     call += [f"cache_dir={folder}/cache", f"results_dir={folder}/results", *overrides]
     return subprocess.Popen(
         call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
@@ -89,6 +93,19 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BadInput, match="2 processes on this machine and 1 GPU"):
         team.start()
+
+
+def test_after_an_error_that_the_others_did_not_have_the_run_ends(monkeypatch, capsys):
+    """It is raised where it can be recorded; what all would do together next is not begun."""
+    monkeypatch.setattr(team, "size", lambda: 2)
+    monkeypatch.setattr(team.dist, "broadcast_object_list", lambda *args, **options: None)
+    monkeypatch.setattr(team, "session", Session())
+    with pytest.raises(ZeroDivisionError):
+        team.together(0, lambda own: 1 / own)
+    with pytest.raises(SystemExit) as ended_by:
+        team.together(1, lambda own: pytest.fail("begun"))
+    assert ended_by.value.code == 1
+    assert "all 2 processes end" in capsys.readouterr().err
 
 
 # --- a whole cell
@@ -175,3 +192,36 @@ def test_what_cannot_be_is_one_line_from_two_processes(tmp_path):
     lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
     assert code == 1 and len(lines) == 1, err
     assert "train.batch=5 cannot be divided among 2 processes" in lines[0]
+
+
+BREAKS = """\
+import os
+from benchmarks.__main__ import main
+from benchmarks.stages import jointly
+
+def breaks(*args, **options):
+    raise ValueError("made up")
+
+if os.environ["RANK"] == "0":
+    jointly.sample_images = breaks
+main()
+"""
+
+
+@pytest.mark.long
+def test_an_error_of_the_first_process_alone_is_a_row_and_ends_all(one, tmp_path):
+    shutil.copytree(one / "cache", tmp_path / "cache")
+    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
+        path.unlink()
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "breaks.py")])
+    code, _, err = ended(process)
+    assert code == 1 and "all 2 processes end" in err, err[-3000:]
+    rows = pd.read_csv(tmp_path / "results/team/results.csv")
+    assert rows.status.tolist() == ["failed"], "the second was not begun"
+    assert launched_again(tmp_path) == 0
+
+
+def launched_again(folder: Path) -> int:
+    """The exit code of the same bench, with nothing broken."""
+    return ended(launched(folder, *BENCH, "model=dit"))[0]

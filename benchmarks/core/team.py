@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.core.environment import RANKS
 from benchmarks.core.errors import BadInput, Diverged, OutOfTime
-from benchmarks.core.session import in_words, session
+from benchmarks.core.session import session
 from metrics import speed
 
 Value = TypeVar("Value")
@@ -79,23 +79,24 @@ def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
     once; its value here.
 
     `task` is a function of a module, and `args` can be pickled. What it raises of COMMON is raised
-    everywhere. Anything else leaves the others waiting, so that the run has to end.
+    everywhere. Anything else leaves the others waiting: it is raised here, to be recorded, and the
+    run ends where all would have to work together again.
     """
     if size() == 1:
         return task(own, *args)
     if not leads():
         raise RuntimeError("it follows, and has to do what the leader did")
+    if session.team_lost:
+        session.complain(f"all {size()} processes end after that; the same command goes on")
+        session.finish()
     dist.broadcast_object_list([(task, args)], src=0, device=CPU)
     try:
         return task(own, *args)
     except COMMON:
         raise
-    except BaseException as error:
+    except BaseException:
         session.team_lost = True
-        if not isinstance(error, Exception):
-            raise
-        session.complain(f"{in_words(error)}; all {size()} processes end, the same command goes on")
-        session.finish()
+        raise
 
 
 def follow() -> None:
