@@ -15,7 +15,6 @@ from benchmarks.images import procedural
 from metrics.features import LocalFeatures
 from models.autoencoder import Autoencoder
 
-
 SHIPPED = ROOT / "models" / "weights"
 LATENTS = ("autoencoder", "codebook")
 
