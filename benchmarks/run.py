@@ -255,12 +255,13 @@ def main(argv: Sequence[str]) -> None:
     """Run the cells, then print each report once."""
     speed.keep_memory()
     team.start()
+    # asked now: the code that runs is the code there is now, whatever is pulled while it runs
+    team.agree_on(argv, git_state()["git_sha"])
     refuse_within_a_team(argv)
     if not team.leads():
         team.follow()
         return
     began = time.perf_counter()
-    git_state()  # the code that runs is the code there is now, whatever is pulled while it runs
     try:
         run_hydra("run", __doc__, run_cell, with_preset(argv))
     finally:

@@ -233,6 +233,12 @@ def _load_part(folder: Path, name: str, named: Any, dtype: torch.dtype) -> Any:
     kind = getattr(diffusers, str(kind_name), None) if library == "diffusers" else None
     if not (inspect.isclass(kind) and issubclass(kind, ModelMixin | SchedulerMixin)):
         raise ValueError(f"its {name} is {named}, no network or scheduler of diffusers")
+    weights = folder / name
+    if not issubclass(kind, SchedulerMixin) and not any(weights.glob("*.safetensors")):
+        raise ValueError(
+            f"its {name} has no safetensors; where you trust the file, load it with diffusers "
+            "elsewhere and write it anew with save_pretrained(..., safe_serialization=True)"
+        )
     try:
         if issubclass(kind, SchedulerMixin):
             return kind.from_pretrained(folder / name, local_files_only=True)

@@ -283,7 +283,7 @@ def with_code(folder):
         (in_index(transformer=["transformers", "CLIPTextModel"]), "no network or scheduler"),
         (of_another_architecture, "its transformer has another network's weights"),
         (without_a_weight, "its vae has another network's weights"),
-        (pickled, "its transformer: .*safetensors"),
+        (pickled, "its transformer has no safetensors; .*safe_serialization=True"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "cannot be read"),
     ],
 )

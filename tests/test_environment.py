@@ -47,6 +47,14 @@ def test_settings_of_a_launcher_are_taken_out_and_named(monkeypatch, capsys):
     assert line in capsys.readouterr().out
 
 
+def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    environment.refuse_foreign_settings()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(BadInput, match="ACCELERATE_USE_FSDP is set: models that are divided"):
+        environment.refuse_foreign_settings()
+
+
 # --- the faster precision
 
 

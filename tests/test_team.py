@@ -25,13 +25,19 @@ from benchmarks.run import refuse_within_a_team
 BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
 BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
 
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCHERS = {"torchrun": TORCHRUN, "accelerate launch": ACCELERATE}
+
 
 def launched(
-    folder: Path, *overrides: str, program: Sequence[str] = ("-m", "benchmarks")
+    folder: Path,
+    *overrides: str,
+    launcher: Sequence[str] = TORCHRUN,
+    program: Sequence[str] = ("-m", "benchmarks"),
 ) -> subprocess.Popen:
-    """A bench on two processes of this machine, by torchrun."""
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    call += ["--nproc_per_node", "2", *program, "run", "device=cpu"]
+    """A bench on two processes of this machine."""
+    call = [sys.executable, "-m", *launcher, *program, "run", "device=cpu"]
     call += [f"cache_dir={folder}/cache", f"results_dir={folder}/results", *overrides]
     return subprocess.Popen(
         call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
@@ -130,8 +136,10 @@ def test_passes_of_a_batch_train_as_one(one, tmp_path):
 
 
 @pytest.mark.long
-def test_two_processes_train_sample_and_score_as_one(one, tmp_path):
-    code, out, err = ended(launched(tmp_path, *BENCH, "model=dit"))
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_sample_and_score_as_one(one, tmp_path, launcher):
+    process = launched(tmp_path, *BENCH, "model=dit", launcher=LAUNCHERS[launcher])
+    code, out, err = ended(process)
     assert code == 0, err[-3000:]
     assert out.count("seconds spent:") == 1, "the leader alone prints"
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
@@ -206,6 +214,27 @@ if os.environ["RANK"] == "0":
     jointly.sample_images = breaks
 main()
 """
+
+
+OTHERWISE = """\
+import os, sys
+from benchmarks.__main__ import main
+
+if os.environ["RANK"] == "1":
+    sys.argv.append("seed=7")
+main()
+"""
+
+
+@pytest.mark.long
+def test_processes_that_were_asked_for_different_things_end_in_one_line(tmp_path):
+    (tmp_path / "otherwise.py").write_text(OTHERWISE)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "otherwise.py")])
+    code, _, err = ended(process)
+    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
+    assert code == 1 and len(lines) == 1, err
+    assert "processes see different arguments or commits" in lines[0]
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.long

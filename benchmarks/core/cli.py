@@ -44,6 +44,7 @@ def run_hydra(
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")  # a traceback, of a cell too
 
     job = Job(task, full_error=asked)
+    session.job_name = job.name
     composed = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     # Hydra's own parser, too, says in one line what it does not take
     argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]

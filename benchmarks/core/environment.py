@@ -36,6 +36,8 @@ PACKAGES = (
 OF_LAUNCHERS = ("ACCELERATE_", "FSDP_")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# of accelerate: each process would hold a part of the model
+SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 # name -> the value that leaves float32 as it is
 CHANGE_NUMBERS = {
     "NVIDIA_TF32_OVERRIDE": "0",
@@ -123,6 +125,12 @@ def refuse_foreign_settings() -> None:
     for name, harmless in CHANGE_NUMBERS.items():
         if os.environ.get(name, harmless) not in ("", harmless):
             raise BadInput(f"{name} is set: it changes the precision of float32; unset it")
+    for name in SHARDED:
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise BadInput(
+                f"{name} is set: models that are divided among GPUs are not supported; each "
+                "process holds the whole model, so launch without it"
+            )
     launched = [name for name in os.environ if name in RANKS or name.startswith(OF_LAUNCHERS)]
     for name in launched:
         del os.environ[name]

@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from benchmarks.core.environment import variable
+from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.core.store import read_json, write_json
 
@@ -43,6 +44,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> None:
         elsewhere = _this_process() != self.launched_by
         if elsewhere:
+            _refuse_another_disk(_outcomes(Path(HydraConfig.get().sweep.dir), self.name))
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
             session.guard(self.task, cfg)
@@ -50,6 +52,17 @@ class Job:
             host, number = _this_process()
             folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
             write_json(folder / f"{host}-{number}.json", session.outcome())
+
+
+def _refuse_another_disk(folder: Path) -> None:
+    """Raises BadInput where the folder that the launching process made is not seen: what is done
+    here would be lost.
+    """
+    if not folder.is_dir():
+        raise BadInput(
+            f"{socket.gethostname()} does not see {folder.parent}, which the launching process "
+            "made: results_dir and cache_dir must be on a disk that all machines share"
+        )
 
 
 def take_card(folder: Path) -> None:
@@ -75,6 +88,8 @@ class NoteSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         session.sweep_folder = Path(config.hydra.sweep.dir)
+        if session.job_name:
+            _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True, exist_ok=True)
 
 
 def merge_outcomes(job: Job) -> None:

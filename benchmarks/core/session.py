@@ -50,6 +50,7 @@ class Session:
     checked: set[tuple] = field(default_factory=set)
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
     sweep_folder: Path | None = None  # of a sweep, for its launcher
+    job_name: str = ""  # of what a launcher may run elsewhere
     # of a process in a team: networks and cells like the leader's, by their keys
     from_leader: dict[str, Any] = field(default_factory=dict)
     card: Any = None  # the lock on the GPU that this process, of a launcher, took for itself

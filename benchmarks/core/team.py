@@ -6,7 +6,7 @@ wait for its calls and do their share of what all do at once. They need the same
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -72,6 +72,20 @@ def start() -> None:
         dist.init_process_group("gloo", timeout=PATIENCE)
     for name in RANKS:  # what is started from here on is no part of the team
         os.environ.pop(name, None)
+
+
+def agree_on(arguments: Sequence[str], commit: str | None) -> None:
+    """All must have been started alike, or the leader's call would do something else elsewhere.
+
+    Raises BadInput in the leader where they were not; the others end without a word.
+    """
+    try:
+        same((list(arguments), commit), "arguments or commits")
+    except BadInput:
+        if leads():
+            session.team_lost = True  # nobody waits to be dismissed
+            raise
+        sys.exit(0)  # else torchrun would end the leader before it can speak
 
 
 def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
@@ -144,7 +158,9 @@ def same(value: Value, what: str) -> Value:
     leaders: list[Any] = [value]
     dist.broadcast_object_list(leaders, src=0, device=CPU)
     if anywhere(leaders[0] != value):
-        raise BadInput(f"processes see different {what}: all need the same files and cache_dir")
+        raise BadInput(
+            f"processes see different {what}: all need the same command, files and cache_dir"
+        )
     return value
 
 
