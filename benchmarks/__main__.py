@@ -6,8 +6,6 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from benchmarks.core.session import session  # begins to count the seconds of this call
-
 # command -> the module whose `main(arguments)` it is, what it does
 COMMANDS = {
     "run": ("run", "train, sample, score and report: a cell or a Hydra sweep"),
@@ -42,7 +40,18 @@ def usage() -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    listen()  # before anything that takes long to import
+    try:
+        run(sys.argv[1:])
+    except (KeyboardInterrupt, Terminated) as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard
+        name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
+        print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + number)  # as a shell counts it
+
+
+def run(arguments: list[str]) -> None:
+    """The command that the arguments begin with."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
@@ -52,15 +61,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal may lack letters that a class has
             stream.reconfigure(errors="backslashreplace")
-    listen()
+    from benchmarks.core.session import session  # begins to count the seconds of this call
+
     module, _ = COMMANDS[arguments[0]]
-    try:
-        session.guard(import_module(f"benchmarks.{module}").main, arguments[1:])
-    except (KeyboardInterrupt, Terminated) as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard
-        name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
-        print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
-        sys.exit(128 + number)  # as a shell counts it
+    session.guard(import_module(f"benchmarks.{module}").main, arguments[1:])
     session.finish()
 
 

@@ -60,7 +60,8 @@ def run_cell(cfg: DictConfig) -> None:
     """The whole way of an image, once: prepare, train, sample, score, record, report."""
     check(cfg)
     check_writable(results_folder(cfg), "results_dir")
-    if not session.printed:  # nothing yet: the first cell of this call
+    if not session.begun:  # the first cell of this call
+        session.begun = True
         lines = machine.as_lines(machine.headlines(Path(cfg.cache_dir), Path(cfg.results_dir)))
         session.print_once("\n".join(lines))
         tidy(Path(cfg.cache_dir))

@@ -116,7 +116,7 @@ def test_budgets_are_matched_with_their_own(tmp_path):
     assert len(compare.match(*(records.read(tmp_path / folder) for folder in ("c", "d")))[0]) == 1
 
 
-def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
+def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path, capsys):
     """Columns that are not today's would be lost in silence."""
     _record(tmp_path, 9.0)
     path = next((tmp_path / "records").glob("*.json"))
@@ -125,6 +125,9 @@ def test_records_of_another_version_are_named_and_not_read_in_part(tmp_path):
     write_sealed(path, stored)
     with pytest.raises(BadInput, match=r"another version of the suite \(columns fd_sd\); remove"):
         records.read(tmp_path)
+    _record(tmp_path, 8.0, steps=4)
+    assert [record["row"]["steps"] for record in records.read(tmp_path)] == [4]
+    assert f"1 record(s) are left out, e.g. {path}" in capsys.readouterr().out
 
 
 def test_the_generator_costs_apart_from_the_decoder(tmp_path):

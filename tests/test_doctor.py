@@ -47,6 +47,20 @@ def test_what_is_short_broken_or_there_twice_is_said(root):
     assert findings["left out"].found == "1 hidden (.hidden)"
 
 
+def test_twins_of_a_class_are_bad_where_images_are_set_aside_from_training(tmp_path):
+    """One may be trained on, the other held out."""
+    folder = make(tmp_path, *(f"{name}/{i}.png" for name in ("ant", "bee") for i in range(6)))
+    assert not found(folder)["twice"].bad
+    (folder / "ant" / "copy.png").write_bytes((folder / "ant" / "0.png").read_bytes())
+    assert found(folder)["twice"].bad
+
+
+def test_a_reference_of_training_images_takes_none_of_them_away(root):
+    cfg = folder_config(root, reference_images=8, reference_from="train")
+    findings = {one.topic: one for one in inspect_images(cfg, num_samples=4)}
+    assert not findings["images"].bad and "8 train" in findings["images"].found
+
+
 def test_doctor_ends_with_one_line_where_a_bench_would_fail(tmp_path):
     (tmp_path / "empty").mkdir()
     sweep = ("-m", "seed=0,1")  # as a preset is: its cells have one machine

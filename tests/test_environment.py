@@ -215,10 +215,13 @@ def test_what_dead_processes_left_goes_and_what_others_make_stays(tmp_path):
         f".b.{machine}.{dead.pid}.old": False,
         f".a.json.{machine}.{os.getpid()}.tmp": True,
         f".a.json.elsewhere.{dead.pid}.tmp": True,
+        f".old.json.elsewhere.{dead.pid}.tmp": False,  # of a week ago
         ".hidden": True,
     }
     for name in names:
         (tmp_path / name).mkdir() if name.endswith("old") else (tmp_path / name).touch()
+        if name.startswith(".old"):
+            os.utime(tmp_path / name, (0, 0))
     with atomic_file(tmp_path / "new") as path:
         path.write_text("x")
     assert {name: (tmp_path / name).exists() for name in names} == names
@@ -255,4 +258,9 @@ def test_a_folder_with_results_of_someone_else_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"holds results\.csv, but no records of this suite"):
         records.refuse_foreign(tmp_path)
     (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "1.json").write_text('{"temperature": 20}')
+    (tmp_path / "results.json").write_text('{"mine": 1}')
+    with pytest.raises(BadInput, match="no records of this suite"):
+        records.refuse_foreign(tmp_path)
+    (tmp_path / "records" / "2.json").write_text('{"row": {}}')
     records.refuse_foreign(tmp_path)

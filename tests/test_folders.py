@@ -74,6 +74,7 @@ REFUSED = {
     "two of one": (["train/ant/a.png", "Training/ant/b.png"], "both stand for train"),
     "one level up": (["set/train/ant/a.png", "set/val/ant/b.png"], "set holds train"),
     "splits in classes": (["ant/train/a.png", "ant/test/b.png"], "ant holds test"),
+    "splits in train": (["train/train/ant/a.png", "train/val/ant/b.png"], "train holds train"),
     "flat held-out": (["train/ant/a.png", "val/b.png", "val/c.png"], "the 2 images in val lie in"),
     "flat train": (["train/a.png", "val/b.png"], "train has no class folders"),
 }
@@ -113,10 +114,12 @@ def test_tiny_imagenet_as_published_has_its_held_out_images(tmp_path, file, line
     labels = {"val_0": "n02", "val_1": "n01", "val_2": "n09"}
     text = "".join(line.format(name=name, label=label) for name, label in labels.items())
     (root / "val" / file).write_text("ImageId,PredictionString\n" + text)
+    (root / "val" / ".old.txt").write_text("val_0 n01\nval_1 n02\n")
     classes, entries, left_out = list_folder(root)
     held_out = {entry.name: classes[entry.label] for entry in entries if entry.held_out}
     assert held_out == {"val/images/val_0.JPEG": "n02", "val/images/val_1.JPEG": "n01"}
     assert "1 held-out image of no training class (val_2.JPEG)" in left_out
+    assert file not in left_out, "it was used"
 
 
 # --- files
@@ -126,10 +129,11 @@ def test_hidden_files_and_other_files_are_counted_by_both_listers(tmp_path, caps
     root = make(tmp_path, "ant/a.png", "ant/b.JPEG", "ant/.ipynb_checkpoints/a.png", "ant/._a.png")
     (root / "ant" / "boxes.txt").write_text("none")
     (root / "ant" / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "ant" / "itself").symlink_to(root / "ant" / "itself")
     os.mkfifo(root / "ant" / "pipe.png")
     _, entries, left_out = list_folder(root)
     assert [entry.name for entry in entries] == ["ant/a.png", "ant/b.JPEG"]
-    for words in ("2 hidden", "1 .txt (boxes.txt)", "1 broken link (gone.png)", "1 no regular"):
+    for words in ("2 hidden", "1 .txt (boxes.txt)", "2 broken link (gone.png)", "1 no regular"):
         assert words in left_out
     images, _ = import_export.read(root, "IMAGES")
     assert len(images) == 2 and f"IMAGES={root}: left out 2 hidden" in capsys.readouterr().out

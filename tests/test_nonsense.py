@@ -25,7 +25,7 @@ def _allowed(values: list[str], *keys: str) -> dict[str, list[str]]:
 ALLOWED = {
     # a folder may be called so
     **_allowed(["-1", "0", "x", HUGE], "name", "data.name", "model.name", "size.name"),
-    **_allowed(["-1", "0", "x", HUGE], "autoencoder.name", "sampler.name"),
+    **_allowed(["-1", "0", "x", HUGE], "autoencoder.name"),
     **_allowed(["x"], "model.family", "results_dir", "cache_dir"),
     **_allowed(["x", "null"], "autoencoder.weights", "autoencoder.codebook", "features.weights"),
     **_allowed(["x", "null"], "features.local.weights", "features.efficientnet_lite0.weights"),

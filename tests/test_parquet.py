@@ -79,6 +79,12 @@ def test_a_held_out_split_of_another_name_is_taken_and_named(parquet, tmp_path, 
     assert "data.held_out=valid" in capsys.readouterr().out
 
 
+def test_a_split_called_test_is_held_out_where_there_is_no_other(capsys):
+    assert hub._pick_splits(["train", "test"], None) == ["train", "test"]
+    assert "images are held out of test" in capsys.readouterr().out
+    assert hub._pick_splits(["train", "test", "validation"], "validation")[1] == "validation"
+
+
 def test_a_hub_name_without_network_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

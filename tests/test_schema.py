@@ -11,6 +11,7 @@ from test_settings import base, parsed
 from benchmarks.core import data_schema, model_schema, sampler_schema, schema
 from benchmarks.core.settings import check, compose, config_names, trained_models
 from models.any_order import AnyOrder
+from models.ar_scale import AutoregressiveScales
 from models.autoregressive import Autoregressive
 from models.continuous import ContinuousMasked, ContinuousRaster, ContinuousTokens
 from models.diffusion import Diffusion
@@ -18,7 +19,7 @@ from models.dit import DiT
 from models.flowmap import FlowMap
 from models.heads import FlowHead
 from models.masked import Masked
-from models.schedulers import PREDICTION
+from models.schedulers import PREDICTION, samplers
 from models.tokens import SCHEDULES
 from models.unet import UNet
 from models.uvit import UViT
@@ -94,6 +95,8 @@ CLASSES = {
     UNet: model_schema.UNet,
     UViT: model_schema.UViT,
 }
+SHIPPED = (FlowMap, Autoregressive, AnyOrder, Masked, ContinuousRaster, ContinuousMasked)
+SHIPPED += (AutoregressiveScales,)
 GIVEN = {"self", "latent_shape", "num_classes", "codebook", "label_dropout"}  # by the harness
 # only the paper's own models predict a variance, and they are counted; the flow map gives its own
 NOT_SET = {"out_channels", "conditions"}
@@ -115,6 +118,9 @@ def test_words_that_code_knows_are_those_that_the_schema_knows():
     options = set(sampler_schema.SamplerOptions.model_fields)
     models = (Diffusion, Masked, FlowHead)
     assert options == {"shift"}.union(*(set(model.sampler_defaults) for model in models))
+    own = [set(model.samplers) for model in SHIPPED]
+    own += [set(samplers(objective)) for objective in ("flow", *PREDICTION)]
+    assert set(sampler_schema.SAMPLERS) == {"default"}.union(*own)
     words = [
         (model_schema.Diffusion, "objective", ["flow", *PREDICTION]),
         (model_schema.Masked, "mask_schedule", list(SCHEDULES)),

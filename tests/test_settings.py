@@ -63,6 +63,7 @@ WRONG = {
         "' '",
         "x" * 101,
         "'a\nb'",
+        "'a\u202eb'",
         "1.5",
     ],
     "model.name": ["../..", "a/b"],
@@ -89,14 +90,15 @@ WRONG = {
     "train.warmup": ["1", "-1"],
     "train.ema_decay": ["2", "1"],
     "train.label_dropout": ["1", "-0.1"],
-    "train.snapshots": ["0.5", "[1.0]", "[0.0]"],
+    "train.accumulate": ["0", "3"],  # the batch is 32
+    "train.snapshots": ["0.5", "[1.0]", "[0.0]", "[0.5,0.5000001]"],
     "train.weight_decay": ["-0.1", "1e6"],
     "tune.guidance": ["2", "[1,4,2]", "[1,x]", "0"],
     "tune.recall": ["1.5"],
     "model.lr": ["0", "-1", "inf"],
     "model.objective": ["magic"],
     "model._target_": ["dit", "''"],
-    "model.tune": ["[{temperature: inf}]", "[3]", "5"],
+    "model.tune": ["[{temperature: inf}]", "[3]", "5", "[{hotness: 2}]"],
     "model.denoiser.width": ["126", "0"],
     "model.denoiser.depth": ["0", "2000"],
     "model.denoiser.heads": ["7"],
@@ -105,6 +107,7 @@ WRONG = {
     "unet.model.denoiser.channels": ["[16,24]", "[]", "56"],
     "ar.model.width": ["100"],
     "ar_any.model.depth": ["3"],
+    "sampler.name": ["eular", "1"],
     "sampler.temperature": ["inf", "0", "1e-9"],
     "sampler.guidance_interval": ["[0.9,0.1]", "[0,2]", "[0]"],
     "sampler.top_p": ["0", "1.5"],
@@ -254,11 +257,21 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
 def test_a_tilde_needs_no_quotes_and_leaves_no_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert cli.quoted_home("data.path=~/a b") == "data.path='~/a b'"
-    assert cli.quoted_home("seed=1") == "seed=1" and cli.quoted_home("-m") == "-m"
+    assert cli.quoted_path("data.path=~/a b") == "data.path='~/a b'"
+    for word in ("seed=1", "-m", "cache_dir=/a/b", "data.path=/a,/b", "features.weights=null"):
+        assert cli.quoted_path(word) == word
     overrides = ["model=dit", "results_dir=~/r", "cache_dir=~/c", "device=quantum"]
     assert run(tmp_path, "experiment=smoke", *overrides).code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    "name", ["é", "写真", "a$b", "a (1)", "it's", 'a"b', "a=b#c&d;e!f<g{", "a[0]"]
+)
+def test_a_path_may_have_any_name_that_a_file_system_allows(name):
+    path = f"/data/{name}/pics"
+    cfg = compose("data=imagefolder", cli.quoted_path(f"data.path={path}"))
+    assert cfg.data.path == path
 
 
 @pytest.mark.parametrize("wanted, card", [("cuda:0", 0), ("cuda:1", 1), ("cuda", None)])

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from benchmarks.analysis.curves import FEW, distance_name
 from benchmarks.core import cli
-from benchmarks.core.environment import pick_device
+from benchmarks.core.environment import pick_device, refuse_foreign_settings
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import check_writable
 from benchmarks.core.session import session
@@ -253,6 +253,7 @@ def main(argv: Sequence[str]) -> None:
     arguments.add_argument("reference", type=cli.path)
     arguments.add_argument("overrides", nargs="*")
     args = arguments.parse_args(argv)
+    refuse_foreign_settings()
     known = config_names("data")
     reference = str(args.reference)
     is_path = args.reference.exists()
@@ -265,7 +266,7 @@ def main(argv: Sequence[str]) -> None:
     overrides, size = _image_size(args.overrides)
     if size is not None and not is_path:
         data.append(f"data.image_size={size}")
-    cfg = compose(*data, "num_samples=null", *map(cli.quoted_home, overrides))
+    cfg = compose(*data, "num_samples=null", *map(cli.quoted_path, overrides))
     session.guard(score, cfg, args.images, reference, size)
 
 

@@ -16,11 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.core.environment import variable
+from benchmarks.core.environment import refuse_foreign_settings, variable
 from benchmarks.core.errors import BadInput
 from benchmarks.core.jobs import Job, merge_outcomes
 from benchmarks.core.session import session
-from benchmarks.core.settings import CONF, in_home
+from benchmarks.core.settings import CONF, PATHS, in_home
 
 # what the launchers' libraries raise where a process was killed; they need not be installed
 PROCESS_ENDED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
@@ -41,6 +41,7 @@ def run_hydra(
         print("`--cfg job` prints every setting; conf/ explains them. -m runs a sweep.")
         sys.exit(0)
 
+    refuse_foreign_settings()
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")  # a traceback, of a cell too
 
     job = Job(task, full_error=asked)
@@ -48,7 +49,7 @@ def run_hydra(
     composed = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     # Hydra's own parser, too, says in one line what it does not take
     argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]
-    sys.argv = [f"python -m benchmarks {name}", *map(quoted_home, argv)]
+    sys.argv = [f"python -m benchmarks {name}", *map(quoted_path, argv)]
     session.guard(_raising, composed)
     merge_outcomes(job)
 
@@ -76,15 +77,23 @@ def _raising(composed: Callable[[], None]) -> None:
         ) from error
 
 
-def quoted_home(word: str) -> str:
-    """An override whose value begins with `~` in quotes, without which Hydra cannot read it."""
+def quoted_path(word: str) -> str:
+    """An override of a path in quotes, without which Hydra reads few characters beyond ASCII.
+
+    What is a list, an interpolation, `null` or in quotes already is left to Hydra. So is a comma:
+    it may be a sweep's.
+    """
     key, equals, value = word.partition("=")
-    return f"{key}={quoted(value)}" if equals and value.startswith("~") else word
+    is_path = key.lstrip("+").rpartition(".")[2] in PATHS
+    for_hydra = not value or value[0] in "\"'[{" or value == "null" or re.search(r",|\$\{", value)
+    if not equals or for_hydra or not (is_path or value.startswith("~")):
+        return word
+    return f"{key}={quoted(value)}"
 
 
 def quoted(path: str) -> str:
     """A path as a value of a Hydra override, whatever characters it has."""
-    if re.fullmatch(r"[\w./@%+-]+", path):
+    if re.fullmatch(r"[\w./@%+-]+", path, re.ASCII):
         return path
     escaped = path.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks.core.errors import BadInput
 
 OF_TORCH = ("PytorchStreamWriter", "inline_container")  # in its errors of a file's end
 RUST_ERROR = re.compile(r"os error (\d+)")
+OLD = 7 * 86_400.0  # seconds after which what another machine left is no longer being made
 ZEROS = 1 << 20  # bytes written at once
 ALMOST_NOTHING = 1 << 20  # bytes: a disk with less is full
 # ".<name>.<machine>.<process>.tmp": what a process makes before it takes its place
@@ -133,14 +135,25 @@ def _remove_left_over(folder: Path) -> None:
     """Remove what processes of this machine left unfinished that run no more."""
     for path in folder.iterdir():
         found = LEFT_OVER.match(path.name)
-        # processes of another machine, which may share the folder, cannot be asked
-        if not found or found["machine"] != _machine() or _runs(int(found["process"])):
+        if not found or _is_at_work(path, found["machine"], int(found["process"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):  # of a cache that cannot be written
                 path.unlink()
+
+
+def _is_at_work(path: Path, machine: str, process: int) -> bool:
+    """Whether the process that makes a file may still run. One of another machine, which may share
+    the folder, cannot be asked: it is given a week since it last wrote.
+    """
+    if machine == _machine():
+        return _runs(process)
+    try:
+        return time.time() - path.stat().st_mtime < OLD
+    except OSError:  # it has just gone
+        return True
 
 
 def _runs(process: int) -> bool:

@@ -88,8 +88,9 @@ class NoteSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         session.sweep_folder = Path(config.hydra.sweep.dir)
-        if session.job_name:
-            _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True, exist_ok=True)
+        if session.job_name:  # what cannot be written is said by whoever writes there first
+            with suppress(OSError):
+                _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True)
 
 
 def merge_outcomes(job: Job) -> None:

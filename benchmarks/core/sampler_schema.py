@@ -1,8 +1,8 @@
 """What the settings of sampling must be, as the models' `set_sampler` takes them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from benchmarks.core import setting_types as of
 
@@ -38,10 +38,17 @@ class SamplerOptions(of.OpenSection):
     )
 
 
+# the ways of sampling of all shipped models
+SAMPLERS = (
+    *("default", "euler", "heun", "dpmpp", "unipc", "ddim", "ddpm", "map", "renoise"),
+    *("raster", "random-order", "confidence", "random", "scales"),
+)
+
+
 class Sampler(SamplerOptions):
     """conf/sampler"""
 
-    name: of.Name
+    name: Annotated[str, AfterValidator(of.one_word_of(SAMPLERS))] = of.one_of(*SAMPLERS)
 
 
 class OwnSampler(of.OpenSection):
@@ -51,7 +58,9 @@ class OwnSampler(of.OpenSection):
 
 
 class Change(SamplerOptions):
-    """An entry of a model's `tune`."""
+    """An entry of a shipped model's `tune`."""
+
+    model_config = of.Section.model_config
 
     sampler: of.TextOrNull = None
 

@@ -90,6 +90,22 @@ class Train(of.Section):
             raise of.refusal("budget", self.budget, f"at most {most:g} with train.unit={self.unit}")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_divided(self) -> "Train":
+        if self.batch % self.accumulate:
+            reason = f"a divisor of train.batch={self.batch}"
+            raise of.refusal("accumulate", self.accumulate, reason)
+        return self
+
+    @model_validator(mode="after")
+    def _are_told_apart(self) -> "Train":
+        names = [f"{fraction:g}" for fraction in self.snapshots]  # of their files
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            reason = f"each once, to six digits; {twice} is there twice"
+            raise of.refusal("snapshots", self.snapshots, reason)
+        return self
+
 
 class Tune(of.Section):
     """conf/tune"""

@@ -4,6 +4,7 @@
 A type's description is what the line about a wrong value says it must be.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -28,6 +29,8 @@ def plain_text(text: str) -> str:
 def one_component(text: str) -> str:
     """Raises for a name that as a folder would lie elsewhere, or be hidden."""
     plain_text(text)
+    if not text.isprintable():  # it would turn a line around, say
+        raise PydanticCustomError("name", "must be printable")
     if text.startswith(".") or "/" in text or "\\" in text or len(text) > LONGEST_NAME:
         raise PydanticCustomError("name", "must be one component of a path")
     return text
@@ -234,6 +237,17 @@ class OpenSection(BaseModel):
 def one_of(*words: str) -> Any:
     """The field of a setting that must be one of these words."""
     return Field(description=f"one of {', '.join(words)}")
+
+
+def one_word_of(words: Sequence[str]) -> Callable[[str], str]:
+    """A check that a word is one of these."""
+
+    def check(word: str) -> str:
+        if word not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return word
+
+    return check
 
 
 def refusal(key: str, value: Any, reason: str) -> PydanticCustomError:

@@ -99,7 +99,9 @@ def prepare_latents(
     """
     key = digest("latents", versions.LATENTS, dataset.train_key, space.key)
     images_key = digest("latents", versions.LATENTS, dataset.train_key, space.autoencoder_key)
-    shards = Shards(Path(cache) / "latents" / key, key, len(dataset.train))
+    # another kind of device or another torch rounds otherwise: a training's key says which it had
+    made = digest(key, device.type, torch.__version__)
+    shards = Shards(Path(cache) / "latents" / made, made, len(dataset.train))
     mean, std = mean_and_std(encode_missing(dataset, space, shards, device))
     return LatentSet(
         latents=Rows(shards.paths(), "latents", mean, std),

@@ -11,6 +11,7 @@ import torch
 from benchmarks.core.environment import device_name, git_state
 from benchmarks.core.files import atomic_file
 from benchmarks.core.store import file_digest, load_weights, write_json
+from benchmarks.core.text import safe_markdown
 from benchmarks.frozen import train_autoencoder, train_extractor
 from benchmarks.frozen.autoencoder import load_codebook
 from benchmarks.frozen.training_material import SIZE, Material
@@ -170,4 +171,4 @@ def write_card(path: Path, card: dict[str, Any]) -> None:
         else:
             lines.append(f"- **{key}**: {value}")
     with atomic_file(path.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(map(safe_markdown, lines)) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ SUFFIXES = (".txt", ".csv", ".tsv")
 
 def read_annotations(
     folder: Path, images: Collection[Path], classes: Collection[str]
-) -> dict[Path, str] | None:
-    """The class of each image, from a text file in `folder`.
+) -> tuple[Path, dict[Path, str]] | None:
+    """A text file in `folder`, and the class of each image by it.
 
     A line begins with a file's name, or its path from `folder`, and its class, between tabs,
     commas or spaces, as in Tiny-ImageNet's val_annotations.txt. Images of other classes are not in
@@ -26,7 +26,8 @@ def read_annotations(
         for by, name in zip(named, (path.relative_to(folder), path.name, path.stem), strict=True):
             by[str(name)].append(path)
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in SUFFIXES or not file.is_file():
+        hidden = file.name.startswith(".")
+        if hidden or file.suffix.lower() not in SUFFIXES or not file.is_file():
             continue
         class_of: dict[Path, str] = {}
         for name, text in _pairs(file):
@@ -41,7 +42,7 @@ def read_annotations(
                 )
             class_of[candidates[0]] = label
         if class_of:
-            return class_of
+            return file, class_of
     return None
 
 

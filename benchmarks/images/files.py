@@ -40,6 +40,14 @@ class Walk:
     def leave_out(self, reason: str, path: Path) -> None:
         self.left_out.setdefault(reason, []).append(printable(path.name))
 
+    def take_back(self, path: Path) -> None:
+        """A file that was left out of the images has been used for something else."""
+        for reason, names in list(self.left_out.items()):
+            if printable(path.name) in names:
+                names.remove(printable(path.name))
+            if not names:
+                del self.left_out[reason]
+
     def enter(self, folder: Path) -> bool:
         """Whether a folder is met for the first time. Raises BadInput for a loop of links."""
         found = folder.stat()
@@ -85,11 +93,19 @@ def look(folder: Path, walk: Walk) -> Children:
         # what editors, notebooks and file managers leave behind
         if child.name.startswith("."):
             walk.leave_out("hidden", path)
-        elif child.is_dir():  # of most file systems without asking the disk again
+        elif _is_folder(child):
             found.folders.append(path)
         elif _is_wanted(path, walk):
             found.images.append(path)
     return found
+
+
+def _is_folder(child: os.DirEntry) -> bool:
+    """Of most file systems without asking the disk again; a link to itself leads nowhere."""
+    try:
+        return child.is_dir()
+    except OSError:
+        return False
 
 
 def list_images(folder: Path, walk: Walk) -> list[Path]:

@@ -62,7 +62,10 @@ def list_folder(given: Any) -> tuple[list[str], list[Entry], str | None]:
             f"data.path={given}: {printable(train.name)} has no class folders; {EXPECTED}"
         )
     for folder in folders:
-        _refuse_splits_inside(folder, walk)
+        if held_out is not None or train != root:
+            _refuse_a_split(folder, walk, train)
+        for inside in look(folder, walk).folders:
+            _refuse_a_split(inside, walk, folder)
     for folder in dict.fromkeys((root, train)):
         _leave_out_loose(folder, walk)
     labels = {folder.name: label for label, folder in enumerate(folders)}
@@ -126,13 +129,11 @@ def _split_folders(root: Path, walk: Walk) -> tuple[Path, Path | None]:
     return splits[TRAIN], held_out
 
 
-def _refuse_splits_inside(folder: Path, walk: Walk) -> None:
-    """Raises BadInput for a class folder that holds splits, which would all become training."""
-    inside = [path.name for path in look(folder, walk).folders]
-    splits = [name for name in inside if split_of(name) is not None]
-    if splits:
+def _refuse_a_split(inside: Path, walk: Walk, folder: Path) -> None:
+    """Raises BadInput for a split within training or within a class: all would be trained on."""
+    if split_of(inside.name) is not None:
         raise BadInput(
-            f"{walk.setting}: {printable(folder.name)} holds {printable(splits[0])}, which is "
+            f"{walk.setting}: {printable(folder.name)} holds {printable(inside.name)}, which is "
             f"the name of a split; {EXPECTED}. If it is the data set, give its path"
         )
 
@@ -176,13 +177,15 @@ def _list_held_out(folder: Path, labels: dict[str, int], root: Path, walk: Walk)
     if not images:
         walk.leave_out("held-out folder without images", folder)
         return []
-    class_of = read_annotations(folder, images, labels)
-    if class_of is None:
+    annotated = read_annotations(folder, images, labels)
+    if annotated is None:
         raise BadInput(
             f"{walk.setting}: the {len(images)} images in {printable(folder.name)} lie in no class "
             "folder, and no text file there names their classes; sort them into class folders or "
             "move them away"
         )
+    file, class_of = annotated
+    walk.take_back(file)
     entries = []
     for path in images:
         if path in class_of:

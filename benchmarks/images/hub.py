@@ -16,7 +16,7 @@ from benchmarks.core.session import session
 from benchmarks.core.store import digest
 from benchmarks.images.folder import Entry
 
-HELD_OUT_NAMES = ("validation", "valid", "val")
+HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 
 
 class Unreachable(BadInput):

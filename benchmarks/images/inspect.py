@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.core.errors import BadInput
 from benchmarks.core.machine import Finding
 from benchmarks.images.dataset import listing_of
-from benchmarks.images.decode import Unreadable, decode, open_image
+from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, open_image
 from benchmarks.images.folder import Entry
 from benchmarks.images.splits import choose_entries, deal
 
@@ -27,6 +27,8 @@ def inspect_images(cfg: Any, *, num_samples: int) -> list[Finding]:
     `cfg` is conf/data, of a folder.
     """
     held_out = {"reference": int(cfg.reference_images), "holdout": num_samples}
+    if cfg.get("reference_from") == "train":  # they stay training images
+        held_out["reference"] = 0
     try:
         listing = listing_of(cfg)
         chosen = choose_entries(listing, held_out)
@@ -41,7 +43,7 @@ def inspect_images(cfg: Any, *, num_samples: int) -> list[Finding]:
         findings.append(Finding("left out", listing.left_out))
     entries = listing.entries
     findings += _looked_at(entries[:: max(1, len(entries) // LOOKED_AT)])
-    return [*findings, _twice(entries)]
+    return [*findings, _twice(entries, dealt=bool(aside))]
 
 
 def _looked_at(entries: Sequence[Entry]) -> list[Finding]:
@@ -66,12 +68,16 @@ def _looked_at(entries: Sequence[Entry]) -> list[Finding]:
     ]
     if unreadable:
         found = f"{len(unreadable)} of {len(entries)}, e.g. {unreadable[0]}"
-        findings.append(Finding("unreadable", found, "over 1% of all are an error", bad=True))
+        bad = len(unreadable) > MAX_BAD_FRACTION * len(entries)
+        findings.append(Finding("unreadable", found, "over 1% of all are an error", bad=bad))
     return findings
 
 
-def _twice(entries: list[Entry]) -> Finding:
-    """Files that are there twice, byte for byte; few but those are read in full."""
+def _twice(entries: list[Entry], *, dealt: bool) -> Finding:
+    """Files that are there twice, byte for byte; few but those are read in full.
+
+    Where images are `dealt` from training into other splits, so are twins of one class.
+    """
     of_size = _groups([(entry, entry.file()) for entry in entries], _size)
     of_start = [group for same in of_size for group in _groups(same, partial(_content, most=START))]
     twins = [group for same in of_start for group in _groups(same, _content)]
@@ -84,7 +90,10 @@ def _twice(entries: list[Entry]) -> Finding:
         first, second = across[0][:2]
         found = f"{len(across)} files in two splits or classes, e.g. {first.name} = {second.name}"
         return Finding("twice", found, "distances to what was trained on mean little", bad=True)
-    return Finding("twice", f"{len(twins)} files twice in their class, none in two")
+    found = f"{len(twins)} files twice in their class, none in two"
+    if twins and dealt:
+        return Finding("twice", found, "one may be trained on and the other held out", bad=True)
+    return Finding("twice", found)
 
 
 Files = list[tuple[Entry, Path]]

@@ -62,13 +62,24 @@ def write(folder: Path, row: dict[str, Any], **metadata: Any) -> None:
 
 def refuse_foreign(folder: Path) -> None:
     """Raises BadInput for a folder that holds results, but none that this suite wrote."""
-    ours = [folder / name for name in ("records", archive.PLAIN, archive.PACKED)]
-    theirs = [folder / name for name in ("results.csv", "summary.md", "plots", "samples")]
-    there = [path.name for path in theirs if path.exists()]
-    if there and not any(path.exists() for path in ours):
+    names = ("results.csv", "summary.md", "plots", "samples", archive.PLAIN, archive.PACKED)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not _is_ours(folder):
         raise BadInput(
             f"{folder} holds {there[0]}, but no records of this suite; give another name="
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether one file in a folder is a record of this suite, or an archive of them."""
+    for path in (folder / "records").glob("*.json"):
+        record = read_json(path)
+        if isinstance(record, dict) and isinstance(record.get("row"), dict):
+            return True
+    try:
+        return bool(archive.read(folder))
+    except BadInput:
+        return False
 
 
 def path_of(folder: Path, run_id: str) -> Path:
@@ -111,7 +122,7 @@ def read(folder: Path) -> list[Record]:
     paths = sorted((folder / "records").glob("*.json"))
     stored = [load(path) for path in paths] if paths else _whole(archive.read(folder), folder)
     records = [record for record in stored if record is not None]
-    _check(records, folder)
+    records = _of_today(records, folder, leave_out=bool(paths))
     _share_logs(records)
     return sorted(records, key=lambda r: (r["row"].get("started_at") or "", r["row"]["run_id"]))
 
@@ -125,14 +136,25 @@ def _whole(records: list[Record], folder: Path) -> list[Record]:
     return [record for i, record in enumerate(records) if i not in wrong]
 
 
-def _check(records: list[Record], folder: Path) -> None:
-    """Raises BadInput for columns that are not today's: their values would be lost in silence."""
-    unknown = sorted(set().union(*(record["row"] for record in records)) - set(NAMES))
-    if unknown:
+def _of_today(records: list[Record], folder: Path, *, leave_out: bool) -> list[Record]:
+    """Those records whose columns are all known today; of files of their own, others are left out
+    with a printed line, and stay where they are.
+
+    Raises BadInput where none is left, and of an archive, which would be written anew without them.
+    """
+    strange = [record for record in records if not set(NAMES).issuperset(record["row"])]
+    if not strange:
+        return records
+    unknown = sorted(set().union(*(record["row"] for record in strange)) - set(NAMES))
+    what = f"of another version of the suite (columns {', '.join(unknown)})"
+    kept = [record for record in records if record not in strange]
+    if not (leave_out and kept):
         raise BadInput(
-            f"{folder}: records of another version of the suite (columns {', '.join(unknown)}); "
-            "remove the folder, or give another name=, and run again"
+            f"{folder}: records {what}; remove the folder, or give another name=, and run again"
         )
+    first = path_of(folder, strange[0]["row"]["run_id"])
+    session.print_once(f"{len(strange)} record(s) are left out, e.g. {first}: {what}")
+    return kept
 
 
 def _share_logs(records: list[Record]) -> None:

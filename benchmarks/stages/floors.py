@@ -63,7 +63,8 @@ def prepare_evaluator(
     samples come through no autoencoder. Distances compare where `autoencoder_key` is the same, be
     the codebooks others. The probe is fitted on images of `split` (`extractors.probe_split`).
     """
-    file_key = digest("evaluator", versions.SCORING, extractor.key, dataset.key, key, split)
+    made_by = (versions.SCORING, device.type, torch.__version__)
+    file_key = digest("evaluator", made_by, extractor.key, dataset.key, key, split)
     path = Path(cache) / "evaluators" / f"{file_key}.safetensors"
     tensors = _load_or_measure(path, file_key, extractor, dataset, through, device, split)
     constants = {name: value.item() for name, value in tensors.items() if value.ndim == 0}

@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.analysis.curves import distance_name
 from benchmarks.analysis.differences import LEAST_RECALL
 from benchmarks.core.files import atomic_file
+from benchmarks.core.text import safe_markdown
 from benchmarks.results.tables import markdown
 from benchmarks.studies.degradations import DEGRADATIONS, NO_GAIN, RISES, UNSEEN
 from benchmarks.studies.material import REAL, REBUILT
@@ -235,7 +236,7 @@ def page(table: pd.DataFrame, setting: Setting) -> list[str]:
         setting.reference_images,
     )
     lines = [
-        f"# Is {name} worth listening to? {setting.data}, {setting.image_size} px",
+        f"# Is {name} worth listening to? {safe_markdown(setting.data)}, {setting.image_size} px",
         "",
         f"{n} training images, degraded, against {reference} reference images; weights "
         f"{setting.weights[:12]}. Autoencoder: {setting.autoencoder}.",
