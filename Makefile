@@ -14,10 +14,14 @@ ARGS ?=
 KNOWN := PYTHON PRESET ARGS IMAGES REFERENCE A B WHERE_A WHERE_B MINUTES ONLY DATA OUT UNPACK LIST REHEARSE
 given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(v)))
 unknown := $(filter-out $(KNOWN),$(given))
+# what people call their folders reaches the shell as it is, a variable of its own, whatever signs it has
+WORDS := IMAGES REFERENCE A B DATA OUT UNPACK
+$(foreach word,$(WORDS),$(eval override $(word) := $$(value $(word))))
+export $(WORDS)
 $(if $(unknown),$(error $(unknown): not a variable of this Makefile; settings go into ARGS, as in ARGS="seed=1"))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench run test test-long agreement lint report score compare doctor cost perf reference publish \
+.PHONY: help setup bench run test test-faults test-long agreement lint report score compare doctor cost perf reference publish \
 	study reconstruct probe train-frozen commit-file clean
 
 help: ## this list
@@ -45,12 +49,12 @@ report: $(READY) ## rebuild tables and plots from the records in results/ (ARGS=
 	$(RUN) report $(ARGS)
 
 score: $(READY) ## score images made elsewhere: IMAGES=<folder|npz|parquet> REFERENCE=<the same, or a data config>
-	@test -n "$(IMAGES)" -a -n "$(REFERENCE)" || { echo "give IMAGES=<folder|npz|parquet> and REFERENCE=<the same, or one of conf/data>"; exit 2; }
-	$(RUN) score "$(IMAGES)" "$(REFERENCE)" $(ARGS)
+	@test -n "$$IMAGES" -a -n "$$REFERENCE" || { echo "give IMAGES=<folder|npz|parquet> and REFERENCE=<the same, or one of conf/data>"; exit 2; }
+	$(RUN) score "$$IMAGES" "$$REFERENCE" $(ARGS)
 
 compare: $(READY) ## two results folders, or two settings of one: A=results/x B=results/y (WHERE_A="guidance=1" WHERE_B="guidance=4")
-	@test -n "$(A)" -a -n "$(B)$(WHERE_A)$(WHERE_B)" || { echo 'give A=<results folder> B=<another>, or A=<results folder> WHERE_A="guidance=1" WHERE_B="guidance=4"'; exit 2; }
-	$(RUN) compare "$(A)" $(if $(B),"$(B)") $(if $(WHERE_A),--where-a $(WHERE_A)) $(if $(WHERE_B),--where-b $(WHERE_B)) $(ARGS)
+	@test -n "$$A" -a -n "$$B$(WHERE_A)$(WHERE_B)" || { echo 'give A=<results folder> B=<another>, or A=<results folder> WHERE_A="guidance=1" WHERE_B="guidance=4"'; exit 2; }
+	$(RUN) compare "$$A" $${B:+"$$B"} $(if $(WHERE_A),--where-a $(WHERE_A)) $(if $(WHERE_B),--where-b $(WHERE_B)) $(ARGS)
 
 doctor: $(READY) ## what a bench will make of this machine and of your images (ARGS="data=imagefolder data.path=/images")
 	$(RUN) doctor $(ARGS)
@@ -62,8 +66,8 @@ perf: $(READY) ## every stage against the machine's ceiling and common baselines
 	$(RUN) perf $(ARGS)
 
 reference: $(READY) ## make the studies of results/reference: MINUTES=9 ONLY=gpu DATA=<images> OUT=<folder>; LIST=1, REHEARSE=1, UNPACK=<folder>
-	$(RUN) reference $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(ONLY),--only '$(ONLY)') $(if $(DATA),--data '$(DATA)') \
-		$(if $(OUT),--out '$(OUT)') $(if $(UNPACK),--unpack '$(UNPACK)') $(if $(LIST),--list) $(if $(REHEARSE),--rehearse) $(ARGS)
+	$(RUN) reference $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(ONLY),--only '$(ONLY)') $${DATA:+--data "$$DATA"} \
+		$${OUT:+--out "$$OUT"} $${UNPACK:+--unpack "$$UNPACK"} $(if $(LIST),--list) $(if $(REHEARSE),--rehearse) $(ARGS)
 
 publish: $(READY) ## a small copy of a results folder, to commit: ARGS="results/cpu results/reference/cpu-procedural"
 	$(RUN) publish $(ARGS)
@@ -84,12 +88,15 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS) -m "not alone" || test $$? -eq 5
 	$(PY) -m pytest $(ARGS) -m alone || test $$? -eq 5
 
-test-long: $(READY) ## what is too long for every day: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
+test-faults: $(READY) ## kills, full disks, damage, nonsense and broken files, at length: the tally is results/faults.md
 	@mkdir -p results
-	TESTS=all TALLY=results/faults.md $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_launchers.py tests/test_team.py \
-		tests/test_reference_rehearsal.py $(ARGS)
-	TESTS=all $(PY) -m pytest -m long --ignore tests/test_launchers.py --ignore tests/test_team.py \
-		--ignore tests/test_reference_rehearsal.py $(ARGS)
+	TESTS=all TALLY=results/faults.md $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py $(ARGS)
+
+test-long: $(READY) ## what is too long for every day: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
+	$(MAKE) test-faults
+	TESTS=all $(PY) -m pytest tests/test_launchers.py tests/test_team.py tests/test_reference_rehearsal.py $(ARGS)
+	TESTS=all $(PY) -m pytest -m long --ignore tests/test_faults.py --ignore tests/test_fuzz.py --ignore tests/test_launchers.py \
+		--ignore tests/test_team.py --ignore tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl

@@ -1,6 +1,8 @@
 """The command line: every command explains itself, and ends as its session ended."""
 
 import ast
+import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -141,3 +143,29 @@ def test_no_meaning_of_a_column_is_its_name_again():
 
 def test_the_page_of_columns_is_the_table_in_code():
     assert (ROOT / "docs" / "columns.md").read_text(encoding="utf-8") == as_page()
+
+
+# --- make
+
+TOLD = "#!/bin/sh\nprintf '%s\\n' \"$@\"\n"
+
+
+@pytest.mark.parametrize("name", ["a b", "a$b", "$(touch x)", "a`touch x`", "it's", 'a"b', "é"])
+def test_make_hands_on_the_name_of_a_folder_as_it_is(tmp_path, name):
+    python, makefile = tmp_path / "python", tmp_path / "Makefile"
+    python.write_text(TOLD)
+    python.chmod(0o755)
+    text = (ROOT / "Makefile").read_text()
+    text = re.sub("^PY := .*$", f"PY := {python}", text, flags=re.MULTILINE)
+    text = re.sub("^READY := .*$", "READY := .ready", text, flags=re.MULTILINE)
+    makefile.write_text(re.sub(r"^\$\(READY\):.*$", "$(READY):", text, flags=re.MULTILINE))
+    (tmp_path / ".ready").touch()
+    for words, expected in (
+        (["score", f"IMAGES={name}", "REFERENCE=r"], ["score", name, "r"]),
+        (["compare", f"A={name}", f"B={name}"], ["compare", name, name]),
+        (["reference", f"DATA={name}"], ["reference", "--data", name]),
+    ):
+        call = ["make", "--silent", *words]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines() == ["-m", "benchmarks", *expected], done.stderr
+    assert not (tmp_path / "x").exists(), "nothing in a name is run"
