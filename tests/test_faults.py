@@ -68,6 +68,7 @@ def check_like(unbroken: Path, folder: Path) -> None:
     ended = run(folder, *BENCH)
     assert ended.code == 0, ended.err
     pd.testing.assert_frame_equal(rows(folder), rows(unbroken))
+    assert not left_over(folder)
 
 
 # --- processes
@@ -162,7 +163,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_
             end(process, kind, log)
             killed += 1
     check_like(unbroken, folder)
-    assert not left_over(folder)
 
 
 @pytest.mark.parametrize("count", [2, 4] if ALL else [2])
@@ -247,7 +247,6 @@ def test_files_that_may_not_be_read_or_written_are_made_again_or_named(unbroken,
             assert "not foreseen" not in text
             open_to_all(folder)
             check_like(unbroken, folder)
-            assert not left_over(folder)
     finally:
         shutil.rmtree(folder)
 
