@@ -229,19 +229,24 @@ def test_one_point_says_nothing():
 
 def test_one_network_is_asked_for_its_steps_only():
     (line,) = answers(TWO[TWO["curve"] == "a"])
-    assert line == "a: 4 steps are not told apart from the best count (5)."
+    assert line == "a: 4 steps (5) are not told apart from the best count, 16 steps (4.95)."
 
 
 def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
     lines = verdicts.enough_steps(TWO)
     assert lines == [
-        "a: 4 steps are not told apart from the best count (5).",
+        "a: 4 steps (5) are not told apart from the best count, 16 steps (4.95).",
         "b: 4 steps, the most measured, are best (3); fewer are worse.",
     ]
     (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
-    assert line == "a: 1 step is not told apart from the best count (4); 16 steps are worse (5)."
+    assert line == "a: 1 step is best (4); 16 steps (5) are worse."
     (line,) = verdicts.enough_steps(trained({"a": {4: [4.0], 8: [3.5], 16: [3.6]}}))
-    assert line == "a: 8 steps are not told apart from the best count (3.5)."
+    assert line == "a: 8 steps are best (3.5); fewer are worse."
+    (line,) = verdicts.enough_steps(trained({"a": {4: [3.6], 8: [4.5], 16: [3.5]}}))
+    assert line == (
+        "a: 4 steps (3.6) are not told apart from the best count, 16 steps (3.5); "
+        "8 steps (4.5) are worse."
+    )
     assert verdicts.enough_steps(trained({"a": {4: [5.0]}})) == []
 
 
@@ -254,26 +259,26 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
     table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
     assert "8 steps, the most measured, are best" in verdicts.enough_steps(table)[0]
     apart = table.assign(sampling_seed=[0, 1])
-    assert "4 steps are not told apart" in verdicts.enough_steps(apart)[0], "nothing cancels"
+    assert "4 steps (5.2) are not told" in verdicts.enough_steps(apart)[0], "nothing cancels"
 
 
 def test_steps_are_compared_within_each_training():
     """The trainings differ by far more than the steps do, and only the first has 32 steps."""
     table = trained({"a": {4: [5.5, 9.5], 8: [5.0, 9.0], 16: [5.0, 9.0], 32: [5.0]}})
     (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 8 steps are not told apart"), "0.1 of 5 is seen in each"
+    assert line.startswith("a: 8 steps are best (7)"), "0.1 of 5 is seen in each"
 
 
 def test_steps_that_help_some_trainings_and_harm_others_are_not_told_apart():
     """The images' errors are 2% here, the trainings differ by 20%."""
     table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [4.0, 4.9, 5.4]}})
     (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 4 steps are not told apart from the best count (5)")
+    assert line.startswith("a: 4 steps (5) are not told apart from the best count, 8 steps (4.77)")
 
 
 def test_settings_chosen_otherwise_for_fewer_steps_are_mentioned():
     (line,) = verdicts.enough_steps(TWO[TWO["curve"] == "a"].assign(guidance=[2.5, 2.5, 1.5]))
-    assert line.endswith("(5); other settings were chosen for these.")
+    assert line.endswith("(4.95); other settings were chosen for these.")
 
 
 def test_a_curve_of_trainings_has_the_error_of_its_mean():

@@ -92,30 +92,42 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
 
 def enough_steps(rows: pd.DataFrame) -> list[str]:
     """Per curve, the fewest steps that are not told apart from the best count measured: no more
-    than two errors of the difference above it. Whether more steps are worse is said, too.
+    than two errors of the difference above it. Which more steps are worse is said, too.
     """
     lines = []
     for name, curve in rows.groupby("curve", sort=False):
         at = dict(list(curve.groupby("steps")))  # ascending
-        if len(at) < 2:
-            continue
-        most = max(at)
-        above_most = {steps: _excess(at[steps], at[most])[0] for steps in at}
-        best = min(at, key=lambda steps: above_most[steps])
-        errors_above = {steps: _in_errors(*_excess(at[steps], at[best])) for steps in at}
-        enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
-        value = f"{at[enough]['distance'].mean():.3g}"
-        if enough == most:
-            line = f"{_steps(most)}, the most measured, are best ({value}); fewer are worse"
-        else:
-            verb = "is" if enough == 1 else "are"
-            line = f"{_steps(enough)} {verb} not told apart from the best count ({value})"
-        if errors_above[most] > ENOUGH:
-            line += f"; {_steps(most)} are worse ({at[most]['distance'].mean():.3g})"
-        if _settings_of(at[enough]) != _settings_of(at[most]):
-            line += "; other settings were chosen for these"
-        lines.append(f"{name}: {line}.")
+        if len(at) > 1:
+            lines.append(f"{name}: {_enough_of(at)}.")
     return lines
+
+
+def _enough_of(at: dict[float, pd.DataFrame]) -> str:
+    """What is said of one network's rows by step count."""
+    most = max(at)
+    above_most = {steps: _excess(at[steps], at[most])[0] for steps in at}
+    best = min(at, key=lambda steps: above_most[steps])
+    errors_above = {steps: _in_errors(*_excess(at[steps], at[best])) for steps in at}
+    enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
+    verb = "is" if enough == 1 else "are"
+    if enough == best:
+        measured = ", the most measured," if best == most else ""
+        line = f"{_steps(best)}{measured} {verb} best ({_mean(at[best])})"
+        line += "; fewer are worse" if enough > min(at) else ""
+    else:
+        line = f"{_steps(enough)} ({_mean(at[enough])}) {verb} not told apart from the best"
+        line += f" count, {_steps(best)} ({_mean(at[best])})"
+    worse = [s for s in at if s > enough and errors_above[s] > ENOUGH]
+    if worse:
+        named = [f"{_steps(steps)} ({_mean(at[steps])})" for steps in worse]
+        line += f"; {' and '.join(named)} are worse"
+    if enough != best and _settings_of(at[enough]) != _settings_of(at[best]):
+        line += "; other settings were chosen for these"
+    return line
+
+
+def _mean(rows: pd.DataFrame) -> str:
+    return f"{rows['distance'].mean():.3g}"
 
 
 def _settings_of(rows: pd.DataFrame) -> set[tuple]:
