@@ -75,12 +75,23 @@ def recipe(*words: str) -> str:
     return done.stdout.replace("\\\n", " ")
 
 
+def expanded(line: str, given: dict[str, str]) -> list[str]:
+    """The words of a recipe's line as its shell has them, with the variables that make exports."""
+    script = f"set -- {line}\nprintf '%s\\0' \"$@\""
+    environment = {"PATH": os.environ["PATH"]} | given
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
+
+
 def benchmark_calls(words: list[str]) -> list[list[str]]:
     """The arguments of `python -m benchmarks` that a command of a page comes down to, if any."""
     lines = [words]
     if words[0] == "make":
+        given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
         lines = [
-            shlex.split(line) for line in recipe(*words).splitlines() if "-m benchmarks" in line
+            expanded(line, given) for line in recipe(*words).splitlines() if "-m benchmarks" in line
         ]
     calls = []
     for line in lines:

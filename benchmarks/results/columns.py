@@ -237,13 +237,13 @@ COLUMNS = [
     Column("seconds_per_image", -1, "s/image", "wall time at sample_batch, decoder included"),
     Column("images_per_second", 1, "images/s", "1 / seconds_per_image"),
     Column("sample_batch", 0, "", "images sampled at once"),
-    Column("sample_dtype", 0, "", "precision of sampling"),
+    Column("sample_dtype", 0, "", "precision of sampling; empty in older results"),
     Column("latency_seconds", -1, "s", "wall time of one image sampled alone"),
     Column(
         "peak_memory_mb",
         -1,
         "MiB",
-        "peak while sampling: of the GPU, or of the whole process on a CPU",
+        "peak while sampling, of the GPU; on a CPU of the whole process, which compares nothing",
     ),
     Column("sample_processes", 0, "", "processes that sampled together"),
     Column(
