@@ -58,6 +58,12 @@ def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch):
 # --- the faster precision
 
 
+def multiply(monkeypatch, *, bf16: float, fp32: float) -> None:
+    """Makes up the speed of matrix products."""
+    rates = {torch.bfloat16: bf16, torch.float32: fp32}
+    monkeypatch.setattr(faster_precision.speed, "product_flops", lambda device: rates)
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """Makes up the seconds that an image takes by precision; returns which steps were timed."""
@@ -75,6 +81,7 @@ def timed(monkeypatch):
         return steps
 
     monkeypatch.setattr(faster_precision, "_state", state)
+    multiply(monkeypatch, bf16=1.0, fp32=1.0)
     return set_seconds
 
 
@@ -116,6 +123,18 @@ def test_a_step_in_bf16_that_takes_for_ever_is_taken_once(tmp_path, timed):
     assert steps == [("fp32", faster_precision.FEW), ("bf16", faster_precision.FEW)]
 
 
+def test_where_products_in_bf16_are_hopeless_no_step_is_taken(tmp_path, timed, monkeypatch, capsys):
+    """One step of a large network would take minutes there."""
+    steps = timed(bf16=0.1, fp32=0.1)
+    multiply(monkeypatch, bf16=1e9, fp32=1.4e11)
+    file, cfg = tmp_path / "x.json", composed()
+    assert faster_precision.faster_precision(None, NoData(), cfg, CPU, file) == "fp32"
+    assert steps == []
+    assert "takes 1.4e+02 times as long in bf16" in capsys.readouterr().out
+    precision, line = faster_precision.faster_sampling(None, None, None, CPU, tmp_path / "y.json")
+    assert precision == "fp32" and "a matrix product" in line
+
+
 @pytest.mark.parametrize("bf16, fp32, faster", [(0.01, 0.03, "bf16"), (0.5, 0.01, "fp32")])
 def test_the_faster_precision_of_sampling_is_taken_and_kept(
     tmp_path, monkeypatch, bf16, fp32, faster
@@ -126,6 +145,7 @@ def test_the_faster_precision_of_sampling_is_taken_and_kept(
         calls.append((config.precision, config.batch))
         return {"bf16": bf16, "fp32": fp32}[config.precision] * config.batch
 
+    multiply(monkeypatch, bf16=1.0, fp32=1.0)
     monkeypatch.setattr(faster_precision, "seconds_of_a_batch", seconds)
     call = (tiny("dit"), None, None, CPU, tmp_path / "x.json")
     precision, line = faster_precision.faster_sampling(*call)

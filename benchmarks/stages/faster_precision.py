@@ -36,6 +36,7 @@ CLEARLY = 1.1
 SAMPLED = 16  # images of a batch of samples
 LONGEST = 8.0  # seconds of such a batch, about: above it a smaller one decides
 MUCH_SLOWER = 3  # a first step in bf16 that is slower by this settles it
+HOPELESS = 10  # matrix products slower by this settle it without any step, which may take minutes
 
 
 def faster_precision(
@@ -43,7 +44,10 @@ def faster_precision(
 ) -> str:
     """`bf16` or `fp32`; `file` keeps what was found. `model` and `data` lie on the CPU."""
     measured = _kept(file, partial(_measure, model, data, cfg, device))
-    _say(measured, f"{cfg.model.name} {cfg.size.name}")
+    line = (
+        f"train.precision={measured['precision']} ({_why(measured, 'a step of {images} images')})"
+    )
+    session.print_once(f"{cfg.model.name} {cfg.size.name}: {line}")
     return measured["precision"]
 
 
@@ -72,17 +76,36 @@ def faster_sampling(
     """
 
     measured = _kept(file, partial(_measure_sampling, model, space, data, device))
+    why = _why(measured, "{images} images in {steps} steps")
+    return measured["precision"], f"sample_precision={measured['precision']} ({why})"
+
+
+def _why(measured: dict[str, Any], timed: str) -> str:
+    """What was found, in words."""
     bf16, fp32 = (measured["seconds"][precision] for precision in PRECISIONS)
-    return measured["precision"], (
-        f"sample_precision={measured['precision']} ({measured['images']} images in "
-        f"{measured['steps']} steps take {bf16:.2g} s in bf16, {fp32:.2g} s in fp32)"
-    )
+    if not measured["images"]:
+        return f"a matrix product takes {bf16 / fp32:.2g} times as long in bf16 as in fp32"
+    return f"{timed.format(**measured)}: {bf16:.2g} s in bf16, {fp32:.2g} s in fp32"
+
+
+def _hopeless(device: torch.device) -> dict[str, Any] | None:
+    """float32, where even a matrix product says so; None where the network has to be asked.
+
+    Its seconds are of as many FLOPs as float32 does in one.
+    """
+    rates = speed.product_flops(device)
+    slower = rates[torch.float32] / rates[torch.bfloat16]
+    if slower < HOPELESS:
+        return None
+    return {"precision": "fp32", "images": 0, "steps": 0, "seconds": {"bf16": slower, "fp32": 1.0}}
 
 
 def _measure_sampling(
     model: GenerativeModel, space: LatentSpace, data: LatentSet, device: torch.device
 ) -> dict[str, Any]:
     """Seconds of a batch in each precision, and the faster."""
+    if hopeless := _hopeless(device):
+        return hopeless
     steps = trial_steps(model)
     seconds = dict.fromkeys(PRECISIONS, float("inf"))
     images = FEW
@@ -97,19 +120,12 @@ def _measure_sampling(
     return {"precision": faster, "images": images, "steps": steps, "seconds": seconds}
 
 
-def _say(measured: dict[str, Any], name: str) -> None:
-    """Print what was found."""
-    bf16, fp32 = (measured["seconds"][precision] for precision in PRECISIONS)
-    session.print_once(
-        f"{name}: train.precision={measured['precision']} (a step of {measured['images']} images "
-        f"takes {bf16:.2g} s in bf16, {fp32:.2g} s in fp32)"
-    )
-
-
 def _measure(
     model: GenerativeModel, data: LatentSet, cfg: DictConfig, device: torch.device
 ) -> dict[str, Any]:
     """Seconds of a training step in each precision, and the faster."""
+    if hopeless := _hopeless(device):
+        return hopeless
     data = data.to(device)
     states = {name: _state(model, cfg, name, device) for name in PRECISIONS}
     # float32 first: on some machines a step in bf16 takes minutes
