@@ -165,6 +165,22 @@ def test_the_training_split_s_key_does_not_change_with_the_others(tmp_path):
     assert few.train_key == many.train_key and few.key != many.key
 
 
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        (".", "pics"),
+        ("..", "my data"),
+        ("/", "images"),
+        ("/x/y/", "y"),
+        ("/" + "n" * 200, "n" * 100),
+    ],
+)
+def test_results_are_named_after_the_folder(path, name, tmp_path, monkeypatch):
+    (tmp_path / "my data" / "pics").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my data" / "pics")
+    assert dataset_module.name_of(path) == name
+
+
 # --- bad input
 
 

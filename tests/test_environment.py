@@ -15,7 +15,7 @@ from benchmarks.core import environment, files
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.session import Session
-from benchmarks.core.store import write_tensors
+from benchmarks.core.store import ROOT, write_tensors
 from benchmarks.results import records
 from benchmarks.results.columns import BY_NAME, is_busy
 from benchmarks.stages import faster_precision, prepare
@@ -284,3 +284,14 @@ def test_a_folder_with_results_of_someone_else_is_refused(tmp_path):
         records.refuse_foreign(tmp_path)
     (tmp_path / "records" / "2.json").write_text('{"row": {}}')
     records.refuse_foreign(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["HOME", "PATH"])
+def test_a_command_needs_no_home_no_git_and_no_locale(missing):
+    """Without PATH there is no git to be found."""
+    environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "LC_ALL": "C"}
+    del environment[missing]
+    call = [sys.executable, "-m", "benchmarks", "report", "/nowhere/\u00e9"]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("latentbench: ") and "nowhere" in line

@@ -139,6 +139,18 @@ def test_weights_kept_on_the_way_that_are_gone_are_a_clear_error(tmp_path):
         Checkpoints(tmp_path, "key").load_at_fraction(tiny("dit"), summary, 0.5)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_weights_kept_on_the_way_that_are_lost_are_made_again(tmp_path, damage):
+    cfg = cfg_with(snapshots=[0.5])
+    _, summary = run(tmp_path, "dit", cfg=cfg)
+    path = tmp_path / "weights-0.5.safetensors"
+    whole = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(whole[: len(whole) // 2])
+    again = run(tmp_path, "dit", cfg=cfg)[1]
+    assert again["snapshots"]["0.5"]["weights"] == summary["snapshots"]["0.5"]["weights"]
+    assert path.read_bytes() == whole
+
+
 def test_training_learns(tmp_path):
     _, summary = run(tmp_path, "dit", cfg=cfg_with(budget=300), lr=1e-2)
     losses = [row[2] for row in summary["log"]]

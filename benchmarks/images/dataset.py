@@ -5,6 +5,7 @@ All three are decoded once and cached as one memory-mapped array plus three inde
 """
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_folder, reserve
 from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
+from benchmarks.core.setting_types import LONGEST_NAME
 from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import printable
 from benchmarks.images import procedural
@@ -69,8 +71,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
         # a file's stamp changes with it, so that a replaced image makes another data set
         stamps = [(entry.label, entry.stamp, entry.held_out) for entry in listing.entries]
         contents = [listing.classes, cfg.get("images_per_class"), stamps]
-        # results of a folder of one's own are named after the folder
-        name = printable(Path(str(cfg.path)).name) if cfg.name == "imagefolder" else cfg.name
+        name = name_of(str(cfg.path)) if cfg.name == "imagefolder" else cfg.name
         write = partial(_write_decoded, name=name, listing=listing, size=size, held_out=held_out)
     # of all that determines the pixels; the contents have another hash, Dataset.key
     key = digest("data", versions.DATA, cfg.source, str(cfg.get("path")), size, held_out, contents)
@@ -81,6 +82,12 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     for line in remarks(dataset):
         session.print_once(line)
     return dataset
+
+
+def name_of(path: str) -> str:
+    """What results of a folder of one's own are named after: the folder."""
+    whole = Path(os.path.abspath(Path(path).expanduser()))  # `.` and `..` have no name
+    return printable(whole.name)[:LONGEST_NAME] or "images"
 
 
 def with_training_reference(dataset: Dataset, count: int) -> Dataset:

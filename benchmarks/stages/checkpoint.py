@@ -136,13 +136,15 @@ class Checkpoints:
 
     def finished(self, generator: GenerativeModel) -> dict | None:
         """The summary of a finished training, its weights loaded; None where none is whole, this
-        one's, and kept these fractions.
+        one's, and kept these fractions. Weights kept on the way must be whole, too.
         """
         summary = read_sealed(self.folder / "train.json")
         if summary is None or summary.get("key") != self.key:
             return None
         wanted = {f"{fraction:g}" for fraction in self.fractions}
         if not wanted <= set(summary.get("snapshots", {})):
+            return None
+        if not all(read_tensors(self.weights(f), self.key) for f in self.fractions):
             return None
         ready = read_tensors(self.weights(), self.key)
         return summary if ready and load(generator, ready[0]) else None
