@@ -4,9 +4,10 @@
 All three are decoded once and cached as one memory-mapped array plus three index arrays.
 """
 
+import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import printable
 from benchmarks.images import procedural
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
-from benchmarks.images.folder import list_folder
+from benchmarks.images.folder import Entry, list_folder
 from benchmarks.images.splits import (
     SPLITS,
     Listing,
@@ -68,9 +69,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
     else:
         listing = choose_entries(listing_of(cfg), held_out)
         left_out = listing.left_out
-        # a file's stamp changes with it, so that a replaced image makes another data set
-        stamps = [(entry.label, entry.stamp, entry.held_out) for entry in listing.entries]
-        contents = [listing.classes, cfg.get("images_per_class"), stamps]
+        contents = [listing.classes, cfg.get("images_per_class"), _stamp(listing.entries)]
         name = name_of(str(cfg.path)) if cfg.name == "imagefolder" else cfg.name
         write = partial(_write_decoded, name=name, listing=listing, size=size, held_out=held_out)
     # of all that determines the pixels; the contents have another hash, Dataset.key
@@ -127,6 +126,17 @@ def remarks(dataset: Dataset) -> list[str]:
         count, example = len(dataset.skipped), dataset.skipped[0]
         lines.append(f"data: {count} unreadable image(s) skipped, e.g. {example}")
     return lines + [f"WARNING: {line}" for line in dataset.repeated]
+
+
+def _stamp(entries: Sequence[Entry]) -> str:
+    """Changes with every image: a file's stamp does, so that a replaced one makes another data set.
+
+    One by one, because the text of a million stamps together would take much memory.
+    """
+    total = hashlib.sha256()
+    for entry in entries:
+        total.update(f"{entry.label} {entry.held_out} {entry.stamp}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def _check_sizes(size: int, held_out: dict[str, int]) -> None:

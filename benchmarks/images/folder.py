@@ -200,4 +200,4 @@ def _entry(path: Path, root: Path, label: int, held_out: bool) -> Entry:
     relative, found = str(path.relative_to(root)), path.stat()
     # a copy may keep its date, but no program can set the time of a file's last change
     stamp = f"{printable(relative)}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
-    return Entry(label, printable(relative), stamp, held_out, partial(Path, path))
+    return Entry(label, printable(relative), stamp, held_out, partial(Path, str(path)))
