@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import tally
@@ -18,6 +18,8 @@ from benchmarks.core.environment import pick_device
 from benchmarks.core.session import session
 from benchmarks.core.settings import compose
 from benchmarks.reports import summary
+from benchmarks.stages.faster_precision import HOPELESS
+from metrics import speed
 from models.any_order import AnyOrder
 from models.ar_scale import AutoregressiveScales
 from models.autoregressive import Autoregressive
@@ -64,6 +66,13 @@ FAMILIES = (
     "random-gmm",
     "random-flow",
 )
+
+
+@cache
+def bf16_is_hopeless() -> bool:
+    """Whether this processor has no bfloat16 to speak of: products take ten times as long."""
+    rates = speed.product_flops(torch.device("cpu"))
+    return rates[torch.float32] > HOPELESS * rates[torch.bfloat16]
 
 
 def tiny(name: str, **extra) -> GenerativeModel:

@@ -174,6 +174,7 @@ def test_who_pins_the_precision_of_training_means_both(tmp_path, monkeypatch, ov
     assert {config.precision for config in prepare.prepare(cfg).unguided} == {expected}
 
 
+@pytest.mark.alone
 def test_the_ceiling_is_that_of_the_best_type_and_measured_in_seconds():
     began = time.perf_counter()
     ceiling = speed.ceiling_flops(CPU)
