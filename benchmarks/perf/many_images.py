@@ -107,13 +107,12 @@ def main(argv: Sequence[str]) -> None:
     add("--images", type=cli.whole, nargs="+", default=COUNTS, help="counts to compare")
     add("--steps", type=cli.whole, default=100, help="of each training, of 32 images")
     add("--turns", type=cli.whole, default=3, help="trainings of each count")
-    add("--shards", type=cli.path, default=Path(".cache/many-images"), help="where the files go")
+    add("--shards", type=cli.path, default=Path(".cache"), help="folder on a disk with room")
     add("--out", type=cli.path, default=Path("results/perf"), help="results folder")
     args = arguments.parse_args(argv)
-    try:
-        table = compare(args.images, args.steps, args.turns, args.shards)
-    finally:
-        shutil.rmtree(args.shards, ignore_errors=True)
+    args.shards.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.shards) as folder:  # of what is there none is removed
+        table = compare(args.images, args.steps, args.turns, Path(folder).absolute())
     with atomic_file(args.out / "many_images.csv") as path:
         table.assign(device=device_name(CPU)).to_csv(path, index=False)
     best = table.groupby("images").agg({"images_per_second": "max", "peak_mib": "max"})
