@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 
-import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from benchmarks.frozen.autoencoder import load_latent_space
 from benchmarks.frozen.latents import LatentSet, prepare_latents
 from benchmarks.frozen.shards import mean_and_std, moments
 from benchmarks.images.dataset import load_dataset
-from benchmarks.perf import many_images
 
 CPU = torch.device("cpu")
 IMAGES = 16  # of a shard, here
@@ -187,16 +185,3 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
         peaks[count] = int(subprocess.check_output(call, cwd=ROOT, timeout=120))
     # the order of an epoch and the labels are what grows: 16 bytes an image
     assert peaks[200_000] < 1.05 * peaks[10_000], peaks
-
-
-@pytest.mark.long
-def test_a_training_on_more_images_takes_no_more_memory(tmp_path):
-    """Of 300 and 9,000 images, which are two shards."""
-    counts = ["--images", "300", "9000", "--steps", "2", "--turns", "1"]
-    (tmp_path / "many").mkdir()
-    (tmp_path / "many" / "mine").touch()
-    many_images.main([*counts, "--shards", str(tmp_path / "many"), "--out", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "many_images.csv")
-    assert table.images.tolist() == [300, 9000]
-    assert table.peak_mib[1] < 1.05 * table.peak_mib[0]
-    assert [path.name for path in (tmp_path / "many").iterdir()] == ["mine"]
