@@ -1,7 +1,7 @@
 """Interruptions and damage: whatever happened before, the next run ends with the rows of an
 unbroken one.
 
-`make test-long` has sixty kills and damages every file in several ways; the ordinary tests have
+`make test-faults` has sixty kills and damages every file in several ways; the ordinary tests have
 a few of each.
 """
 

@@ -69,11 +69,11 @@ WRONG = {
     "model.name": ["../..", "a/b"],
     "data.name": ["a/b"],
     "seed": [str(2**64), "1.0", "'1'", "false"],
-    "steps": ["[4,true]", "[4,0]", "[2.5]", "[]", "many"],
+    "steps": ["[4,true]", "[4,0]", "[2.5]", "[]", "many", "10001"],
     "guidance": ["[true]", "[2,-1]", "[x]", "1e9"],
     "sampling_seeds": ["[]", "[0,-1]"],
     "num_samples": ["1", "2.0"],
-    "sample_batch": ["many", "0"],
+    "sample_batch": ["many", "0", "2000000"],
     "sample_precision": ["fp8", "null"],
     "stop_at": ["soon", "-1"],
     "export": ["gif", "[png,gif]"],
@@ -83,7 +83,7 @@ WRONG = {
     "data.seed": [str(2**60)],
     "train.budget": ["lots", "0", "1e27"],
     "train.unit": ["parsecs", "images"],  # the budget of 7.4e12 was FLOPs
-    "train.batch": ["0", "1.5"],
+    "train.batch": ["0", "1.5", "2000000"],
     "train.precision": ["fp8"],
     "train.compile": ["maybe", "1"],
     "train.betas": ["[0.9]", "[0.9,1]", "[0.9,x]", "0.9"],
@@ -155,7 +155,8 @@ WRONG_TOGETHER = [
 ]
 MESSAGES = {
     "seed=-1": "seed=-1: a whole number from 0 to 2^64 - 1",
-    "steps=[4,true]": "steps=[4, True]: a list of whole numbers from 1 up, such as steps=[4,16,64]",
+    "steps=[4,true]": "steps=[4, True]: a list of whole numbers from 1 to 10,000, such as "
+    "steps=[4,16,64]",
     "guidance=[2,-1]": "a list of numbers from 0 to 1000, such as guidance=[1,2]; 1 is none; "
     "guidance=-1 is out of range",
     "name=..": "name=..: the name of one folder",

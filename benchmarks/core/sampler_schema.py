@@ -31,7 +31,10 @@ class SamplerOptions(of.OpenSection):
         None, description="one of cosine, arccos, or null"
     )
     head_steps: int | None = Field(
-        None, ge=1, le=of.MOST, description="a whole number from 1 up, or null"
+        None,
+        ge=1,
+        le=of.MOST_STEPS,
+        description=f"a whole number from 1 to {of.MOST_STEPS:,}, or null",
     )
     choice_temperature: float | None = Field(
         None, ge=0, le=of.MOST_FACTOR, description=f"a number from 0 to {of.MOST_FACTOR:g}, or null"

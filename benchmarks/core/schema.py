@@ -70,8 +70,8 @@ class Train(of.Section):
     images: float = Field(gt=0, le=1e12, description="a number above 0, 1e12 at most")
     budget: of.Budget
     unit: Literal["flops", "images", "steps", "minutes"] = of.one_of(*MOST_BUDGET)
-    batch: of.Count
-    accumulate: of.Count
+    batch: of.Batch
+    accumulate: of.Batch
     precision: Literal["auto", "bf16", "fp32"] = of.one_of("auto", "bf16", "fp32")
     compile: bool | Literal["auto"] = of.one_of("true", "false", "auto")
     betas: of.Betas

@@ -13,6 +13,8 @@ from pydantic_core import PydanticCustomError
 ExportKind = Literal["png", "npz"]  # what samples can be written as
 EXPORT_KINDS = get_args(ExportKind)
 MOST = 10**9  # images, steps, entries: beyond it a typing error, or more than any disk holds
+MOST_STEPS = 10_000  # of sampling: beyond it a typing error, or a grid that fills the memory
+LARGEST_BATCH = 2**20
 WIDEST = 2**16  # of a network: beyond it a typing error, or more than any memory holds
 # Sampling divides and multiplies by these; beyond them float32 overflows, after a whole training.
 STRONGEST, LEAST_FACTOR, MOST_FACTOR = 1000, 1e-3, 1e3
@@ -95,6 +97,12 @@ Device = Annotated[
 # --- whole numbers
 
 Count = Annotated[int, Field(ge=1, le=MOST, description=f"a whole number from 1 to {MOST:,}")]
+StepCount = Annotated[
+    int, Field(ge=1, le=MOST_STEPS, description=f"a whole number from 1 to {MOST_STEPS:,}")
+]
+Batch = Annotated[
+    int, Field(ge=1, le=LARGEST_BATCH, description=f"a whole number from 1 to {LARGEST_BATCH:,}")
+]
 CountOrNull = Annotated[
     Count | None, Field(description=f"a whole number from 1 to {MOST:,}, or null for all")
 ]
@@ -118,7 +126,8 @@ Entries = Annotated[
     Field(description="a whole number from 2 to 65536, or null for a codebook as it is"),
 ]
 BatchOrAuto = Annotated[
-    Count | Literal["auto"], Field(description=f"a whole number from 1 to {MOST:,}, or auto")
+    Batch | Literal["auto"],
+    Field(description=f"a whole number from 1 to {LARGEST_BATCH:,}, or auto"),
 ]
 
 # --- numbers
@@ -144,14 +153,17 @@ Moment = Annotated[
 # --- lists
 
 Steps = Annotated[
-    list[Count],
+    list[StepCount],
     BeforeValidator(as_list),
-    Field(min_length=1, description="a list of whole numbers from 1 up, such as steps=[4,16,64]"),
+    Field(
+        min_length=1,
+        description=f"a list of whole numbers from 1 to {MOST_STEPS:,}, such as steps=[4,16,64]",
+    ),
 ]
 StepsOrNull = Annotated[
-    list[Count] | None,
+    list[StepCount] | None,
     BeforeValidator(null_as_list),
-    Field(description="a list of whole numbers from 1 up, or null for all"),
+    Field(description=f"a list of whole numbers from 1 to {MOST_STEPS:,}, or null for all"),
 ]
 Seeds = Annotated[
     list[Seed],
