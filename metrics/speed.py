@@ -180,6 +180,16 @@ def product_flops(device: torch.device) -> dict[torch.dtype, float]:
     return rates
 
 
+def faster_in_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are the faster ones, as on most GPUs and some CPUs.
+
+    Where a processor has instructions for them they take half as long or less, elsewhere several
+    times as long, so that two calls on one machine do not disagree.
+    """
+    rates = product_flops(device)
+    return rates[torch.bfloat16] > rates[torch.float32]
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new high-water mark (on Linux; elsewhere the process's own is kept)."""
     if device.type == "cuda":

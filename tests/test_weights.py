@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import bf16_is_hopeless
 from PIL import Image
 
 from benchmarks.commands import train_frozen
@@ -34,8 +33,6 @@ def image_folder(path: Path, classes: list[str], seed: int) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with images of two seen and two unseen classes, and in `out` what was trained."""
-    if bf16_is_hopeless():
-        pytest.skip("the networks are trained in bfloat16, which takes minutes here")
     root = tmp_path_factory.mktemp("weights")
     seen = image_folder(root / "seen", ["n01", "n02"], 1)
     unseen = image_folder(root / "unseen", ["n03", "n04"], 2)

@@ -28,6 +28,7 @@ from benchmarks.core.store import (
 from benchmarks.frozen import train_autoencoder
 from benchmarks.images import hub
 from benchmarks.images.stored import Dataset
+from metrics import speed
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.pixels import Pixels
@@ -220,8 +221,8 @@ def _train(
     model = Autoencoder()
     # the shapes, so that another architecture is another artefact
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    version = versions.AUTOENCODER
-    key = digest("autoencoder", version, shapes, images, seed, dataset.train_key, device.type)
+    recipe = [versions.AUTOENCODER, shapes, images, seed, dataset.train_key]
+    key = digest("autoencoder", *recipe, device.type, speed.faster_in_bf16(device))
     path = cache / "autoencoder" / f"{key}.safetensors"
 
     def make() -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,9 +24,9 @@ from models.codebook import Codebook
 RECIPES = {
     "autoencoder": (
         "benchmarks/frozen/train_autoencoder.py, train_autoencoder: per-image log MSE, Muon and "
-        "AdamW, warm-up and cosine, bfloat16 autocast; every sixth batch at 32 px, noise on the "
-        "latents of every fourth image; then trained on with a perceptual loss "
-        "(benchmarks/frozen/perceptual.py) added"
+        "AdamW, warm-up and cosine, bfloat16 autocast where that is the faster; every sixth batch "
+        "at 32 px, noise on the latents of every fourth image; then trained on with a perceptual "
+        "loss (benchmarks/frozen/perceptual.py) added"
     ),
     "codebook": (
         "benchmarks/frozen/train_autoencoder.py, fit_codebook: k-means (k-means++ start, dead "
@@ -38,8 +38,8 @@ RECIPES = {
     ),
     "judge": (
         "benchmarks/frozen/train_extractor.py, train_judge: cross-entropy with smoothed labels "
-        "over all classes, AdamW, warm-up and cosine, bfloat16 autocast; mirrored, shifted, zoomed "
-        "and mixed images; every third batch has been through 32 px"
+        "over all classes, AdamW, warm-up and cosine, bfloat16 autocast where that is the faster; "
+        "mirrored, shifted, zoomed and mixed images; every third batch has been through 32 px"
     ),
 }
 KID = "kid_efficientnet_lite0"  # of half of the images, reconstructed, against the other half

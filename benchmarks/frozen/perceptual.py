@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics import speed
 from metrics.efficientnet import EfficientNetLite
 
 SIDE = 96  # px that images are shown at: more is slower, fewer leaves little to see
@@ -42,7 +43,8 @@ class PerceptualLoss(nn.Module):
         """The network's feature maps, one for each size."""
         size = (SIDE, SIDE)
         x = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        bf16 = speed.faster_in_bf16(x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             return self.net.maps(x * 127.5 / 128 + 0.5 / 128)  # (pixels - 127) / 128
 
 
