@@ -19,7 +19,7 @@ from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
 from models.decoding import Cache, Window, put, take
-from models.generator import Batch, rand, spawn, to_device
+from models.generator import Batch
 from models.layers import (
     Block,
     CrossAttention,
@@ -30,6 +30,7 @@ from models.layers import (
     rotate,
     rotation_of,
 )
+from models.randomness import rand, spawn, to_device
 from models.tokens import TokenModel, schedule, with_null_labels
 
 

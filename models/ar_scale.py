@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.decoding import Cache, Window
-from models.generator import Batch, rand, spawn
+from models.generator import Batch
 from models.layers import Block, SelfAttention, angles_of, initialise, rotation_of
 from models.options import GUIDE
+from models.randomness import rand, spawn
 from models.scales import ScaleCodebooks
 from models.tokens import TokenModel
 

@@ -19,9 +19,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from models.codebook import Codebook
 from models.decoding import Cache, Steps, put, take
-from models.generator import Batch, rand, spawn
+from models.generator import Batch
 from models.layers import Block, SelfAttention, attend, initialise, rotation_of
 from models.options import GUIDE
+from models.randomness import rand, spawn
 from models.tokens import TokenModel
 
 

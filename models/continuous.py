@@ -13,9 +13,10 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from models.decoding import Cache, Window
-from models.generator import Batch, spawn, to_device
+from models.generator import Batch
 from models.heads import FlowHead, MixtureHead
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
+from models.randomness import spawn, to_device
 from models.tokens import SCHEDULES, SequenceModel, random_mask, schedule, with_null_labels
 
 LLAMA_BASE = 10_000.0  # of rotary positions in one dimension, as transformers' Llama

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.generator import to_device
+from models.randomness import to_device
 
 # A static step looks at a multiple of so many keys, of which those not yet written are masked. So
 # 256 tokens need 8 graphs, not 256.

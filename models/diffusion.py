@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models import schedulers
-from models.generator import Batch, GenerativeModel, randn, spawn, to_device
+from models.generator import Batch, GenerativeModel
 from models.options import GUIDE
+from models.randomness import randn, spawn, to_device
 from models.schedulers import CHAIN, FLOWS, PREDICTION
 
 LEAST_TIME = 0.05  # in training velocities are made by dividing by the time, but never by less

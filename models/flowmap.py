@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
-from models.generator import Batch, GenerativeModel, randn, spawn, to_device
+from models.generator import Batch, GenerativeModel
+from models.randomness import randn, spawn, to_device
 from models.schedulers import CHAIN
 
 

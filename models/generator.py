@@ -18,6 +18,7 @@ What a family writes:
 
 The smallest family there is, each class's mean with a little noise around it:
 
+>>> from models.randomness import randn, spawn
 >>> class ClassMeans(GenerativeModel):
 ...     objective = "mean"
 ...
@@ -59,6 +60,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from models.options import converted, snapshot_of
+from models.randomness import to_device
 
 
 class Batch(NamedTuple):
@@ -81,40 +83,6 @@ def drop_labels(
     dropped = to_device(torch.rand(labels.shape, generator=rng) < rate, labels.device)
     # Not `torch.where`: that would copy the number to the device, and wait for it.
     return labels.masked_fill(dropped, null_label)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. From the host to CUDA it is copied without the host waiting.
-
-    All random numbers of training and sampling are drawn on the host and come this way, so that
-    they are the same on every kind of device. That costs no time as long as the host is ahead of
-    the device, which is still busy with the last step.
-    """
-    # Only copies from pinned memory are asynchronous, and only memory of the host can be pinned.
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def spawn(rng: torch.Generator, count: int) -> list[torch.Generator]:
-    """One CPU generator per sample, seeded from `rng` in order.
-
-    So sample i's noise is the same whatever batch it is sampled in.
-    """
-    seeds = torch.randint(2**62, (count,), generator=rng)
-    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-
-
-def randn(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
-    """Standard normal noise (B, *shape), float32. Sample i's is drawn from `rngs[i]`."""
-    shape = tuple(shape)
-    return to_device(torch.stack([torch.randn(shape, generator=rng) for rng in rngs]), device)
-
-
-def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), (B, *shape), float32. Sample i's are drawn from `rngs[i]`."""
-    shape = tuple(shape)
-    return to_device(torch.stack([torch.rand(shape, generator=rng) for rng in rngs]), device)
 
 
 class GenerativeModel(nn.Module):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.generator import rand, randn
 from models.layers import TimestepEmbedder
+from models.randomness import rand, randn
 from models.schedulers import CHAIN
 from models.tokens import inverse_cdf
 

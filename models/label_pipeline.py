@@ -18,8 +18,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import logging
 from torch import LongTensor, Tensor, nn
 
-from models.generator import spawn
 from models.image_model import ImageModel
+from models.randomness import spawn
 
 INDEX = "model_index.json"
 IMAGENET_CLASSES = 1000

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from models.codebook import Codebook
-from models.generator import Batch, rand, spawn, to_device
+from models.generator import Batch
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
 from models.options import GUIDE
+from models.randomness import rand, spawn, to_device
 from models.tokens import SCHEDULES, TokenModel, random_mask, schedule
 
 

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from torch.overrides import TorchFunctionMode
 
-from models.generator import to_device
+from models.randomness import to_device
 
 CHAIN = 1000  # training timesteps of eps, v, x0; also the scale of the denoiser's time input
 

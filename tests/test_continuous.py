@@ -8,8 +8,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from benchmarks.stages.model import on_meta, sampling_macs
 from models.autoregressive import _fused
 from models.continuous import ContinuousMasked, ContinuousRaster
-from models.generator import spawn
 from models.heads import FlowHead, MixtureHead
+from models.randomness import spawn
 
 WIDTH, CHANNELS = 8, SHAPE[0]
 OPTIONS = {"temperature": 1.0, "head_steps": 50}

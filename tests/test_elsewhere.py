@@ -29,9 +29,9 @@ from benchmarks.stages.model import image_cost, on_meta
 from benchmarks.stages.sample import SamplingConfig, image_sampler
 from metrics import flops
 from metrics.efficientnet import imagenet_classes
-from models.generator import spawn
 from models.image_model import ImageModel
 from models.label_pipeline import LabelPipeline, matched
+from models.randomness import spawn
 
 CPU = torch.device("cpu")
 LABELS = "model.labels=[0,1,2,3,4,5,6,7,8,9]"

@@ -10,8 +10,8 @@ from benchmarks.core.settings import check
 from benchmarks.results import records
 from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import sampler_settings
-from models.generator import spawn
 from models.options import snapshot_of
+from models.randomness import spawn
 from models.tokens import inverse_cdf
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -8,7 +8,7 @@ import torch
 from conftest import CLASSES, SHAPE, random_batch, rng, tiny
 
 from models.ar_scale import AutoregressiveScales
-from models.generator import spawn
+from models.randomness import spawn
 from models.scales import ScaleCodebooks
 from models.tokens import inverse_cdf
 

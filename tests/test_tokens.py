@@ -11,8 +11,9 @@ from benchmarks.core.settings import compose
 from benchmarks.stages.model import build_model
 from models.any_order import AnyOrder
 from models.codebook import Codebook
-from models.generator import Batch, spawn
+from models.generator import Batch
 from models.layers import grid_angles, rotate, rotation_of
+from models.randomness import spawn
 from models.tokens import filter_logits, inverse_cdf, schedule
 
 LABELS = torch.tensor([0, 3, 1])

@@ -17,7 +17,8 @@ from benchmarks.stages.train_state import InPlaceEMA
 from models import schedulers
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.generator import Batch, to_device
+from models.generator import Batch
+from models.randomness import to_device
 
 META = torch.device("meta")
 CACHED = ("ar", "ar-block4", "any")  # these decode in static buffers on CUDA

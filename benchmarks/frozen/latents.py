@@ -19,7 +19,8 @@ from benchmarks.core.store import digest, seeded, write_tensors
 from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.shards import Rows, Shards, mean_and_std, moments
 from benchmarks.images.stored import Dataset, Split
-from models.generator import Batch, to_device
+from models.generator import Batch
+from models.randomness import to_device
 
 HELD = 8 * 2**30  # bytes of latents and tokens that a GPU may hold; more are read as they are used
 

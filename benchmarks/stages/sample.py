@@ -24,8 +24,9 @@ from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.latents import LatentSet, decode
 from benchmarks.stages.precision import bf16_weights
 from metrics import speed
-from models.generator import GenerativeModel, spawn, to_device
+from models.generator import GenerativeModel
 from models.image_model import ImageModel
+from models.randomness import spawn, to_device
 
 ABSURD = 1e3  # whitened latents have unit variance; quantising would hide that these do not
 # batches of a shape on CUDA: kernels are chosen in the first, graphs captured in the second
