@@ -9,7 +9,6 @@ import pytest
 import torch
 from benches import TINY, run
 from diffusers import (
-    AutoencoderKL,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     DDIMScheduler,
@@ -18,8 +17,8 @@ from diffusers import (
     DiTTransformer2DModel,
     UNet2DModel,
 )
+from models_elsewhere import Greys, dit_pipeline
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from benchmarks.analysis.panel import panels
 from benchmarks.reports.beside import alone, together
@@ -29,61 +28,12 @@ from benchmarks.stages.model import image_cost, on_meta
 from benchmarks.stages.sample import SamplingConfig, image_sampler
 from metrics import flops
 from metrics.efficientnet import imagenet_classes
-from models.image_model import ImageModel
 from models.label_pipeline import LabelPipeline, matched
 from models.randomness import spawn
 
 CPU = torch.device("cpu")
 LABELS = "model.labels=[0,1,2,3,4,5,6,7,8,9]"
 NAMES = [f"class {i}, of a thousand" for i in range(1000)]
-
-
-class Greys(ImageModel):
-    """A model of one's own: every class is one grey."""
-
-    def __init__(self, image_size, classes, imagenet_labels, *, brightest):
-        super().__init__(image_size, len(classes))
-        self.levels = nn.Parameter(torch.linspace(0, brightest, len(classes)))
-
-    def fingerprint(self):
-        return f"greys {self.levels[-1].item()}"
-
-    def supported_steps(self, requested):
-        return [steps for steps in requested if steps == 1]
-
-    def nfe(self, steps, guidance):
-        if steps != 1 or guidance != 1:
-            raise ValueError("this model takes one step, without guidance")
-        return 1
-
-    def evaluation(self, labels):
-        return self.levels[labels]
-
-    def sample(self, labels, *, steps, guidance, rng):
-        greys = self.levels[labels].to(torch.uint8)[:, None, None, None]
-        return greys.expand(-1, 3, self.image_size, self.image_size)
-
-
-def dit_pipeline(scheduler) -> DiTPipeline:
-    """Random weights, images of 16 px, a thousand classes: the pipeline's null label is 1000."""
-    torch.manual_seed(0)
-    network = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        norm_num_groups=4,
-    )
-    for weight in network.parameters():  # zero-initialised layers would ignore the label
-        if weight.abs().max() == 0:
-            nn.init.normal_(weight, std=0.3)
-    levels = dict(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2
-    )
-    decoder = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, **levels)
-    return DiTPipeline(network, decoder, scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +259,7 @@ def beside(hub, tmp_path_factory):
     """One folder of results with a model of ours, two pipelines, and a model of one's own."""
     folder = tmp_path_factory.mktemp("beside")
     settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "name=x", "steps=[1,2]"]
-    greys = ["model._target_=test_elsewhere.Greys", "+model.brightest=200"]
+    greys = ["model._target_=models_elsewhere.Greys", "+model.brightest=200"]
     greys += ["model.name=greys"]
     for model in (
         ["model=dit", "size=xs"],
@@ -368,7 +318,7 @@ def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
 
 def test_images_of_one_data_set_are_not_taken_for_anothers(tmp_path):
     settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "steps=[1]", "name=x"]
-    settings += ["model=pretrained", "model._target_=test_elsewhere.Greys", "model.name=greys"]
+    settings += ["model=pretrained", "model._target_=models_elsewhere.Greys", "model.name=greys"]
     for changes in (["+model.brightest=200"], ["+model.brightest=200", "data.image_size=32"]):
         ended = run(tmp_path, *settings, *changes)
         assert ended.code == 0, ended.err
