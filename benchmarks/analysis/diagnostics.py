@@ -14,7 +14,6 @@ from benchmarks.analysis.differences import (
     ACCURACY_MARGIN,
     Difference,
     between_networks,
-    holm,
     spread,
 )
 from benchmarks.analysis.panel import Panel
@@ -132,35 +131,38 @@ def ties(panel: Panel) -> Table:
     rows = at_most_steps(panel.leading)
     order = rows.groupby("curve")["distance"].mean().sort_values().head(MOST_CURVES).index
     groups = {name: rows[rows["curve"] == name] for name in order}
-    accuracies = accuracy_pairs(groups)
+    distances, accuracies = verdicts.differences(groups), accuracy_differences(groups)
+    # both columns are one table, whose verdicts share the chance of a false one
+    verdict = verdicts.judged(
+        {("distance", *pair): one for pair, one in distances.items()}
+        | {("accuracy", *pair): one for pair, one in accuracies.items()}
+    )
     table = []
-    for a, b, difference, verdict in verdicts.pairs(groups):
-        names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in (a, b)]
-        table.append([*names, difference.ratio(), verdict, accuracies[a, b]])
+    for pair, difference in distances.items():
+        names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in pair]
+        accuracy = accuracies[pair]
+        words = f"{-accuracy.value:+z.3f}"
+        if not pd.isna(accuracy.error):
+            words += f" ± {accuracy.error:.2g}, {verdict['accuracy', *pair]}"
+        table.append([*names, difference.ratio(), verdict["distance", *pair], words])
     header = ["first", "second", f"second / first, {panel.distance} (95% interval)"]
     header.append("the second is")
     return [*header, "label accuracy, second - first"], table
 
 
-def accuracy_pairs(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
-    """The difference in label accuracy of every pair in words; signs as a reader expects them."""
+def accuracy_differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], Difference]:
+    """The difference in label accuracy of every pair, of errors and not of hits: lower is better,
+    as of a distance.
+    """
     values = {
-        # errors and not hits, so that lower is better, as of a distance
         name: [-value for value in rows.groupby("training")["label_accuracy"].mean()]
         for name, rows in groups.items()
     }
     of_trainings = spread(list(values.values()))
-    compared: dict[tuple[str, str], Difference] = {
+    return {
         (a, b): between_networks(values[a], values[b], of_trainings, ACCURACY_MARGIN)
         for a, b in combinations(values, 2)
     }
-    adjusted = holm([difference.p for difference in compared.values()])
-    words = {}
-    for (pair, difference), p in zip(compared.items(), adjusted, strict=True):
-        error = "" if pd.isna(difference.error) else f" ± {difference.error:.2g}"
-        verdict = "" if pd.isna(difference.error) else f", {difference.verdict(p)}"
-        words[pair] = f"{-difference.value:+z.3f}{error}{verdict}"
-    return words
 
 
 def _setting(row: pd.Series) -> str:

@@ -19,6 +19,7 @@ from benchmarks.analysis.differences import (
     NOT_JUDGED,
     Difference,
     between_networks,
+    between_settings,
     holm,
     spread,
 )
@@ -48,21 +49,27 @@ def log_distances(rows: pd.DataFrame) -> list[float]:
     return [math.log(value) for value in rows.groupby("training")["distance"].mean()]
 
 
-def pairs(groups: dict[str, pd.DataFrame]) -> list[tuple[str, str, Difference, str]]:
-    """Every pair of networks, given by name with its rows at one setting: the difference of their
-    log distances, and the verdict on the second, all pairs taken together.
+def differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], Difference]:
+    """Of every pair of networks, given by name with its rows at one setting: the difference of
+    their log distances.
     """
     values = {name: log_distances(rows) for name, rows in groups.items()}
     of_trainings = spread(list(values.values()))
-    compared = [
-        (a, b, between_networks(values[a], values[b], of_trainings, MARGIN))
+    return {
+        (a, b): between_networks(values[a], values[b], of_trainings, MARGIN)
         for a, b in itertools.combinations(values, 2)
-    ]
-    adjusted = holm([difference.p for _, _, difference in compared])
-    return [
-        (a, b, difference, difference.verdict(p))
-        for (a, b, difference), p in zip(compared, adjusted, strict=True)
-    ]
+    }
+
+
+def judged(compared: dict[Any, Difference]) -> dict[Any, str]:
+    """The verdict on the second of each pair, all pairs taken together: the chance of any false
+    "better" or "worse" among them is that of one.
+    """
+    adjusted = holm([difference.p for difference in compared.values()])
+    return {
+        pair: difference.verdict(p)
+        for (pair, difference), p in zip(compared.items(), adjusted, strict=True)
+    }
 
 
 def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> list[str]:
@@ -91,8 +98,8 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
 
 
 def enough_steps(rows: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps that are not told apart from the best count measured: no more
-    than two errors of the difference above it. Which more steps are worse is said, too.
+    """Per curve, the fewest steps that are no more than two errors of the difference above the best
+    count measured. Which others are worse is said, too, where chance would hardly make them so.
     """
     lines = []
     for name, curve in rows.groupby("curve", sort=False):
@@ -105,25 +112,47 @@ def enough_steps(rows: pd.DataFrame) -> list[str]:
 def _enough_of(at: dict[float, pd.DataFrame]) -> str:
     """What is said of one network's rows by step count."""
     most = max(at)
-    above_most = {steps: _excess(at[steps], at[most])[0] for steps in at}
+    above_most = {steps: _excess(at[steps], at[most]).value for steps in at}
     best = min(at, key=lambda steps: above_most[steps])
-    errors_above = {steps: _in_errors(*_excess(at[steps], at[best])) for steps in at}
-    enough = min(steps for steps in at if errors_above[steps] <= ENOUGH)
+    enough = min(steps for steps in at if steps == best or _is_near(at[steps], at[best]))
     verb = "is" if enough == 1 else "are"
     if enough == best:
         measured = ", the most measured," if best == most else ""
         line = f"{_steps(best)}{measured} {verb} best ({_mean(at[best])})"
-        line += "; fewer are worse" if enough > min(at) else ""
     else:
-        line = f"{_steps(enough)} ({_mean(at[enough])}) {verb} not told apart from the best"
+        line = f"{_steps(enough)} ({_mean(at[enough])}) {verb} within two errors of the best"
         line += f" count, {_steps(best)} ({_mean(at[best])})"
-    worse = [s for s in at if s > enough and errors_above[s] > ENOUGH]
-    if worse:
-        named = [f"{_steps(steps)} ({_mean(at[steps])})" for steps in worse]
-        line += f"; {' and '.join(named)} are worse"
-    if enough != best and _settings_of(at[enough]) != _settings_of(at[best]):
-        line += "; other settings were chosen for these"
+    worse = _worse_than(at, best)
+    fewer = [steps for steps in at if steps < enough]
+    if fewer:
+        surely = set(fewer) <= set(worse)
+        line += "; fewer are worse" if surely else "; fewer are more than two errors above it"
+    more = [steps for steps in worse if steps > enough]
+    if more:
+        line += f"; {' and '.join(f'{_steps(s)} ({_mean(at[s])})' for s in more)} are worse"
+    if any(_settings_of(at[steps]) != _settings_of(at[best]) for steps in (enough, *more)):
+        line += "; not all of these have the same settings"
     return line
+
+
+def _is_near(some: pd.DataFrame, best: pd.DataFrame) -> bool:
+    excess = _excess(some, best)
+    return excess.value <= 0 or excess.value <= ENOUGH * excess.error
+
+
+def _worse_than(at: dict[float, pd.DataFrame], best: float) -> list[float]:
+    """The step counts that are worse than the best one.
+
+    The best is not known beforehand, so that every pair of counts might have been asked about: all
+    of them share the chance of a false answer.
+    """
+    compared = {(a, b): _excess(at[b], at[a]) for a, b in itertools.combinations(at, 2)}
+    verdicts = judged(compared)
+    return [
+        steps
+        for steps in at
+        if verdicts.get((best, steps)) == "worse" or verdicts.get((steps, best)) == "better"
+    ]
 
 
 def _mean(rows: pd.DataFrame) -> str:
@@ -134,29 +163,25 @@ def _settings_of(rows: pd.DataFrame) -> set[tuple]:
     return set(zip(rows["guidance"], rows["sampler"], strict=True))
 
 
-def _in_errors(difference: float, error: float) -> float:
-    if difference <= 0:
-        return 0.0
-    return difference / error if error > 0 else math.inf
-
-
-def _excess(some: pd.DataFrame, others: pd.DataFrame) -> tuple[float, float]:
+def _excess(some: pd.DataFrame, others: pd.DataFrame) -> Difference:
     """By how much the log distance of `some` lies above that of `others`, the mean over the
     trainings that both have, and its error: of the images, or between trainings if that is larger.
     """
-    differences, errors = [], []
+    ratios, errors = [], []
     for training, rows in some.groupby("training"):
         other = others[others["training"] == training]
         if len(other):
-            difference, error = _log_ratio(rows.iloc[0], other.iloc[0])
-            differences.append(difference)
+            ratio, error = _log_ratio(rows.iloc[0], other.iloc[0])
+            ratios.append(ratio)
             errors.append(error)
-    if not differences:
-        return math.inf, 0.0
-    error = math.hypot(*errors) / len(errors)
-    if len(differences) > 1:
-        error = max(error, statistics.stdev(differences) / len(differences) ** 0.5)
-    return statistics.mean(differences), error
+    if not ratios:
+        return Difference(math.inf, math.nan, math.nan, "no training has both", MARGIN)
+    of_images = math.hypot(*errors) / len(errors)
+    if len(ratios) == 1:
+        return Difference(ratios[0], of_images, math.inf, "one training, its images", MARGIN)
+    between = between_settings([0.0] * len(ratios), ratios, MARGIN)
+    # few trainings may lie close together by chance
+    return between._replace(error=max(between.error, of_images))
 
 
 def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
@@ -176,30 +201,34 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     """For two budgets of each cost, the network with the lowest distance and those that are not
     told apart from it, each at its own best step count within the budget.
     """
-    lines = []
+    affordable, compared = {}, {}
     for column, meaning in COSTS.items():
         for budget in _budgets(means, column):
-            affordable = means[means[column] <= budget].sort_values("distance")
-            affordable = affordable.drop_duplicates("curve")
-            names = dict(zip(affordable["curve"], affordable["steps"], strict=True))
+            under = means[means[column] <= budget].sort_values("distance").drop_duplicates("curve")
+            words = f"Up to {budget:.2g} {meaning}"
+            affordable[words] = under
             groups = {
-                name: rows[(rows["curve"] == name) & (rows["steps"] == steps)]
-                for name, steps in names.items()
+                curve: rows[(rows["curve"] == curve) & (rows["steps"] == steps)]
+                for curve, steps in zip(under["curve"], under["steps"], strict=True)
             }
-            lowest = affordable.iloc[0]
-            told_apart = {
-                {a, b}.difference({lowest["curve"]}).pop()
-                for a, b, _, verdict in pairs(groups)
-                if lowest["curve"] in (a, b) and verdict in ("better", "worse")
-            }
-            others = [name for name in names if name not in (*told_apart, lowest["curve"])]
-            line = f"{_named(lowest)} is lowest"
-            if len(others) == len(names) - 1 > 0:
-                line = f"no network is told apart from the lowest, {_named(lowest)}"
-            elif others:
-                line += f"; not told apart from it: {', '.join(others)}"
-            lines.append(f"Up to {budget:.2g} {meaning}: {line}.")
+            compared |= {(words, *pair): one for pair, one in differences(groups).items()}
+    verdicts = judged(compared)  # of all budgets together
+    lines = []
+    for words, under in affordable.items():
+        lowest, *others = under["curve"]
+        alike = [name for name in others if not _told_apart(verdicts, words, lowest, name)]
+        line = f"{_named(under.iloc[0])} is lowest"
+        if alike and alike == others:
+            line = f"no network is told apart from the lowest, {_named(under.iloc[0])}"
+        elif alike:
+            line += f"; not told apart from it: {', '.join(alike)}"
+        lines.append(f"{words}: {line}.")
     return lines
+
+
+def _told_apart(verdicts: dict[Any, str], words: str, a: str, b: str) -> bool:
+    verdict = verdicts.get((words, a, b)) or verdicts[words, b, a]
+    return verdict in ("better", "worse")
 
 
 def _budgets(means: pd.DataFrame, column: str) -> list[float]:
