@@ -89,6 +89,8 @@ def test_an_entry_is_made_where_the_versions_are_todays(tmp_path):
     assert entry("there", made=today).state(tmp_path) == "made"
     assert entry("there", made=older).state(tmp_path) == "out of date"
     assert entry("there", "study x=1", made=older).state(tmp_path) == "made"
+    assert entry("there", "study x=1", made=today | {"weights": "others"}).state(tmp_path) != "made"
+    assert entry("there", made={"models": today["models"]}).state(tmp_path) == "out of date"
     assert entry("there", made=None).state(tmp_path) == "missing"
     assert entry("gone", made=today).state(tmp_path) == "missing"
 

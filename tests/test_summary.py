@@ -53,6 +53,21 @@ def test_the_summary_of_several_trainings_names_the_lowest_in_twelve_lines_at_mo
     assert sum("dit at 8 steps" in line and "is lowest" in line for line in lines) == 2
 
 
+def test_two_feature_extractors_share_the_twelve_lines(tmp_path, no_figures):
+    made_up = []
+    for features in ("local", "other"):
+        for place, model in enumerate(["dit", "ar", *(f"net{i}" for i in range(10))]):
+            for steps in (4, 8):
+                fd = (4.0 + place) * 16 / steps
+                for one in trained(model, fd, 1.02 * fd, 0.99 * fd, steps=steps):
+                    run_id = f"{one['row']['run_id']}-{features}"
+                    one["row"] |= {"features": features, "run_id": run_id}
+                    one["fingerprints"]["features"] = features
+                    made_up.append(one)
+    text = summary_of(tmp_path, made_up)
+    assert text.count("### What they say") == 2 and len(said(text)) == 12
+
+
 @pytest.mark.parametrize("recall, refused", [(0.69, True), (0.7, False), (None, False)])
 def test_behind_a_decoder_that_hides_too_much_no_verdict_is_given(
     recall, refused, tmp_path, no_figures

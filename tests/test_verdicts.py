@@ -241,8 +241,7 @@ def test_one_network_is_asked_for_its_steps_only():
 def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
     lines = verdicts.enough_steps(TWO)
     assert lines == [
-        "a: 4 steps (5) are within two errors of the best count, 16 steps (4.95); "
-        "fewer are worse.",
+        "a: 4 steps (5) are within two errors of the best count, 16 steps (4.95); fewer are worse.",
         "b: 4 steps, the most measured, are best (3); fewer are worse.",
     ]
     (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
@@ -266,7 +265,9 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
     table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
     assert "8 steps, the most measured, are best" in verdicts.enough_steps(table)[0]
     apart = table.assign(sampling_seed=[0, 1])
-    assert "4 steps (5.2) are within two errors" in verdicts.enough_steps(apart)[0], "nothing cancels"
+    assert "4 steps (5.2) are within two errors" in verdicts.enough_steps(apart)[0], (
+        "nothing cancels"
+    )
 
 
 def test_steps_are_compared_within_each_training():

@@ -7,4 +7,7 @@ LATENTS = 2  # how pixels become whitened latents and tokens
 AUTOENCODER = 3  # how an autoencoder is trained on a data set's own images
 CODEBOOK = 2  # how a codebook is fitted on latents
 TRAINING = 8  # the models, their training and their sampling
+# How settings of sampling are chosen. No key has it: each trial is kept by its own settings. The
+# reference results say by which they were made.
+SEARCH = 2
 SCORING = 8  # the feature extractors, distances and whatever else a record says of samples

@@ -3,8 +3,10 @@ whether it is made by today's code.
 """
 
 import itertools
+import json
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from benchmarks.core import versions
 from benchmarks.core.environment import device_name, git_state, now
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file
-from benchmarks.core.store import ROOT
+from benchmarks.core.store import ROOT, SHIPPED_FOLDERS, digest
 
 PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
@@ -35,12 +37,12 @@ OPTIONAL = {"machine": str, "made": dict | None, "figures": list, "by_name": boo
 KINDS = {"": "", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # what ONLY may be, but for names
 # which of today's versions, of core/versions.py, a command's results depend on
 DEPENDS = {
-    "bench": ("models", "scoring"),
+    "bench": ("models", "scoring", "search", "weights"),
     "perf": ("models",),
     "cost": ("models",),
     "tests": ("models",),
-    "study": ("scoring",),
-    "reconstruct": (),
+    "study": ("scoring", "weights"),
+    "reconstruct": ("weights",),
 }
 
 
@@ -90,9 +92,24 @@ class Entry:
         return "made" if self.is_todays(self.made) else "out of date"
 
 
-def todays_versions() -> dict[str, int]:
-    """Today's versions of the models and their training, and of the scoring."""
-    return {"models": versions.TRAINING, "scoring": versions.SCORING}
+def todays_versions() -> dict[str, int | str]:
+    """Today's versions of the models and their training, of the scoring, of the search for settings
+    of sampling, and of the weights that come with the suite.
+    """
+    return {
+        "models": versions.TRAINING,
+        "scoring": versions.SCORING,
+        "search": versions.SEARCH,
+        "weights": _shipped_weights(),
+    }
+
+
+@cache
+def _shipped_weights() -> str:
+    """A short digest of all shipped networks, by what their cards say of their files."""
+    cards = [card for folder in SHIPPED_FOLDERS for card in folder.glob("*.json")]
+    contents = [json.loads(card.read_text(encoding="utf-8")) for card in cards]
+    return digest(sorted(card["sha256"] for card in contents if "sha256" in card))[:8]
 
 
 def load(path: Path = PLAN) -> list[Entry]:
