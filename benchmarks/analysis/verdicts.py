@@ -49,7 +49,7 @@ def log_distances(rows: pd.DataFrame) -> list[float]:
     return [math.log(value) for value in rows.groupby("training")["distance"].mean()]
 
 
-def differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], Difference]:
+def differences(groups: dict[Any, pd.DataFrame]) -> dict[tuple[Any, Any], Difference]:
     """Of every pair of networks, given by name with its rows at one setting: the difference of
     their log distances.
     """
@@ -205,20 +205,20 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     for column, meaning in COSTS.items():
         for budget in _budgets(means, column):
             under = means[means[column] <= budget].sort_values("distance").drop_duplicates("curve")
-            words = f"Up to {budget:.2g} {meaning}"
-            affordable[words] = under
-            groups = {
-                curve: rows[(rows["curve"] == curve) & (rows["steps"] == steps)]
-                for curve, steps in zip(under["curve"], under["steps"], strict=True)
-            }
-            compared |= {(words, *pair): one for pair, one in differences(groups).items()}
+            affordable[f"Up to {budget:.2g} {meaning}"] = under
+            # the same two points within two budgets are one comparison
+            compared = _differences_at(_points(under), rows) | compared
     verdicts = judged(compared)  # of all budgets together
     lines = []
     for words, under in affordable.items():
-        lowest, *others = under["curve"]
-        alike = [name for name in others if not _told_apart(verdicts, words, lowest, name)]
+        lowest, *others = _points(under)
+        alike = [
+            point[0]
+            for point in others
+            if verdicts[min(lowest, point), max(lowest, point)] not in ("better", "worse")
+        ]
         line = f"{_named(under.iloc[0])} is lowest"
-        if alike and alike == others:
+        if alike and len(alike) == len(others):
             line = f"no network is told apart from the lowest, {_named(under.iloc[0])}"
         elif alike:
             line += f"; not told apart from it: {', '.join(alike)}"
@@ -226,9 +226,19 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _told_apart(verdicts: dict[Any, str], words: str, a: str, b: str) -> bool:
-    verdict = verdicts.get((words, a, b)) or verdicts[words, b, a]
-    return verdict in ("better", "worse")
+def _points(means: pd.DataFrame) -> list[tuple[str, float]]:
+    """The curve and the step count of each row."""
+    return list(zip(means["curve"], means["steps"], strict=True))
+
+
+def _differences_at(points: list[tuple[str, float]], rows: pd.DataFrame) -> dict[Any, Difference]:
+    """`differences` between all of these points, each pair of them in order."""
+    return differences(
+        {
+            (curve, steps): rows[(rows["curve"] == curve) & (rows["steps"] == steps)]
+            for curve, steps in sorted(points)
+        }
+    )
 
 
 def _budgets(means: pd.DataFrame, column: str) -> list[float]:
