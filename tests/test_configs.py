@@ -209,9 +209,11 @@ def test_every_sampler_is_one_that_some_family_has(name):
 
 @pytest.mark.parametrize("name", config_names("autoencoder"))
 def test_every_autoencoder_says_where_its_codebook_comes_from(name):
-    cfg = composed(f"autoencoder={name}").autoencoder
+    cfg = composed(f"autoencoder={name}", "size=s").autoencoder
     assert cfg.kind in ("shipped", "trained", "pixels", *CLASSES) and "codebook" in cfg
     assert (cfg.codebook_size is None) == (name == "shipped")
+    small = composed(f"autoencoder={name}", "size=xs").autoencoder
+    assert small.codebook_size == 512, "what its models of tokens were matched with"
 
 
 def test_the_shipped_networks_load():
