@@ -1,5 +1,5 @@
 """Trainings of one recipe, which differ by nothing but their seed, dealt at random into networks
-that do not exist: hardly a table may tell any of these apart.
+that do not exist: hardly a table may tell any of these apart, by distance or by label accuracy.
 
 The trainings are those of results/reference/null_test: eighteen of `dit` and eighteen of `ar`.
 """
@@ -10,10 +10,10 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from benchmarks.analysis import verdicts
+from benchmarks.analysis import diagnostics, verdicts
 from benchmarks.core.store import ROOT
 
-TABLES = 500
+TABLES = 300
 TRAININGS = 3  # of each network
 LEVEL = 0.05
 ERROR = (LEVEL * (1 - LEVEL) / TABLES) ** 0.5
@@ -27,14 +27,19 @@ RECIPES = {
 def dealt(rows: pd.DataFrame, name: str, rng: random.Random) -> dict[str, pd.DataFrame]:
     """The trainings of a recipe in random threes, as networks of their own."""
     order = rng.sample(range(len(rows)), len(rows))
-    table = pd.DataFrame({"training": rows["seed"], "distance": rows["fd_generator"]})
+    columns = {"training": rows["seed"], "distance": rows["fd_generator"]}
+    table = pd.DataFrame(columns | {"label_accuracy": rows["label_accuracy"]})
     threes = zip(*[iter(order)] * TRAININGS, strict=True)
     return {f"{name} {place}": table.iloc[list(three)] for place, three in enumerate(threes)}
 
 
 def told_apart(groups: dict[str, pd.DataFrame]) -> set[tuple[str, str]]:
-    """The pairs of a table of which one is called better."""
-    return {(a, b) for a, b, _, verdict in verdicts.pairs(groups) if verdict in ("better", "worse")}
+    """The pairs of a table of which one is called better, by its distance or its label accuracy."""
+    distances = verdicts.differences(groups)
+    accuracies = diagnostics.accuracy_differences(groups)
+    compared = {(pair, 0): one for pair, one in distances.items()}
+    words = verdicts.judged(compared | {(pair, 1): one for pair, one in accuracies.items()})
+    return {pair for (pair, _), verdict in words.items() if verdict in ("better", "worse")}
 
 
 def test_every_training_is_another():
