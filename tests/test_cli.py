@@ -4,16 +4,20 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import __main__ as cli
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.session import Session, session
 from benchmarks.core.settings import presets
 from benchmarks.core.store import ROOT
+from benchmarks.images.decode import decode
 from benchmarks.results.columns import COLUMNS, as_page
+from benchmarks.stages.record import record_failure
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -63,6 +67,46 @@ def test_the_exit_code_says_how_it_ended(errors, code, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     bad = [error for error in errors if not isinstance(error, OutOfTime)]
     assert len(lines) == len(bad) and all(line.startswith("latentbench: ") for line in lines)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, cli.Terminated])
+def test_a_stop_that_broke_a_library_on_its_way_out_is_a_stop_all_the_same(stop, capsys):
+    """OmegaConf, say, puts its flags back in a `finally`, of a node that is half made."""
+
+    def in_pieces() -> None:
+        try:
+            raise stop
+        finally:
+            raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    def as_a_library_says_it() -> None:
+        try:
+            in_pieces()
+        except AttributeError as error:
+            raise OmegaConfBaseException(str(error)) from error
+
+    def as_a_reader_says_it() -> None:
+        try:
+            in_pieces()
+        except AttributeError:
+            raise BadInput("the file is damaged") from None
+
+    for task in (in_pieces, as_a_library_says_it, as_a_reader_says_it):
+        with pytest.raises(stop):
+            Session().guard(task)
+    # and a training that broke by it is no failed training, nor an image an unreadable one
+    with pytest.raises(stop):
+        record_failure(None, broken_by(in_pieces))
+    with pytest.raises(stop):
+        decode(SimpleNamespace(read=lambda *_: in_pieces(), seek=lambda *_: 0, tell=lambda: 0))
+    assert capsys.readouterr().err == ""
+
+
+def broken_by(task: Callable[[], None]) -> Exception:
+    """The error that a task ends with."""
+    with pytest.raises(AttributeError) as ended:
+        task()
+    return ended.value
 
 
 def test_a_training_that_diverged_is_a_result_of_its_own_kind():

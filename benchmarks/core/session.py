@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.core.errors import BadInput, OutOfTime
+from benchmarks.core.errors import BadInput, OutOfTime, raise_if_stopped
 
 TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sysexits.h
 ONLY_DIVERGED = 4  # exit code of a run of which nothing failed, but some training diverged
@@ -71,22 +71,23 @@ class Session:
             print(line, flush=True)
 
     def guard(self, task: Callable[..., None], *args: Any) -> None:
-        """`task(*args)`, its errors as one line each, so that what comes after still runs."""
+        """`task(*args)`, its errors as one line each, so that what comes after still runs.
+
+        Ctrl-C and SIGTERM end the process, also where a library made an error of them.
+        """
         try:
             task(*args)
-        except BadInput as error:
-            self.complain(str(error))
-        except OutOfTime as error:
-            self.unfinished.append(str(error))
-            print(f"out of time: {error}", flush=True)
-        except OmegaConfBaseException as error:
-            self.complain(f"configuration: {str(error).splitlines()[0]}")
-        except HydraException as error:
-            self.complain(f"configuration: {in_one_line(error)}")
         except Exception as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise_if_stopped(error)
+            if isinstance(error, OutOfTime):
+                self.unfinished.append(str(error))
+                print(f"out of time: {error}", flush=True)
+            elif isinstance(error, BadInput | HydraException | OmegaConfBaseException):
+                self.complain(in_words(error))
+            elif os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            self.complain(in_words(error))
+            else:
+                self.complain(in_words(error))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -139,7 +140,13 @@ def in_words(error: Exception) -> str:
     """One line about any error: what it says of input that cannot be used, of the machine, or that
     nobody has foreseen it.
     """
-    return str(error) if isinstance(error, BadInput) else of_the_machine(error) or unforeseen(error)
+    if isinstance(error, BadInput):
+        return str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {str(error).splitlines()[0]}"
+    if isinstance(error, HydraException):
+        return f"configuration: {in_one_line(error)}"
+    return of_the_machine(error) or unforeseen(error)
 
 
 def of_the_machine(error: Exception) -> str | None:

@@ -9,6 +9,8 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from benchmarks.core.errors import raise_if_stopped
+
 # Pillow's remarks on a broken file would bury our one line
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see LARGEST
@@ -57,6 +59,7 @@ def decode(file: Path | IO[bytes], size: int | None = None) -> np.ndarray:
             return np.asarray(to_rgb(image)).transpose(2, 0, 1)
     # Pillow's decoders raise whatever a broken file leads them to
     except Exception as error:
+        raise_if_stopped(error)
         reason = " ".join(str(error).split())
         name = type(error).__name__
         raise Unreadable(name if not reason else f"{name}: {reason[:80]}") from None

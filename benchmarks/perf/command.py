@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.core import cli
 from benchmarks.core.environment import device_name, library_versions, pick_device, provenance
+from benchmarks.core.errors import raise_if_stopped
 from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.session import TO_BE_CONTINUED
 from benchmarks.core.settings import config_names
@@ -103,6 +104,7 @@ def measure(
         try:
             stage(bench)
         except Exception as error:  # of one stage: the others are still worth their minutes
+            raise_if_stopped(error)
             traceback.print_exc()
             reason = str(error).strip()[:200]
             bench.failed.append(f"{name}: {type(error).__name__}: {reason}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 
-from benchmarks.core.errors import BadInput
+from benchmarks.core.errors import BadInput, raise_if_stopped
 from benchmarks.core.files import atomic_file
 from benchmarks.core.store import (
     file_digest,
@@ -88,6 +88,7 @@ class Checkpoints:
             average, moments = state["ema"], state["optimizer"]
             fits, reason = load(generator, state["model"]), "its tensors are another network's"
         except Exception as error:  # whatever a damaged or foreign file leads its reader to
+            raise_if_stopped(error)
             fits, reason = False, f"{type(error).__name__} {first_line(error)}"
         if not fits:
             print(f"train: {path} cannot be used ({reason}); starting over")

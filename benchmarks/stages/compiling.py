@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.core import team
+from benchmarks.core.errors import raise_if_stopped
 from benchmarks.core.store import read_sealed, write_sealed
 from metrics import speed
 from models.generator import Batch
@@ -102,6 +103,7 @@ class Compiler:
             state.backward(batch, torch.Generator())
         # a compiler fails in many ways, and none of them is worth a training
         except Exception as error:
+            raise_if_stopped(error)
             self.auto = False
             state.generator.uncompile_error()
             reason = f"{type(error).__name__}: {str(error).strip()[:200]}"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from benchmarks.core import team
-from benchmarks.core.errors import BadInput
+from benchmarks.core.errors import BadInput, raise_if_stopped
 from benchmarks.core.session import in_words, session
 from benchmarks.core.store import digest
 from benchmarks.stages.cell import Cell
@@ -51,6 +51,7 @@ def _of_cell(cell: Cell | None, cfg: DictConfig, task: Callable[..., Value], arg
         try:
             cell = _like_the_leaders(cfg)
         except Exception as error:
+            raise_if_stopped(error)
             fault = error
             session.complain(f"process {team.rank()}: {in_words(error)}")
     if team.anywhere(fault is not None):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.core import team, versions
 from benchmarks.core.environment import device_name, library_versions, pick_device
-from benchmarks.core.errors import BadInput
+from benchmarks.core.errors import BadInput, raise_if_stopped
 from benchmarks.core.session import in_words, session
 from benchmarks.core.store import digest
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
@@ -92,6 +92,7 @@ def _encode_share(own: tuple[Dataset, LatentSpace] | None, cfg: DictConfig, devi
             )
         prepare_latents(*own, cache=cfg.cache_dir, device=here)
     except Exception as error:
+        raise_if_stopped(error)
         fault = error
         session.complain(f"process {team.rank()}: {in_words(error)}")
     if team.anywhere(fault is not None):

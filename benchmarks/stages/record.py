@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks.core.environment import now, provenance
-from benchmarks.core.errors import Diverged
+from benchmarks.core.errors import Diverged, raise_if_stopped
 from benchmarks.core.session import session
 from benchmarks.core.settings import shorten_paths
 from benchmarks.frozen.extractors import overlap, shipped_parts
@@ -95,6 +95,7 @@ def record_failure(
     chosen: bool = False,
 ) -> None:
     """A cell, or one measurement of it, that diverged or broke is a row too, never an absence."""
+    raise_if_stopped(error)
     status = "diverged" if isinstance(error, Diverged) else "failed"
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     row = identity(cell) | provenance(cell.device)
