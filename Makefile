@@ -90,12 +90,12 @@ test: $(READY) ## the tests, a process a core, four at most; then those that mea
 
 test-faults: $(READY) ## kills, full disks, damage, nonsense and broken files, at length: the tally is results/faults.md
 	@mkdir -p results
-	TESTS=all TALLY=results/faults.md $(PY) -m pytest tests/test_faults.py tests/test_fuzz.py $(ARGS)
+	TESTS=all TALLY=results/faults.md $(PY) -m pytest --timeout 3600 tests/test_faults.py tests/test_fuzz.py $(ARGS)
 
 test-long: $(READY) ## what is too long for every day: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
 	$(MAKE) test-faults
-	TESTS=all $(PY) -m pytest tests/test_launchers.py tests/test_team.py tests/test_reference_rehearsal.py $(ARGS)
-	TESTS=all $(PY) -m pytest -m long --ignore tests/test_faults.py --ignore tests/test_fuzz.py --ignore tests/test_launchers.py \
+	TESTS=all $(PY) -m pytest --timeout 3600 tests/test_launchers.py tests/test_team.py tests/test_reference_rehearsal.py $(ARGS)
+	TESTS=all $(PY) -m pytest --timeout 3600 -m long --ignore tests/test_faults.py --ignore tests/test_fuzz.py --ignore tests/test_launchers.py \
 		--ignore tests/test_team.py --ignore tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
