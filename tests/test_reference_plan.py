@@ -42,6 +42,8 @@ SETTABLE = {
     "seed",
     "size",
     "size.ar.mlp",
+    "size.ar_any.mlp",
+    "size.masked.mlp",
     "steps",
     "train.batch",
     "train.budget",
