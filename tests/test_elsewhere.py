@@ -345,7 +345,7 @@ def test_what_is_measured_is_not_measured_again(beside, hub):
     ],
 )
 def test_bad_input_ends_with_one_line(hub, tmp_path, settings, reason):
-    settings = [setting.replace("{hub}", str(hub)) for setting in settings]
-    ended = run(tmp_path, *TINY, "train.budget=2", "model=pretrained", *settings)
+    asked = ["model=pretrained", *(word.replace("{hub}", str(hub)) for word in settings)]
+    ended = run(tmp_path, *TINY, "train.budget=2", *asked)
     assert ended.code != 0 and reason in ended.err, ended.err
     assert len(ended.err.strip().splitlines()) == 1

@@ -40,6 +40,7 @@ def whole(kind: str, folder: Path) -> bytes:
     images = pixels(0)
     if kind in FORMATS:
         file = io.BytesIO()
+        Image.init()  # registers the formats of this Pillow
         if kind not in Image.SAVE:
             pytest.skip(f"this Pillow writes no {kind}")
         # a file of this format holds several images

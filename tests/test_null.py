@@ -35,11 +35,8 @@ def dealt(rows: pd.DataFrame, name: str, rng: random.Random) -> dict[str, pd.Dat
 
 def told_apart(groups: dict[str, pd.DataFrame]) -> set[tuple[str, str]]:
     """The pairs of a table of which one is called better, by its distance or its label accuracy."""
-    distances = verdicts.differences(groups)
-    accuracies = diagnostics.accuracy_differences(groups)
-    compared = {(pair, 0): one for pair, one in distances.items()}
-    words = verdicts.judged(compared | {(pair, 1): one for pair, one in accuracies.items()})
-    return {pair for (pair, _), verdict in words.items() if verdict in ("better", "worse")}
+    words = verdicts.judged(diagnostics.differences(groups))
+    return {(a, b) for (_, a, b), verdict in words.items() if verdict in ("better", "worse")}
 
 
 def test_every_training_is_another():

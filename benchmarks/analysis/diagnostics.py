@@ -10,12 +10,7 @@ from scipy.stats import spearmanr
 from benchmarks.analysis import verdicts
 from benchmarks.analysis.choices import CHOSEN
 from benchmarks.analysis.curves import distance_name, in_order
-from benchmarks.analysis.differences import (
-    ACCURACY_MARGIN,
-    Difference,
-    between_networks,
-    spread,
-)
+from benchmarks.analysis.differences import ACCURACY_MARGIN, Difference
 from benchmarks.analysis.panel import Panel
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
@@ -131,37 +126,34 @@ def ties(panel: Panel) -> Table:
     rows = at_most_steps(panel.leading)
     order = rows.groupby("curve")["distance"].mean().sort_values().head(MOST_CURVES).index
     groups = {name: rows[rows["curve"] == name] for name in order}
-    distances, accuracies = verdicts.differences(groups), accuracy_differences(groups)
-    # both columns are one table, whose verdicts share the chance of a false one
-    verdict = verdicts.judged(
-        {("distance", *pair): one for pair, one in distances.items()}
-        | {("accuracy", *pair): one for pair, one in accuracies.items()}
-    )
+    compared = differences(groups)
+    verdict = verdicts.judged(compared)
     table = []
-    for pair, difference in distances.items():
+    for pair in combinations(groups, 2):
         names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in pair]
-        accuracy = accuracies[pair]
+        distance, accuracy = compared["distance", *pair], compared["accuracy", *pair]
         words = f"{-accuracy.value:+z.3f}"
         if not pd.isna(accuracy.error):
             words += f" ± {accuracy.error:.2g}, {verdict['accuracy', *pair]}"
-        table.append([*names, difference.ratio(), verdict["distance", *pair], words])
+        table.append([*names, distance.ratio(), verdict["distance", *pair], words])
     header = ["first", "second", f"second / first, {panel.distance} (95% interval)"]
     header.append("the second is")
     return [*header, "label accuracy, second - first"], table
 
 
-def accuracy_differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], Difference]:
-    """The difference in label accuracy of every pair, of errors and not of hits: lower is better,
-    as of a distance.
+def differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str, str], Difference]:
+    """Of every pair of networks, by measure and names: the difference in distance, and that in
+    label accuracy. Both are columns of one table, whose verdicts share the chance of a false one.
     """
-    values = {
+    accuracies = {
+        # errors and not hits, so that lower is better, as of a distance
         name: [-value for value in rows.groupby("training")["label_accuracy"].mean()]
         for name, rows in groups.items()
     }
-    of_trainings = spread(list(values.values()))
-    return {
-        (a, b): between_networks(values[a], values[b], of_trainings, ACCURACY_MARGIN)
-        for a, b in combinations(values, 2)
+    by_accuracy = verdicts.between_all(accuracies, ACCURACY_MARGIN)
+    by_distance = verdicts.differences(groups)
+    return {("distance", *pair): one for pair, one in by_distance.items()} | {
+        ("accuracy", *pair): one for pair, one in by_accuracy.items()
     }
 
 

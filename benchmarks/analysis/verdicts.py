@@ -53,10 +53,14 @@ def differences(groups: dict[Any, pd.DataFrame]) -> dict[tuple[Any, Any], Differ
     """Of every pair of networks, given by name with its rows at one setting: the difference of
     their log distances.
     """
-    values = {name: log_distances(rows) for name, rows in groups.items()}
+    return between_all({name: log_distances(rows) for name, rows in groups.items()}, MARGIN)
+
+
+def between_all(values: dict[Any, list[float]], margin: float) -> dict[tuple[Any, Any], Difference]:
+    """Every pair of networks compared; `values` are one a training, lower is better."""
     of_trainings = spread(list(values.values()))
     return {
-        (a, b): between_networks(values[a], values[b], of_trainings, MARGIN)
+        (a, b): between_networks(values[a], values[b], of_trainings, margin)
         for a, b in itertools.combinations(values, 2)
     }
 

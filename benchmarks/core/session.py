@@ -79,12 +79,11 @@ class Session:
             task(*args)
         except Exception as error:
             raise_if_stopped(error)
+            foreseen = isinstance(error, BadInput | HydraException | OmegaConfBaseException)
             if isinstance(error, OutOfTime):
                 self.unfinished.append(str(error))
                 print(f"out of time: {error}", flush=True)
-            elif isinstance(error, BadInput | HydraException | OmegaConfBaseException):
-                self.complain(in_words(error))
-            elif os.environ.get("HYDRA_FULL_ERROR") == "1":
+            elif not foreseen and os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             else:
                 self.complain(in_words(error))

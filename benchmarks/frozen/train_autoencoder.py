@@ -157,9 +157,8 @@ def train_autoencoder(
 ) -> nn.Module:
     """On `count` images (of anything that indexes to uint8 (n, 3, H, W) arrays), repeats included.
 
-    `model` is a new Autoencoder, else a network to go on with; `perceptual(out, target)` a loss
-    that is added. In bfloat16 where that is the faster. Returns the network frozen; nothing checks
-    that its weights are finite.
+    `model` is a network to go on with; `perceptual(out, target)` a loss that is added. In bfloat16
+    where that is faster. Returns the network frozen; nothing checks that its weights are finite.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
