@@ -1,5 +1,5 @@
 """What the report says in words, on numbers made up here: the frontier, which rows stand for a
-network, which networks are told apart, which steps are enough.
+network, which networks are told apart.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_rows import TWO, rows, trained
 
 from benchmarks.analysis import choices, verdicts
 from benchmarks.analysis.differences import NOT_JUDGED
@@ -18,43 +19,9 @@ TABLES = 400
 DECIDED = {"better", "worse"}
 
 
-def rows(**columns) -> pd.DataFrame:
-    """Points of made-up curves, `model` naming them; what is not given is the same for all."""
-    count = len(next(iter(columns.values())))
-    filled = {
-        "guidance": [1.0] * count,
-        "sampler": ["euler"] * count,
-        "distance_std": [0.1] * count,
-        "chosen": [False] * count,
-        "training": columns["model"],
-        "gflops_per_image": columns["steps"],
-        "latency_seconds": columns["steps"],
-        "train_flops": [1e12] * count,
-        "sampling_seed": [0] * count,
-    }
-    table = choices.picked(pd.DataFrame(filled | columns))
-    return table.assign(curve=table["model"])
-
-
-def trained(distances: dict[str, dict[int, list[float]]], **columns) -> pd.DataFrame:
-    """Rows of networks by name, at steps, one distance a training."""
-    points = [
-        (name, steps, f"{name}{seed}", distance)
-        for name, at in distances.items()
-        for steps, values in at.items()
-        for seed, distance in enumerate(values)
-    ]
-    model, steps, training, distance = zip(*points, strict=True)
-    values = dict(model=model, steps=steps, training=training, distance=distance)
-    return rows(**{name: list(value) for name, value in values.items()} | columns)
-
-
 def answers(table: pd.DataFrame) -> list[str]:
     """What is said of rows that all lead."""
     return verdicts.answers(table, choices.over_trainings(table))
-
-
-TWO = trained({"a": {1: [9.0], 4: [5.0], 16: [4.95]}, "b": {1: [7.0], 4: [3.0]}})
 
 
 def test_the_frontier_is_what_nothing_beats():
@@ -236,80 +203,6 @@ def test_one_point_says_nothing():
 def test_one_network_is_asked_for_its_steps_only():
     (line,) = answers(TWO[TWO["curve"] == "a"])
     assert line.startswith("a: 4 steps (5) are within two errors of the best count, 16 steps")
-
-
-def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
-    lines = verdicts.enough_steps(TWO)
-    assert lines == [
-        "a: 4 steps (5) are within two errors of the best count, 16 steps (4.95); fewer are worse.",
-        "b: 4 steps, the most measured, are best (3); fewer are worse.",
-    ]
-    (line,) = verdicts.enough_steps(trained({"a": {1: [4.0], 16: [5.0]}}))
-    assert line == "a: 1 step is best (4); 16 steps (5) are worse."
-    (line,) = verdicts.enough_steps(trained({"a": {4: [4.0], 8: [3.5], 16: [3.6]}}))
-    assert line == "a: 8 steps are best (3.5); fewer are worse."
-    (line,) = verdicts.enough_steps(trained({"a": {4: [3.6], 8: [4.5], 16: [3.5]}}))
-    assert line == (
-        "a: 4 steps (3.6) are within two errors of the best count, 16 steps (3.5); "
-        "8 steps (4.5) are worse."
-    )
-    assert verdicts.enough_steps(trained({"a": {4: [5.0]}})) == []
-
-
-def test_steps_of_one_drawing_are_compared_by_their_paired_error():
-    """0.2 of 5 is less than two joint errors of 0.14, but far more than the differences' spread."""
-    noise = np.random.default_rng(0).normal(size=20)
-    bootstraps = [
-        {"bootstrap": list(fd + 0.1 * noise + 0.002 * i * noise)} for i, fd in enumerate((5.2, 5.0))
-    ]
-    table = trained({"a": {4: [5.2], 8: [5.0]}}).assign(diagnostics=bootstraps)
-    assert "8 steps, the most measured, are best" in verdicts.enough_steps(table)[0]
-    apart = table.assign(sampling_seed=[0, 1])
-    assert "4 steps (5.2) are within two errors" in verdicts.enough_steps(apart)[0], (
-        "nothing cancels"
-    )
-
-
-def test_steps_are_compared_within_each_training():
-    """The trainings differ by far more than the steps do, and only the first has 32 steps."""
-    table = trained({"a": {4: [5.5, 9.5], 8: [5.0, 9.0], 16: [5.0, 9.0], 32: [5.0]}})
-    (line,) = verdicts.enough_steps(table)
-    assert line.startswith("a: 8 steps are best (7)"), "0.1 of 5 is seen in each"
-
-
-def test_steps_that_help_some_trainings_and_harm_others_are_not_told_apart():
-    """The images' errors are 2% here, the trainings differ by 20%."""
-    table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [4.0, 4.9, 5.4]}})
-    (line,) = verdicts.enough_steps(table)
-    assert line == "a: 4 steps (5) are within two errors of the best count, 8 steps (4.77)."
-
-
-def test_steps_that_three_trainings_agree_on_by_chance_are_not_called_worse():
-    """Above the best count by 2.1 errors, of three trainings: p is 0.17."""
-    table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [5.2, 5.35, 5.75]}})
-    (line,) = verdicts.enough_steps(table)
-    assert line == "a: 4 steps are best (5)."
-    (line,) = verdicts.enough_steps(trained({"a": {4: [5.2, 5.35, 5.75], 8: [5.0, 5.0, 5.0]}}))
-    assert line.endswith("are best (5); fewer are more than two errors above it.")
-
-
-@pytest.mark.parametrize("counts", [2, 4])
-def test_of_equal_step_counts_hardly_any_is_called_worse(counts):
-    """Three trainings, which differ by more than their images make them: a chance of 5% at most
-    that a model's line calls any of its counts worse.
-    """
-    rng, found, tables = np.random.default_rng(counts), 0, 200
-    for _ in range(tables):
-        distances = np.exp(1.6 + 0.1 * rng.normal(size=(counts, 3)))
-        table = trained({"a": {2**place: list(at) for place, at in enumerate(distances)}})
-        (line,) = verdicts.enough_steps(table)
-        found += "worse" in line
-    assert found / tables <= 0.05 + 2 * (0.05 * 0.95 / tables) ** 0.5
-
-
-def test_settings_chosen_otherwise_for_fewer_steps_are_mentioned():
-    (line,) = verdicts.enough_steps(TWO[TWO["curve"] == "a"].assign(guidance=[2.5, 2.5, 1.5]))
-    assert line.endswith("fewer are worse; not all of these have the same settings.")
 
 
 def test_a_curve_of_trainings_has_the_error_of_its_mean():
