@@ -37,10 +37,13 @@ class FlowMap(GenerativeModel):
     (B,) in [0, 1000], labels (B,) and two more numbers (B,) to a tensor like x; untrained, those
     two are to change nothing. The codebook is not looked at.
 
-    - `flow_first`: the fraction of the budget that is spent on flow matching alone, t = r.
-    - `same_time`: of the rest, the fraction of each batch that stays flow matching.
-    - `least_alpha`: what alpha falls to, from 1, over the first half of the rest.
+    - `flow_first`: the fraction of the steps that is flow matching alone, t = r.
+    - `same_time`: of the later batches, the fraction that stays flow matching.
+    - `ends`: of the pairs of times, the fraction that begins at noise or ends at data, as the first
+      and the last step of sampling do.
+    - `least_alpha`: what alpha falls to, from 1, over the first half of the later batches.
     - `most_guidance`: the highest guidance that can be sampled with; 1 learns none.
+    - `guided`: of the later batches, the fraction that learns guidance.
 
     Options of sampling: `shift` above 1 makes the steps near noise shorter (arXiv 2403.03206,
     equation 23). Samplers: `map` goes from time to time; `renoise` goes to data in each step and
@@ -61,17 +64,20 @@ class FlowMap(GenerativeModel):
         *,
         denoiser: Callable[..., nn.Module],
         objective: str = "flowmap",
-        flow_first: float = 0.5,
-        same_time: float = 0.25,
-        least_alpha: float = 0.05,
+        flow_first: float = 0.25,
+        same_time: float = 0.5,
+        ends: float = 0.5,
+        least_alpha: float = 0.1,
         most_guidance: float = 6.0,
+        guided: float = 0.5,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
     ):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
         if objective != self.objective:
             raise ValueError(f"model.objective={objective}: this class has flowmap only")
-        for name, value in (("flow_first", flow_first), ("same_time", same_time)):
+        fractions = dict(flow_first=flow_first, same_time=same_time, ends=ends, guided=guided)
+        for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"model.{name}={value}: from 0 to 1")
         if not 0 < least_alpha <= 1:
@@ -80,34 +86,48 @@ class FlowMap(GenerativeModel):
             raise ValueError(f"model.most_guidance={most_guidance}: 1 or more")
         if most_guidance > 1 and not label_dropout:
             raise ValueError("model.most_guidance: guidance needs train.label_dropout above 0")
-        self.flow_first, self.same_time = flow_first, same_time
+        self.flow_first, self.same_time, self.ends = flow_first, same_time, ends
         self.least_alpha, self.most_guidance = least_alpha, most_guidance
+        self.guided = guided if most_guidance > 1 else 0.0
         self.denoiser = denoiser(self.latent_shape, num_classes, conditions=2)
         # u of the second point; for guidance, u with and without the label at the first.
-        self.extra_passes = (1 - flow_first) * (1 if most_guidance == 1 else 3)
+        self.extra_after = flow_first
+        self.extra_passes = (1 - flow_first) * (1 - same_time + 2 * self.guided)
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Latents, as much noise, times t (B,) in (0, 1) and labels (B,).
+        """Latents, as much noise, times t (B,) in (0, 1] and labels (B,).
 
-        After `flow_first`, in training mode, also r (B,), alpha (B,) and guidance (B,).
+        After `flow_first`, in training mode, also guidance (B,) and, of a batch of pairs, r (B,)
+        and alpha (B,). A batch whose guidance is not learned has none.
         """
         x, count = batch.latents.float(), len(batch.latents)
         noise = torch.randn(x.shape, generator=rng)
         # Logit-normal, as of `flow` (arXiv 2403.03206).
         time = torch.sigmoid(torch.randn(count, generator=rng))
-        if not self.training or self.progress < self.flow_first:
-            host: tuple[Tensor, ...] = (noise, time)
-        else:
-            other = torch.sigmoid(torch.randn(count, generator=rng))
-            is_flow = torch.rand(count, generator=rng) < self.same_time
-            time, until = torch.maximum(time, other), torch.minimum(time, other)
-            until = torch.where(is_flow, time, until)
-            # By the logarithm: from 1 to 1.5 guidance changes as much as from 4 to 6.
-            guidance = self.most_guidance ** torch.rand(count, generator=rng)
-            alpha = torch.where(is_flow, 1.0, self._alpha())
-            host = (noise, time, until, alpha, guidance)
-        noise, time, *pair = (to_device(each, x.device) for each in host)
-        return x, noise, time, batch.labels, *pair
+        more: list[Tensor] = []
+        if self.training and self.progress >= self.flow_first:
+            is_pairs, is_guided = torch.rand(2, generator=rng).tolist()
+            if is_pairs >= self.same_time:
+                time, until = self._pairs(time, rng)
+                more = [until, torch.full((count,), self._alpha())]
+            if is_guided < self.guided:
+                # By the logarithm: from 1 to 1.5 guidance changes as much as from 4 to 6.
+                more += [self.most_guidance ** torch.rand(count, generator=rng)]
+        noise, time, *more = (to_device(each, x.device) for each in (noise, time, *more))
+        return x, noise, time, batch.labels, *more
+
+    def _pairs(self, time: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times t and r <= t (B,): of two such times the later and the earlier; of the fraction
+        `ends`, half the time t is 1 and half the time r is 0, and the other is uniform.
+        """
+        count = len(time)
+        other = torch.sigmoid(torch.randn(count, generator=rng))
+        time, until = torch.maximum(time, other), torch.minimum(time, other)
+        uniform, kind = torch.rand(2, count, generator=rng)
+        at_noise, at_data = kind < self.ends / 2, (kind >= self.ends / 2) & (kind < self.ends)
+        time = torch.where(at_noise, 1.0, torch.where(at_data, uniform, time))
+        until = torch.where(at_data, 0.0, torch.where(at_noise, uniform, until))
+        return time, until
 
     def _alpha(self) -> float:
         """Of this moment of the training: geometric, from 1 to `least_alpha`."""
@@ -115,43 +135,45 @@ class FlowMap(GenerativeModel):
         return self.least_alpha ** min(1.0, 2 * done)
 
     def error(
-        self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor, *pair: Tensor
+        self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor, *more: Tensor
     ) -> Tensor:
         """Mean squared error of the velocity; its gradient, of pairs of times, is weighted."""
         noisy = torch.lerp(x, noise, time[:, None, None, None])
         velocity, no = noise - x, torch.zeros_like(time)
-        if not pair:
-            return F.mse_loss(self._average(noisy, time, labels, time, no), velocity)
-        until, alpha, guidance = pair
-        guidance = torch.where(
-            labels == self.num_classes, 1.0, guidance
-        )  # of no label there is none
-        with torch.no_grad():
-            if self.most_guidance > 1:
-                velocity = velocity + self._guiding(noisy, time, labels, guidance)
-            step = (alpha * (time - until))[:, None, None, None]
-            after = self._average(
-                noisy - step * velocity,
-                time - alpha * (time - until),
-                labels,
-                until,
-                guidance.log(),
-            )
-            target = torch.lerp(after, velocity, alpha[:, None, None, None])
-        average = self._average(noisy, time, labels, until, guidance.log())
+        is_pairs, is_guided = len(more) >= 2, len(more) in (1, 3)
+        until, alpha = more[:2] if is_pairs else (time, torch.ones_like(time))
+        log_guidance, moving = no, velocity
+        if is_guided:  # of no label there is none
+            log_guidance = torch.where(labels == self.num_classes, 0.0, more[-1].log())
+            with torch.no_grad():
+                conditional, added = self._guiding(noisy, time, labels, log_guidance)
+                velocity, moving = velocity + added, conditional + added
+        target = velocity
+        if is_pairs:
+            ahead = alpha * (time - until)
+            with torch.no_grad():
+                second = noisy - ahead[:, None, None, None] * moving
+                after = self._average(second, time - ahead, labels, until, log_guidance)
+                target = torch.lerp(after, velocity, alpha[:, None, None, None])
+        average = self._average(noisy, time, labels, until, log_guidance)
+        if not more:
+            return F.mse_loss(average, target)
         squares = (average - target).square().mean((1, 2, 3))
         # alpha / (error + c), arXiv 2510.20771: the error of a pair is proportional to alpha.
         weighted = (squares * alpha / (squares.detach() + 1e-3)).mean()
         # The gradient is the weighted error's, whose value would say nothing; the value the error.
         return weighted + (squares.mean() - weighted).detach()
 
-    def _guiding(self, x: Tensor, time: Tensor, labels: LongTensor, guidance: Tensor) -> Tensor:
-        """What guidance adds to the velocity at x: (w - 1) (u(label) - u(no label))."""
+    def _guiding(
+        self, x: Tensor, time: Tensor, labels: LongTensor, log_guidance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity at x of the label, and what guidance adds: (w - 1) (u(label) - u(none))."""
         both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
         times = torch.cat([time, time])
         velocity = self._average(torch.cat([x, x]), times, both, times, torch.zeros_like(times))
         conditional, unconditional = velocity.chunk(2)
-        return (guidance - 1)[:, None, None, None] * (conditional - unconditional)
+        scale = (log_guidance.exp() - 1)[:, None, None, None]
+        return conditional, scale * (conditional - unconditional)
 
     def _average(
         self, x: Tensor, time: Tensor, labels: LongTensor, until: Tensor, log_guidance: Tensor
