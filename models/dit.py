@@ -117,7 +117,8 @@ class DiT(nn.Module):
         super().__init__()
         channels, height, columns = latent_shape
         if height % patch or columns % patch:
-            raise ValueError(f"model.patch={patch} does not tile latents of {height}x{columns}")
+            grid = f"{height}x{columns}"
+            raise ValueError(f"model.denoiser.patch={patch} does not tile latents of {grid}")
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.out_channels = out_channels or channels
         self.patches = nn.Conv2d(channels, bottleneck or width, patch, patch)

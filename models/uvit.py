@@ -61,7 +61,8 @@ class UViT(nn.Module):
         if depth % 2 == 0:
             raise ValueError(f"depth {depth}: an odd number, or no skip has a partner")
         if height % patch or columns % patch:
-            raise ValueError(f"model.patch={patch} does not tile latents of {height}x{columns}")
+            grid = f"{height}x{columns}"
+            raise ValueError(f"model.denoiser.patch={patch} does not tile latents of {grid}")
         self.patch, self.grid = patch, (height // patch, columns // patch)
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.timesteps = TimestepEmbedder(width)
