@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from benchmarks.analysis.curves import distance_title
 from benchmarks.core import machine, team
 from benchmarks.core.cli import run_hydra
-from benchmarks.core.environment import git_state, refuse_foreign_settings
+from benchmarks.core.environment import code_digest, git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.files import check_writable, tidy
 from benchmarks.core.locks import only_one
@@ -91,7 +91,8 @@ def run_cell(cfg: DictConfig) -> None:
     finally:  # a run whose time is up has a report too, of what is there
         session.reports[cell.results] = None
         summary = cell.results / "summary.md"
-        if not summary.exists() or time.time() - summary.stat().st_mtime > REPORT_EVERY:
+        old = not summary.exists() or time.time() - summary.stat().st_mtime > REPORT_EVERY
+        if old or session.launched:  # whoever launched it may be gone by now
             rebuild_report(cell.results)
 
 
@@ -238,8 +239,10 @@ def save_samples(
 
 
 def rebuild_report(folder: Path) -> None:
-    """The report of a results folder, from all records there."""
-    with session.stage("report"):
+    """The report of a results folder, from all records there: of two at once, the later has both
+    processes' records.
+    """
+    with session.stage("report"), only_one(folder / "report"):
         session.reports[folder] = build_report(folder)
 
 
@@ -257,7 +260,8 @@ def main(argv: Sequence[str]) -> None:
     speed.keep_memory()
     team.start()
     # asked now: the code that runs is the code there is now, whatever is pulled while it runs
-    team.agree_on(argv, git_state()["git_sha"])
+    git_state()
+    team.agree_on(argv, code_digest())
     refuse_within_a_team(argv)
     if not team.leads():
         team.follow()

@@ -33,6 +33,7 @@ from models.randomness import spawn
 
 CPU = torch.device("cpu")
 LABELS = "model.labels=[0,1,2,3,4,5,6,7,8,9]"
+GREYS = ["model._target_=models_elsewhere.Greys", "model.name=greys", "+model.brightest=200"]
 NAMES = [f"class {i}, of a thousand" for i in range(1000)]
 
 
@@ -259,13 +260,11 @@ def beside(hub, tmp_path_factory):
     """One folder of results with a model of ours, two pipelines, and a model of one's own."""
     folder = tmp_path_factory.mktemp("beside")
     settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "name=x", "steps=[1,2]"]
-    greys = ["model._target_=models_elsewhere.Greys", "+model.brightest=200"]
-    greys += ["model.name=greys"]
     for model in (
         ["model=dit", "size=xs"],
         ["model=pretrained", f"model.path={hub}/dit", LABELS, "guidance=[1,2]"],
         ["model=pretrained", f"model.path={hub}/consistency"],
-        ["model=pretrained", *greys],
+        ["model=pretrained", *GREYS],
     ):
         ended = run(folder, *settings, *model)
         assert ended.code == 0, ended.err
@@ -275,6 +274,7 @@ def beside(hub, tmp_path_factory):
 def test_they_stand_in_one_report_beside_ours(beside):
     rows = pd.read_csv(beside / "results/x/results.csv").set_index("model")
     assert rows.loc["greys", ["steps", "nfe"]].tolist() == [1, 1]
+    assert rows.loc["greys", "sample_dtype"] == "fp32", "that of its weights"
     assert len(rows.loc["dit"]) == 2 + 4 and set(rows.loc["consistency", "steps"]) == {1, 2}
     ours = rows["train_flops"].notna()
     assert rows.loc[ours, "fd_generator"].notna().all(), "ours came through our autoencoder"
@@ -318,8 +318,8 @@ def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
 
 def test_images_of_one_data_set_are_not_taken_for_anothers(tmp_path):
     settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "steps=[1]", "name=x"]
-    settings += ["model=pretrained", "model._target_=models_elsewhere.Greys", "model.name=greys"]
-    for changes in (["+model.brightest=200"], ["+model.brightest=200", "data.image_size=32"]):
+    settings += ["model=pretrained", *GREYS]
+    for changes in ([], ["data.image_size=32"]):
         ended = run(tmp_path, *settings, *changes)
         assert ended.code == 0, ended.err
     assert pd.read_csv(tmp_path / "results/x/results.csv")["image_size"].tolist() == [16, 32]
@@ -342,6 +342,7 @@ def test_what_is_measured_is_not_measured_again(beside, hub):
         ([], "model.path=null: a folder, or a name on the hub"),
         (["model.path={hub}/dit", "model.precision=fp8"], "model.precision=fp8: one of fp32, bf16"),
         (["model._target_=torch.nn.Identity"], "no models.image_model.ImageModel"),
+        ([*GREYS, "sample_precision=bf16"], "greys is a class of your own with weights in fp32"),
     ],
 )
 def test_bad_input_ends_with_one_line(hub, tmp_path, settings, reason):

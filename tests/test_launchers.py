@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from benches import TINY, run, start
 from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
-from benchmarks.core import locks
+from benchmarks.core import jobs, locks
 from benchmarks.core.errors import OutOfTime
 from benchmarks.core.jobs import take_card
 from benchmarks.core.session import session
@@ -97,6 +98,34 @@ def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_pa
     assert not list(tmp_path.rglob("*.lock"))
 
 
+@pytest.mark.long
+def test_cells_go_on_and_report_when_the_launching_process_is_gone(tmp_path):
+    """As where the connection to a cluster breaks."""
+    cells = [*BENCH, "model=dit", "seed=0,1", *launcher("submitit_local")]
+    process = start(tmp_path, *cells)
+    while process.poll() is None and not list(tmp_path.glob("cache/cells/*.lock")):
+        time.sleep(0.05)
+    process.kill()
+    ended(process)
+    until = time.monotonic() + 200
+    while not any(tmp_path.glob("results/*/results.csv")) or len(rows(tmp_path)) < 2:
+        assert time.monotonic() < until, "the last cell has built no report"
+        time.sleep(0.5)
+
+
+def test_what_waits_for_its_turn_is_not_told_that_the_disk_is_another(tmp_path, monkeypatch):
+    """One cell of a cluster was killed, which ends the launching process; others are queued."""
+    job = jobs.Job(print, full_error="0")
+    session.__init__()
+    session.sweep_folder = tmp_path
+    outcomes = tmp_path / "outcomes" / job.name
+    outcomes.mkdir(parents=True)
+    jobs.merge_outcomes(job, ended=False)
+    assert outcomes.is_dir()
+    jobs.merge_outcomes(job, ended=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_example_for_a_cluster_is_one_that_hydra_takes():
     launcher("submitit_local")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -169,6 +198,44 @@ def test_a_holder_on_another_machine_that_shows_no_life_loses_the_lock(tmp_path,
     with locks.only_one(tmp_path / "artefact"):
         pass
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("left", ["by another machine", "empty"])
+def test_an_abandoned_lock_is_free_on_a_file_system_that_exchanges_no_names(
+    tmp_path, monkeypatch, left
+):
+    """As network file systems are. An empty lock is what a power cut may leave on any."""
+    monkeypatch.setattr(filelock._soft, "exchange_names", lambda *names: False)
+    monkeypatch.setattr(locks, "LEASE", 0.3)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    with locks.only_one(tmp_path / "artefact"):
+        (marker,) = tmp_path.glob("*.lock")
+        abandoned = marker.read_text()
+    for taken in (False, True):  # by whoever waits, and by whoever only looks now and then
+        elsewhere = abandoned.replace(abandoned.splitlines()[1], "elsewhere")
+        marker.write_text(elsewhere if left == "by another machine" else "")
+        if not taken:
+            with locks.only_one(tmp_path / "artefact"):
+                pass
+        until = time.monotonic() + 20
+        while taken and not locks.make_if_free(tmp_path / "artefact", lambda: None, lambda: "made"):
+            assert time.monotonic() < until, "nobody freed it"
+            time.sleep(0.05)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_is_renewed_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE", 0.3)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    holder = locks._lease(tmp_path / "artefact")
+    holder.acquire()
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        locks._free_abandoned(tmp_path / "artefact.lock")
+        time.sleep(0.05)
+    assert (tmp_path / "artefact.lock").exists()
+    holder.release()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long

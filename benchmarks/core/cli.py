@@ -50,15 +50,19 @@ def run_hydra(
     # Hydra's own parser, too, says in one line what it does not take
     argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]
     sys.argv = [f"python -m benchmarks {name}", *map(quoted_path, argv)]
-    session.guard(_raising, composed)
-    merge_outcomes(job)
+    ended: list[bool] = []
+    session.guard(_raising, composed, ended)
+    merge_outcomes(job, ended=bool(ended))
 
 
-def _raising(composed: Callable[[], None]) -> None:
-    """`composed()`, with errors outside of cells raised, of which Hydra would print a traceback."""
+def _raising(composed: Callable[[], None], ended: list[bool]) -> None:
+    """`composed()`, with errors outside of cells raised, of which Hydra would print a traceback;
+    `ended` gets a value where there was none.
+    """
     try:
         with variable("HYDRA_FULL_ERROR", "1"):
             composed()
+        ended.append(True)
     except (HydraException, OmegaConfBaseException):
         raise
     except ValueError as error:  # of `model=null`, say, where Hydra wants a name

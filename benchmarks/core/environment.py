@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
-from benchmarks.core.store import ROOT
+from benchmarks.core.store import ROOT, file_digest
 
 # the libraries a number may depend on
 PACKAGES = (
@@ -76,6 +76,13 @@ def git_state() -> dict[str, Any]:
             return {"git_sha": sha, "git_dirty": carried.endswith("-dirty")}
     changes = _git("status", "--porcelain", "--", ".", ":!results")
     return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+
+
+def code_digest() -> str:
+    """sha256 of the suite's own code and configuration as they are now, committed or not."""
+    folders = [ROOT / name for name in ("benchmarks", "conf", "metrics", "models")]
+    files = [path for folder in folders for path in folder.rglob("*")]
+    return file_digest(*sorted(path for path in files if path.suffix in (".py", ".yaml")))
 
 
 def _git(*args: str) -> str | None:

@@ -44,6 +44,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> None:
         elsewhere = _this_process() != self.launched_by
         if elsewhere:
+            session.launched = True
             _refuse_another_disk(_outcomes(Path(HydraConfig.get().sweep.dir), self.name))
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
@@ -93,13 +94,19 @@ class NoteSweep(Callback):
                 _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True)
 
 
-def merge_outcomes(job: Job) -> None:
-    """Take into this session what became of a job's cells in other processes."""
+def merge_outcomes(job: Job, *, ended: bool) -> None:
+    """Take into this session what became of a job's cells in other processes.
+
+    Where the launcher has not `ended` well, cells may still run or wait for their turn: the folder
+    stays, in which they say what became of them.
+    """
     if session.sweep_folder is None:
         return
     folder = _outcomes(session.sweep_folder, job.name)
     for path in sorted(folder.glob("*.json")):
         session.merge(read_json(path) or {})
+    if not ended:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # the folder of another call's is there, too
         folder.parent.rmdir()

@@ -3,14 +3,21 @@
 A lock is a file beside the artefact, created exclusively and renewed by its holder every ten
 seconds. It is free once its holder is known to be dead, or has not renewed it for half a minute by
 the clock of whoever waits. So the cache may lie on a network file system, as long as that creates
-files exclusively and shows changes to others within seconds. A holder that stood still for longer
-may find the artefact made by another: both are the same, and each takes its place as a whole.
+files exclusively, renames them atomically and shows changes to others within seconds. A holder that
+stood still for longer may find the artefact made by another: both are the same, and each takes its
+place as a whole.
+
+filelock frees the lock of a dead holder by exchanging two names, which network file systems refuse.
+There, and for a lock that a power cut left empty, `_free_abandoned` does it by renaming.
 """
 
+import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import SoftFileLease, Timeout
 
@@ -20,6 +27,8 @@ from benchmarks.core.session import session
 Made = TypeVar("Made")
 LEASE = 30.0  # seconds without a sign of life after which a lock is free
 PATIENCE = 5.0  # seconds of waiting that nobody is told of
+# locks that others hold: what they were like, and since when by this process's clock
+_seen: dict[Path, tuple[tuple[Any, ...], float]] = {}
 
 
 def load_or_make(
@@ -53,6 +62,7 @@ def make_if_free(
     try:
         lease.acquire(timeout=0)
     except Timeout:
+        _free_abandoned(_marker(path))
         return None
     try:
         found = load()
@@ -63,7 +73,37 @@ def make_if_free(
 
 def _lease(path: Path) -> SoftFileLease:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return SoftFileLease(path.with_name(f"{path.name}.lock"), lease_duration=LEASE)
+    return SoftFileLease(_marker(path), lease_duration=LEASE)
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _free_abandoned(marker: Path) -> None:
+    """Remove a lock that nobody has renewed for longer than filelock would wait; called again and
+    again by whoever waits for it.
+    """
+    with suppress(OSError):
+        state = _state(marker)
+        known, since = _seen.get(marker, (None, 0.0))
+        if state != known:
+            _seen[marker] = state, time.monotonic()
+        elif time.monotonic() - since > LEASE + PATIENCE:
+            # of several that wait, one gets it; whoever got a newer lock puts it back
+            aside = marker.with_name(f"{marker.name}.{secrets.token_hex(8)}")
+            os.rename(marker, aside)
+            try:
+                if _state(aside) != state:
+                    os.link(aside, marker)
+            finally:
+                aside.unlink()
+
+
+def _state(marker: Path) -> tuple[Any, ...]:
+    """What changes where a lock is renewed or taken by another."""
+    about = marker.stat()
+    return about.st_ino, about.st_mtime_ns, about.st_size
 
 
 @contextmanager
@@ -79,6 +119,7 @@ def only_one(path: Path, *, out_of_time: Callable[[], bool] = bool) -> Iterator[
             break
         except Timeout:
             session.print_once(f"waiting for another process, which makes {path.name}")
+            _free_abandoned(_marker(path))
         if out_of_time():
             raise OutOfTime(f"another process makes {path.name}")
     try:

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.core.environment import RANKS
-from benchmarks.core.errors import BadInput, Diverged, OutOfTime
-from benchmarks.core.session import session
+from benchmarks.core.errors import BadInput, Diverged, OutOfTime, raise_if_stopped
+from benchmarks.core.session import in_words, session
+from benchmarks.core.store import tensors_digest
 from metrics import speed
 
 Value = TypeVar("Value")
@@ -74,13 +75,13 @@ def start() -> None:
         os.environ.pop(name, None)
 
 
-def agree_on(arguments: Sequence[str], commit: str | None) -> None:
+def agree_on(arguments: Sequence[str], code: str) -> None:
     """All must have been started alike, or the leader's call would do something else elsewhere.
 
     Raises BadInput in the leader where they were not; the others end without a word.
     """
     try:
-        same((list(arguments), commit), "arguments or commits")
+        same((list(arguments), code), "arguments or code")
     except BadInput:
         if leads():
             session.team_lost = True  # nobody waits to be dismissed
@@ -162,6 +163,32 @@ def same(value: Value, what: str) -> Value:
             f"processes see different {what}: all need the same command, files and cache_dir"
         )
     return value
+
+
+def same_weights(module: nn.Module) -> None:
+    """Raises BadInput in all where a process holds other weights than the leader."""
+    if size() > 1:
+        same(tensors_digest(module.state_dict()), "weights")
+
+
+def alike(task: Callable[..., Value], *args: Any) -> Value:
+    """`task(*args)`, which may wait for no other process; what stops one of them stops all.
+
+    Raises in the leader what was raised there, and BadInput in all others.
+    """
+    fault, value = None, None
+    try:
+        value = task(*args)
+    except Exception as error:
+        raise_if_stopped(error)
+        fault = error
+        if not leads():
+            session.complain(f"process {rank()}: {in_words(error)}")
+    if anywhere(fault is not None):
+        if fault is not None and leads():
+            raise fault
+        raise BadInput("a process could not do as the others; all need the same files")
+    return cast(Value, value)
 
 
 def anywhere(fact: bool) -> bool:

@@ -33,6 +33,7 @@ from models.label_pipeline import INDEX
 FAMILY = ELSEWHERE  # what model.family says of such a model
 ITS_OWN = "its own"  # its size, its autoencoder
 PIPELINE = "models.label_pipeline.LabelPipeline"
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 BATCH = 32  # images at once where nobody says how many
 # what a pipeline's folder on the hub is fetched for
 PARTS = ("*/config.json", "scheduler/*.json", "*/*.safetensors", "*/*.safetensors.index.json")
@@ -60,7 +61,7 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
             )
             for extractor in extractors
         ]
-    cfg = _as_it_is(cfg)
+    cfg = _as_it_is(cfg, model)
     unguided, grid = sampling_grid(cfg, model)
     key = _key(cfg, model, dataset, device)
     return Cell(
@@ -135,14 +136,30 @@ def _digest_of(folder: Path) -> str:
     return file_digest(*sorted(files))
 
 
-def _as_it_is(cfg: DictConfig) -> DictConfig:
+def _precision(cfg: DictConfig, model: ImageModel) -> str:
+    """What it is sampled in. Raises BadInput for a class of a user's own that was asked for another
+    precision than its weights have: only a pipeline is told.
+    """
+    asked = None if cfg.sample_precision == "auto" else cfg.sample_precision
+    if _is_pipeline(cfg):
+        return cfg.model.get("precision") or asked or "fp32"
+    types = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    own = " and ".join(sorted(PRECISIONS.get(one, str(one)) for one in types)) or "unknown"
+    if asked not in (None, own):
+        raise BadInput(
+            f"sample_precision={asked}: {cfg.model.name} is a class of your own with weights in "
+            f"{own}; leave it out, or let the class make its weights so"
+        )
+    return own
+
+
+def _as_it_is(cfg: DictConfig, model: ImageModel) -> DictConfig:
     """The configuration without what only a model that is trained here has."""
     if many(cfg.tune.guidance):
         session.print_once(f"{cfg.model.name} was trained elsewhere: it is measured, not tuned")
     if cfg.sampler.name != "default":
         print(f"{cfg.model.name}: sampler={cfg.sampler.name} is left out; it has its own")
-    asked = None if cfg.sample_precision == "auto" else cfg.sample_precision
-    precision = cfg.model.get("precision") or asked or "fp32"
+    precision = _precision(cfg, model)
     batch = BATCH if cfg.sample_batch == "auto" else cfg.sample_batch
     changes = {
         "model": {"name": _name(cfg.model)},

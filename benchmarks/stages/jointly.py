@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from benchmarks.core import team
-from benchmarks.core.errors import BadInput, raise_if_stopped
-from benchmarks.core.session import in_words, session
+from benchmarks.core.environment import refuse_foreign_settings
+from benchmarks.core.session import session
 from benchmarks.core.store import digest
 from benchmarks.stages.cell import Cell
 from benchmarks.stages.checkpoint import Checkpoints
@@ -46,22 +46,16 @@ def _jointly(cell: Cell, task: Callable[..., Value], *args: Any) -> Value:
 
 def _of_cell(cell: Cell | None, cfg: DictConfig, task: Callable[..., Value], args: Any) -> Value:
     """`task(cell, *args)`, of the leader's cell or of one that is made like it."""
-    fault = None
-    if cell is None:
-        try:
-            cell = _like_the_leaders(cfg)
-        except Exception as error:
-            raise_if_stopped(error)
-            fault = error
-            session.complain(f"process {team.rank()}: {in_words(error)}")
-    if team.anywhere(fault is not None):
-        raise BadInput("a process could not do as the first one; all need the same files")
-    team.same([cell.key, cell.dataset.key, cell.work.name], "images, latents or weights")
+    cell = team.alike(_like_the_leaders, cell, cfg)
+    team.same([cell.key, cell.dataset.key, cell.work.name], "images or latents")
     return task(cell, *args)
 
 
-def _like_the_leaders(cfg: DictConfig) -> Cell:
-    """The cell of a process that follows, made once."""
+def _like_the_leaders(cell: Cell | None, cfg: DictConfig) -> Cell:
+    """The leader's cell, or that of a process that follows, made once."""
+    if cell is not None:
+        return cell
+    refuse_foreign_settings()  # here, or it would be in the middle of building a train state
     key = digest("cell", cfg)
     if key not in session.from_leader:
         for old in [name for name, kept in session.from_leader.items() if isinstance(kept, Cell)]:
@@ -91,9 +85,12 @@ def _train(cell: Cell) -> dict[str, Any]:
 def _sample(cell: Cell, config: SamplingConfig) -> Samples:
     cell.set_sampler(config)
     if not cell.trained_elsewhere:
-        set_guide(cell)
+        team.alike(set_guide, cell)
     return sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
 
 
 def _load_at_fraction(cell: Cell, trained: dict[str, Any], fraction: float) -> dict[str, Any]:
-    return Checkpoints(cell.work, cell.key).load_at_fraction(cell.model, trained, fraction)
+    files = Checkpoints(cell.work, cell.key)
+    loaded = team.alike(files.load_at_fraction, cell.model, trained, fraction)
+    team.same_weights(cell.model)
+    return loaded

@@ -70,9 +70,10 @@ def train(
     files = Checkpoints(folder, key, tuple(map(float, cfg.snapshots)))
     finished = files.finished(generator.eval())
     if team.same(bool(finished), "trained weights"):
+        team.same_weights(generator)
         return finished or {}
-    check_writable(folder, "cache_dir")
-    budget = make_budget(cfg, forward_macs, generator.extra_passes)
+    team.alike(check_writable, folder, "cache_dir")
+    budget = make_budget(cfg, forward_macs, generator.extra_passes, generator.extra_after)
     _fit(generator, data)
     checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
     untrained = _loss(generator, checked, cfg, device)
