@@ -167,7 +167,7 @@ def test_the_faster_precision_of_sampling_is_taken_and_kept(
 def test_who_pins_the_precision_of_training_means_both(tmp_path, monkeypatch, overrides, expected):
     monkeypatch.setattr(prepare, "faster_precision", lambda *_: "bf16")
     monkeypatch.setattr(prepare, "faster_sampling", lambda *_: ("measured", ""))
-    tiny_data = ["data.image_size=16", "data.train_images=20", "data.reference_images=10"]
+    tiny_data = ["data.image_size=16", "data.train_images=40", "data.reference_images=10"]
     cfg = composed(
         *tiny_data, "num_samples=10", "features=local", f"cache_dir={tmp_path}", *overrides
     )

@@ -161,7 +161,7 @@ def test_the_probe_never_sees_procedural_images_that_the_extractor_trained_on(lo
 
 
 def test_a_record_names_the_shipped_networks_behind_it(local, tmp_path):
-    autoencoder = composed().autoencoder
+    autoencoder = composed("autoencoder.codebook_size=null").autoencoder
     assert shipped_parts(autoencoder, local) == ["autoencoder", "codebook", "judge"]
     published = FeatureExtractor("dinov2", local.net, "0")
     assert shipped_parts(autoencoder, published) == ["autoencoder", "codebook"]

@@ -44,7 +44,7 @@ ALLOWED = {
     **_allowed(["null"], "sampler.guidance_schedule", "sampler.top_p", "sampler.schedule"),
     **_allowed(["null"], "sampler.head_steps", "sampler.guide"),
     **_allowed(["0", "null"], "sampler.top_k", "sampler.choice_temperature"),
-    "autoencoder.codebook_size": ["null"],
+    **_allowed(["null"], "autoencoder.codebook_size", "size.codebook_size"),
     # so many FLOPs have been spent before; gradients that are never clipped
     "train.budget": [HUGE],
     "train.grad_clip": [HUGE],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -163,9 +164,10 @@ def _codebook(
     and where it comes from.
     """
     file, size = cfg.get("codebook"), cfg.get("codebook_size")
+    # a reference to another setting is a default of conf/, which nobody has asked for
+    asked = size is not None and not OmegaConf.is_interpolation(cfg, "codebook_size")
     if file:
-        # the other kinds have a default size, which nobody has asked for
-        if size is not None and cfg.kind == "shipped":
+        if asked:
             raise BadInput(
                 "autoencoder.codebook names a file, autoencoder.codebook_size asks for a new one: "
                 "set one of them"
@@ -266,7 +268,8 @@ def _fit(
             )
         except ValueError as error:
             raise BadInput(
-                f"autoencoder.codebook_size={size}: {error}; lower it or add training images"
+                f"autoencoder.codebook_size={size}: {error}; lower it, add training images or, of "
+                "the shipped autoencoder, give null for the shipped codebook"
             ) from None
         write_tensors(path, key, fitted.state_dict())
         return fitted.state_dict(), {}

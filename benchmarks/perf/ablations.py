@@ -14,10 +14,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.perf.bench import (
     Bench,
     batches,
+    codebook_size,
     generator,
     network_columns,
     random_latents,
@@ -114,7 +114,7 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int) -> None:
     for group in unfused.optimizer.param_groups:
         group["fused"] = None  # torch's own choice, which is not the fused kernel on a CPU
     state = build_train_state(model, cfg.train, LR, bench.device)
-    data = random_latents(model.latent_shape, shipped_codebook_size(), bench.device)
+    data = random_latents(model.latent_shape, codebook_size(cfg), bench.device)
     steps = batches(data, batch)
     variants = MODEL_VARIANTS[name] | TORCH_ATTENTION | EMA_STEP
     calls = with_variants(partial(train_step, state, steps), variants)

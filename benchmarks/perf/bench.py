@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.core.settings import compose
-from benchmarks.frozen.autoencoder import SHIPPED_FOLDER, load_codebook
+from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.frozen.latents import LatentSet
 from benchmarks.stages.model import build_model, place_on
 from benchmarks.stages.precision import bf16_weights
 from metrics import speed
+from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
 
 COLUMNS = [
@@ -238,8 +239,13 @@ def random_latents(
 def generator(name: str, size: str, side: int, device: torch.device) -> tuple[GenerativeModel, Any]:
     """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
     cfg = compose(f"model={name}", f"size={size}", f"train.precision={PRECISION}")
-    book = load_codebook(SHIPPED_FOLDER / "codebook.safetensors")
-    return place_on(build_model(cfg.model, (4, side, side), CLASSES, book), device), cfg
+    model = build_model(cfg.model, (4, side, side), CLASSES, Codebook(codebook_size(cfg)))
+    return place_on(model, device), cfg
+
+
+def codebook_size(cfg: Any) -> int:
+    """Entries of the codebook that a configuration of the shipped autoencoder has."""
+    return cfg.autoencoder.codebook_size or shipped_codebook_size()
 
 
 def network_columns(cfg: Any, batch: int) -> dict[str, Any]:

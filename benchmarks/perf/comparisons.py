@@ -14,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmarks.core.settings import compose
 from benchmarks.core.store import seeded
-from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space, shipped_codebook_size
+from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space
 from benchmarks.images import procedural
 from benchmarks.images.decode import decode
 from benchmarks.perf import baselines, bounds
@@ -23,6 +23,7 @@ from benchmarks.perf.bench import (
     PRECISION,
     Bench,
     batches,
+    codebook_size,
     generator,
     many_batch_sampler,
     network_columns,
@@ -51,7 +52,7 @@ def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compi
     network and, for DiT, diffusers' own.
     """
     mine, cfg = generator(name, size, side, bench.device)
-    data = random_latents(mine.latent_shape, shipped_codebook_size(), bench.device)
+    data = random_latents(mine.latent_shape, codebook_size(cfg), bench.device)
     steps = batches(data, batch)
     state = build_train_state(mine, cfg.train, LR, bench.device)
     calls: dict[str, Callable[[], Any]] = {"ours": partial(train_step, state, steps)}
@@ -93,7 +94,8 @@ def _input_path(
 
 def shipped_latent_space(device: torch.device) -> LatentSpace:
     """The autoencoder and codebook that come with the suite."""
-    space = load_latent_space(compose().autoencoder, None, cache=".cache", device=device)
+    cfg = compose("autoencoder.codebook_size=null").autoencoder
+    space = load_latent_space(cfg, None, cache=".cache", device=device)
     return space.to(device)
 
 
@@ -130,7 +132,7 @@ def sampling_tokens(bench: Bench, size: str, side: int, batch: int) -> None:
     mine, cfg = generator("ar", size, side, bench.device)
     labels = repeating_labels(batch, bench.device)
     shape = {key: cfg.model[key] for key in ("width", "depth", "heads", "mlp")}
-    theirs = baselines.llama(mine.tokens, shipped_codebook_size(), **shape).to(bench.device)
+    theirs = baselines.llama(mine.tokens, codebook_size(cfg), **shape).to(bench.device)
 
     def generate() -> None:
         with torch.autocast(bench.device.type, torch.bfloat16):
