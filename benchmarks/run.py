@@ -26,6 +26,7 @@ from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import code_digest, git_state, refuse_foreign_settings
 from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.files import check_writable, tidy
+from benchmarks.core.jobs import launcher_may_be_gone
 from benchmarks.core.locks import only_one
 from benchmarks.core.session import session
 from benchmarks.core.settings import check, many, out_of_time, with_preset
@@ -92,7 +93,7 @@ def run_cell(cfg: DictConfig) -> None:
         session.reports[cell.results] = None
         summary = cell.results / "summary.md"
         old = not summary.exists() or time.time() - summary.stat().st_mtime > REPORT_EVERY
-        if old or session.launched:  # whoever launched it may be gone by now
+        if old or launcher_may_be_gone():
             rebuild_report(cell.results)
 
 
@@ -261,7 +262,8 @@ def main(argv: Sequence[str]) -> None:
     team.start()
     # asked now: the code that runs is the code there is now, whatever is pulled while it runs
     git_state()
-    team.agree_on(argv, code_digest())
+    if team.size() > 1:
+        team.agree_on(argv, code_digest())
     refuse_within_a_team(argv)
     if not team.leads():
         team.follow()

@@ -8,8 +8,10 @@ of two points of the path (alpha-Flow, arXiv 2510.20771, equation 7; SoFlow, arX
     alpha v + (1 - alpha) u(x_s, r, s),  s = t - alpha (t - r),  x_s = x_t - (t - s) v
 
 without gradient through the second u. At alpha = 1 this is flow matching, at 1/2 much like the
-shortcut models of arXiv 2410.12557, towards 0 MeanFlow. No derivative is taken forwards, so that
-attention, precision and compilation are those of the other objectives.
+shortcut models of arXiv 2410.12557, towards 0 MeanFlow. Where guidance is learned, x_s lies in the
+direction of the network's own guided velocity, which is evaluated anyway, in place of v. No
+derivative is taken forwards, so that attention, precision and compilation are those of the other
+objectives.
 
 Guidance is an input. Its velocity is that of classifier-free guidance, v + (w - 1) (u(x_t, t, t |
 label) - u(x_t, t, t)), which the network learns for w in [1, `most_guidance`]: a guided sample
@@ -37,7 +39,7 @@ class FlowMap(GenerativeModel):
     (B,) in [0, 1000], labels (B,) and two more numbers (B,) to a tensor like x; untrained, those
     two are to change nothing. The codebook is not looked at.
 
-    - `flow_first`: the fraction of the steps that is flow matching alone, t = r.
+    - `flow_first`: the fraction of the budget that is flow matching alone, t = r.
     - `same_time`: of the later batches, the fraction that stays flow matching.
     - `ends`: of the pairs of times, the fraction that begins at noise or ends at data, as the first
       and the last step of sampling do.
@@ -118,7 +120,7 @@ class FlowMap(GenerativeModel):
 
     def _pairs(self, time: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times t and r <= t (B,): of two such times the later and the earlier; of the fraction
-        `ends`, half the time t is 1 and half the time r is 0, and the other is uniform.
+        `ends`, one half has t = 1 and the other r = 0, and a uniform time beside it.
         """
         count = len(time)
         other = torch.sigmoid(torch.randn(count, generator=rng))
@@ -137,7 +139,7 @@ class FlowMap(GenerativeModel):
     def error(
         self, x: Tensor, noise: Tensor, time: Tensor, labels: LongTensor, *more: Tensor
     ) -> Tensor:
-        """Mean squared error of the velocity; its gradient, of pairs of times, is weighted."""
+        """Mean squared error of the velocity; its gradient, of pairs and of guidance, weighted."""
         noisy = torch.lerp(x, noise, time[:, None, None, None])
         velocity, no = noise - x, torch.zeros_like(time)
         is_pairs, is_guided = len(more) >= 2, len(more) in (1, 3)

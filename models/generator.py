@@ -103,8 +103,8 @@ class GenerativeModel(nn.Module):
     objective: str | None = None  # what the network is trained to predict, as the reports say
     samplers: tuple[str, ...] = ("default",)  # names of its ways of sampling; the first is its own
     # Forward passes without gradient for each training image, beside the one with: the budget pays
-    # for them. Where they vary in a training, their mean over its images, and the fraction of its
-    # steps after which they begin.
+    # for them. Where they vary in a training, their mean over its images, and the fraction of the
+    # budget after which they begin.
     extra_passes: float = 0.0
     extra_after: float = 0.0
     # The option of sampling that is a number of inner evaluations of equal cost, if there is one:

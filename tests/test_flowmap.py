@@ -227,6 +227,22 @@ def test_the_second_point_of_a_guided_pair_is_where_the_guided_network_leads():
     assert loss.item() == pytest.approx((own - target).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["dit-flowmap", "unet-flowmap"])
+def test_in_bf16_every_weight_learns_from_pairs(name):
+    """Autocast keeps the casts of weights that a pass without gradient has made."""
+    model = tiny(name, same_time=0.0, flow_first=0.0, guided=1.0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.05 * torch.randn(weights.shape, generator=rng(weights.numel())))
+    model.train()
+    model.progress = 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(random_batch(), rng=rng())
+    loss.backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
 def test_what_it_cannot_do_is_refused_by_name():
     with pytest.raises(ValueError, match="learned 1 to 6"):
         tiny("dit-flowmap").sample(LABELS, steps=2, guidance=7.0, rng=rng())

@@ -117,12 +117,13 @@ def test_what_waits_for_its_turn_is_not_told_that_the_disk_is_another(tmp_path, 
     """One cell of a cluster was killed, which ends the launching process; others are queued."""
     job = jobs.Job(print, full_error="0")
     session.__init__()
-    session.sweep_folder = tmp_path
+    session.sweep_folder, session.cells_left = tmp_path, True
     outcomes = tmp_path / "outcomes" / job.name
     outcomes.mkdir(parents=True)
-    jobs.merge_outcomes(job, ended=False)
+    jobs.merge_outcomes(job)
     assert outcomes.is_dir()
-    jobs.merge_outcomes(job, ended=True)
+    session.cells_left = False
+    jobs.merge_outcomes(job)
     assert not list(tmp_path.iterdir())
 
 
@@ -211,17 +212,36 @@ def test_an_abandoned_lock_is_free_on_a_file_system_that_exchanges_no_names(
     with locks.only_one(tmp_path / "artefact"):
         (marker,) = tmp_path.glob("*.lock")
         abandoned = marker.read_text()
+    until = time.monotonic() + 20
     for taken in (False, True):  # by whoever waits, and by whoever only looks now and then
         elsewhere = abandoned.replace(abandoned.splitlines()[1], "elsewhere")
         marker.write_text(elsewhere if left == "by another machine" else "")
         if not taken:
-            with locks.only_one(tmp_path / "artefact"):
+            with locks.only_one(
+                tmp_path / "artefact", out_of_time=lambda: time.monotonic() > until
+            ):
                 pass
-        until = time.monotonic() + 20
         while taken and not locks.make_if_free(tmp_path / "artefact", lambda: None, lambda: "made"):
             assert time.monotonic() < until, "nobody freed it"
             time.sleep(0.05)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_lock_that_was_taken_in_between_is_put_back(tmp_path, monkeypatch, links):
+    def refuse(*paths):
+        raise PermissionError("this file system has no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    marker = tmp_path / "artefact.lock"
+    marker.write_text("abandoned")
+    judged = locks._state(marker)
+    marker.write_text("of a living process")
+    locks._remove(marker, judged)
+    assert marker.read_text() == "of a living process"
+    locks._remove(marker, locks._state(marker))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_that_is_renewed_is_left_alone(tmp_path, monkeypatch):

@@ -222,23 +222,69 @@ main()
 
 OTHERWISE = """\
 import os, sys
+import benchmarks.run
 from benchmarks.__main__ import main
+from benchmarks.stages.checkpoint import Checkpoints
+
+finished = Checkpoints.finished
+
+def others(self, generator):
+    found = finished(self, generator)
+    next(generator.parameters()).data.add_(1)
+    return found
 
 if os.environ["RANK"] == "1":
-    sys.argv.append("seed=7")
+    if "arguments" in sys.argv[0]:
+        sys.argv.append("seed=7")
+    elif "code" in sys.argv[0]:
+        benchmarks.run.code_digest = lambda: "of a file that was edited there"
+    else:
+        Checkpoints.finished = others
 main()
 """
 
 
 @pytest.mark.long
-def test_processes_that_were_asked_for_different_things_end_in_one_line(tmp_path):
-    (tmp_path / "otherwise.py").write_text(OTHERWISE)
-    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "otherwise.py")])
+@pytest.mark.parametrize(
+    "other, said", [("arguments", "arguments or code"), ("code", "arguments or code")]
+)
+def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other, said):
+    (tmp_path / f"{other}.py").write_text(OTHERWISE)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / f"{other}.py")])
     code, _, err = ended(process)
     lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
     assert code == 1 and len(lines) == 1, err
-    assert "processes see different arguments or code" in lines[0]
+    assert f"processes see different {said}" in lines[0]
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.long
+def test_processes_with_different_trained_weights_mix_no_samples(one, tmp_path):
+    """As on two machines, each of which has trained the cell in a cache of its own."""
+    shutil.copytree(one / "cache", tmp_path / "cache")
+    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
+        path.unlink()
+    (tmp_path / "weights.py").write_text(OTHERWISE)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "weights.py")])
+    code, _, err = ended(process)
+    assert code == 1 and "processes see different weights" in err, err
+    assert not list(tmp_path.glob("cache/cells/*/samples-*.safetensors"))
+
+
+def test_what_stops_one_process_stops_all(monkeypatch, capsys):
+    """Here one that follows: it says why, and the leader is told by the sum of faults."""
+    monkeypatch.setattr(team, "session", Session())
+    monkeypatch.setattr(team, "rank", lambda: 1)
+    assert team.alike(lambda: 3) == 3
+    with pytest.raises(BadInput, match="a process could not do as the others"):
+        team.alike(lambda: 1 / 0)
+    assert "process 1: ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.setattr(team, "rank", lambda: 0)
+    with pytest.raises(ZeroDivisionError):
+        team.alike(lambda: 1 / 0)
+    monkeypatch.setattr(team, "anywhere", lambda fact: True)
+    with pytest.raises(BadInput):
+        team.alike(lambda: 3)
 
 
 @pytest.mark.long

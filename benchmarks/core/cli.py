@@ -50,19 +50,15 @@ def run_hydra(
     # Hydra's own parser, too, says in one line what it does not take
     argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment,method-assign]
     sys.argv = [f"python -m benchmarks {name}", *map(quoted_path, argv)]
-    ended: list[bool] = []
-    session.guard(_raising, composed, ended)
-    merge_outcomes(job, ended=bool(ended))
+    session.guard(_raising, composed)
+    merge_outcomes(job)
 
 
-def _raising(composed: Callable[[], None], ended: list[bool]) -> None:
-    """`composed()`, with errors outside of cells raised, of which Hydra would print a traceback;
-    `ended` gets a value where there was none.
-    """
+def _raising(composed: Callable[[], None]) -> None:
+    """`composed()`, with errors outside of cells raised, of which Hydra would print a traceback."""
     try:
         with variable("HYDRA_FULL_ERROR", "1"):
             composed()
-        ended.append(True)
     except (HydraException, OmegaConfBaseException):
         raise
     except ValueError as error:  # of `model=null`, say, where Hydra wants a name
@@ -75,6 +71,7 @@ def _raising(composed: Callable[[], None], ended: list[bool]) -> None:
     except Exception as error:
         if type(error).__name__ not in PROCESS_ENDED:
             raise
+        session.cells_left = True
         raise BadInput(
             "a process of the sweep ended before its cell did, for want of memory perhaps; "
             "the same command goes on"

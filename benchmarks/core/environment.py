@@ -82,7 +82,9 @@ def code_digest() -> str:
     """sha256 of the suite's own code and configuration as they are now, committed or not."""
     folders = [ROOT / name for name in ("benchmarks", "conf", "metrics", "models")]
     files = [path for folder in folders for path in folder.rglob("*")]
-    return file_digest(*sorted(path for path in files if path.suffix in (".py", ".yaml")))
+    return file_digest(
+        *sorted(path for path in files if path.suffix in (".py", ".yaml") and path.is_file())
+    )
 
 
 def _git(*args: str) -> str | None:

@@ -106,6 +106,11 @@ def tidy(root: Path) -> None:
             _remove_left_over(path.parent)
 
 
+def aside(path: Path) -> Path:
+    """Where this process puts what stood at `path` until it is removed."""
+    return _temporary(path, "old")
+
+
 def _temporary(path: Path, suffix: str) -> Path:
     """Where this process makes what will stand at `path`."""
     _remove_left_over(path.parent)
@@ -149,14 +154,15 @@ def _is_at_work(path: Path, machine: str, process: int) -> bool:
     the folder, cannot be asked: it is given a week since it last wrote.
     """
     if machine == _machine():
-        return _runs(process)
+        return runs(process)
     try:
         return time.time() - path.stat().st_mtime < OLD
     except OSError:  # it has just gone
         return True
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether a process of this machine, by its number, has not ended."""
     try:
         os.kill(process, 0)  # sends nothing
     except ProcessLookupError:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from benchmarks.core.environment import variable
 from benchmarks.core.errors import BadInput
+from benchmarks.core.files import runs
 from benchmarks.core.session import session
 from benchmarks.core.store import read_json, write_json
 
@@ -44,7 +45,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> None:
         elsewhere = _this_process() != self.launched_by
         if elsewhere:
-            session.launched = True
+            session.launched_by = self.launched_by
             _refuse_another_disk(_outcomes(Path(HydraConfig.get().sweep.dir), self.name))
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
@@ -94,18 +95,26 @@ class NoteSweep(Callback):
                 _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True)
 
 
-def merge_outcomes(job: Job, *, ended: bool) -> None:
+def launcher_may_be_gone() -> bool:
+    """Whether nobody may be left to build the report of this launched process's cell."""
+    if session.launched_by is None:
+        return False
+    machine, process = session.launched_by
+    return machine != socket.gethostname() or not runs(process)
+
+
+def merge_outcomes(job: Job) -> None:
     """Take into this session what became of a job's cells in other processes.
 
-    Where the launcher has not `ended` well, cells may still run or wait for their turn: the folder
-    stays, in which they say what became of them.
+    Where the launcher gave up, cells may still run or wait for their turn: the folder stays, in
+    which they say what became of them.
     """
     if session.sweep_folder is None:
         return
     folder = _outcomes(session.sweep_folder, job.name)
     for path in sorted(folder.glob("*.json")):
         session.merge(read_json(path) or {})
-    if not ended:
+    if session.cells_left:
         return
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # the folder of another call's is there, too

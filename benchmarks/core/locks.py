@@ -12,7 +12,6 @@ There, and for a lock that a power cut left empty, `_free_abandoned` does it by 
 """
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 from filelock import SoftFileLease, Timeout
 
+from benchmarks.core import files
 from benchmarks.core.errors import OutOfTime
 from benchmarks.core.session import session
 
@@ -90,14 +90,24 @@ def _free_abandoned(marker: Path) -> None:
         if state != known:
             _seen[marker] = state, time.monotonic()
         elif time.monotonic() - since > LEASE + PATIENCE:
-            # of several that wait, one gets it; whoever got a newer lock puts it back
-            aside = marker.with_name(f"{marker.name}.{secrets.token_hex(8)}")
-            os.rename(marker, aside)
-            try:
-                if _state(aside) != state:
-                    os.link(aside, marker)
-            finally:
-                aside.unlink()
+            _remove(marker, state)
+
+
+def _remove(marker: Path, state: tuple[Any, ...]) -> None:
+    """Remove a lock that is as `state` says; of several processes that try, one succeeds. Another
+    lock, which somebody took in between, is put back.
+    """
+    taken = files.aside(marker)
+    os.rename(marker, taken)
+    if _state(taken) != state:
+        try:
+            os.link(taken, marker)  # never over a third one
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.rename(taken, marker)
+            return
+    taken.unlink()
 
 
 def _state(marker: Path) -> tuple[Any, ...]:

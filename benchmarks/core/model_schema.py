@@ -173,7 +173,7 @@ class FlowMap(Model):
     same_time: of.Fraction = 0.5
     ends: of.Fraction = 0.5
     guided: of.Fraction = 0.5
-    least_alpha: float = Field(0.05, gt=0, le=1, description="a number above 0, 1 at most")
+    least_alpha: float = Field(0.1, gt=0, le=1, description="a number above 0, 1 at most")
     most_guidance: float = Field(
         6.0, ge=1, le=of.MOST_FACTOR, description=f"a number from 1 to {of.MOST_FACTOR:g}"
     )

@@ -54,7 +54,9 @@ class Session:
     job_name: str = ""  # of what a launcher may run elsewhere
     # of a process in a team: networks and cells like the leader's, by their keys
     from_leader: dict[str, Any] = field(default_factory=dict)
-    launched: bool = False  # whether a launcher started this process for a cell
+    # the machine and process that launched this one for a cell, if one did
+    launched_by: tuple[str, int] | None = None
+    cells_left: bool = False  # whether a launcher gave up while other processes may still run cells
     card: Any = None  # the lock on the GPU that this process, of a launcher, took for itself
     team_lost: bool = False  # whether the others wait for what will not come
 

@@ -11,7 +11,6 @@ keeps of the files beside that is not counted: it gives it back when asked.
 """
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from benchmarks.frozen.shards import IMAGES, Rows, Shards, moments
 from benchmarks.results.tables import markdown
 from benchmarks.stages.model import build_model, forward_macs, on_meta
 from benchmarks.stages.train import train
+from metrics import speed
 from models.codebook import Codebook
 
 SHAPE = (4, 32, 32)  # of ImageNet at 256 px, through an autoencoder of factor 8
@@ -79,7 +79,8 @@ def measure(folder: Path, count: int, steps: int) -> dict[str, float]:
             key="many",
             device=CPU,
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not `resource`: a process begins with the peak of the one that started it there
+    peak = speed.peak_memory_mb(CPU)
     return {"images_per_second": summary["images"] / summary["seconds"], "peak_mib": peak}
 
 

@@ -27,7 +27,7 @@ def notes(panel: Panel, record: dict) -> list[str]:
         )
     lines += _worse_than_colours(panel)
     lines += _few_images(panel.first) + _copies(panel.first)
-    lines += _seen_before(panel.first, record)
+    lines += _seen_before(panel, record)
     lines += _trained_elsewhere(panel)
     if record.get("probe_split") == "holdout":
         lines.append(
@@ -194,9 +194,9 @@ def _trained_elsewhere(panel: Panel) -> list[str]:
     return lines
 
 
-def _seen_before(row: pd.Series, record: dict) -> list[str]:
+def _seen_before(panel: Panel, record: dict) -> list[str]:
     """Which of the shared networks may have been trained on this panel's images or classes."""
-    lines = []
+    lines, row = [], panel.first
     shipped, overlap = record.get("shipped", []), record.get("overlap")
     aside = set(record.get("aside", [])) & {"reference", "holdout"}
     if aside and "judge" in shipped and overlap != []:
@@ -205,13 +205,20 @@ def _seen_before(row: pd.Series, record: dict) -> list[str]:
             "which the shipped judge may have trained on."
         )
     shared = ("judge",) if row["family"] == ELSEWHERE else SHARED
-    unknown = [name for name in shared if name not in shipped or overlap is None]
+    fitted = panel.rows["codebook"].astype(str).str.startswith("fitted").any()
+    if fitted:
+        lines.append("The codebook was fitted on the training images.")
+    known = ("codebook",) if fitted else ()
+    unknown = [
+        name for name in shared if name not in known and (name not in shipped or overlap is None)
+    ]
     if unknown:
-        lines.append(f"Whether these classes are new to this {', '.join(unknown)} is not known.")
+        names = " and this ".join(unknown)
+        lines.append(f"Whether these classes are new to this {names} is not known.")
     if overlap and shipped:
         examples = ", ".join(overlap[:3]) + (", ..." if len(overlap) > 3 else "")
         lines.append(
-            f"The shipped {', '.join(shipped)} were trained on images of {len(overlap)} of these "
-            f"{row['num_classes']:.0f} classes ({examples}): they are not new to them."
+            f"The shipped {' and '.join(shipped)} {'was' if len(shipped) == 1 else 'were'} trained "
+            f"on images of {len(overlap)} of these {row['num_classes']:.0f} classes ({examples})."
         )
     return lines

@@ -39,7 +39,7 @@ class Budget:
         """Images trained with, FLOPs and seconds so far."""
         images, done = progress.step * self.batch, self.done(progress)
         passes = 3.0
-        if done > self.extra_after:
+        if self.extra_passes and done > self.extra_after:
             passes += self.extra_passes * (1 - self.extra_after / done) / (1 - self.extra_after)
         flops = images * passes * self.forward_flops
         return {"images": images, "flops": flops, "seconds": progress.seconds}

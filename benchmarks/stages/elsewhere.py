@@ -47,6 +47,7 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
     with session.stage("images"):
         dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
     model = load(cfg, dataset)
+    cfg = _as_it_is(cfg, model)
     with session.stage("evaluators and floors"):
         evaluators = [
             prepare_evaluator(
@@ -61,7 +62,6 @@ def prepare(cfg: DictConfig, device: torch.device) -> Cell:
             )
             for extractor in extractors
         ]
-    cfg = _as_it_is(cfg, model)
     unguided, grid = sampling_grid(cfg, model)
     key = _key(cfg, model, dataset, device)
     return Cell(
@@ -144,7 +144,9 @@ def _precision(cfg: DictConfig, model: ImageModel) -> str:
     if _is_pipeline(cfg):
         return cfg.model.get("precision") or asked or "fp32"
     types = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    own = " and ".join(sorted(PRECISIONS.get(one, str(one)) for one in types)) or "unknown"
+    if not types:  # nothing can be said against what is asked for
+        return asked or "fp32"
+    own = " and ".join(sorted(PRECISIONS.get(one, str(one)) for one in types))
     if asked not in (None, own):
         raise BadInput(
             f"sample_precision={asked}: {cfg.model.name} is a class of your own with weights in "

@@ -86,6 +86,8 @@ def _sample(cell: Cell, config: SamplingConfig) -> Samples:
     cell.set_sampler(config)
     if not cell.trained_elsewhere:
         team.alike(set_guide, cell)
+        if guide := cell.model.guide():
+            team.same_weights(guide)
     return sample_images(cell.model, cell.latent_space, cell.latents, config, cell.device)
 
 
