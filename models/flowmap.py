@@ -49,14 +49,15 @@ class FlowMap(GenerativeModel):
 
     Options of sampling: `shift` above 1 makes the steps near noise shorter (arXiv 2403.03206,
     equation 23). Samplers: `map` goes from time to time; `renoise` goes to data in each step and
-    adds fresh noise for the next time, as consistency models do (arXiv 2303.01469, algorithm 1).
+    adds fresh noise for the next time, as consistency models do (arXiv 2303.01469, algorithm 1);
+    `euler` takes the velocity of each time, u from t to t, as `flow` does.
 
     Raises ValueError for numbers out of range.
     """
 
     objective = "flowmap"
     uses_tokens = False
-    samplers = ("map", "renoise")
+    samplers = ("map", "renoise", "euler")
     sampler_defaults = {"shift": 1.0}
 
     def __init__(
@@ -67,11 +68,11 @@ class FlowMap(GenerativeModel):
         denoiser: Callable[..., nn.Module],
         objective: str = "flowmap",
         flow_first: float = 0.25,
-        same_time: float = 0.5,
+        same_time: float = 0.75,
         ends: float = 0.5,
         least_alpha: float = 0.1,
         most_guidance: float = 6.0,
-        guided: float = 0.5,
+        guided: float = 0.25,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
     ):
@@ -204,8 +205,9 @@ class FlowMap(GenerativeModel):
         x = randn(self.latent_shape, rngs, labels.device)
         times = self._times(steps)
         for time, until in itertools.pairwise(times):
-            to = until if self.sampler == "map" else 0.0
-            t, r, w = (x.new_full((len(x),), number) for number in (time, to, math.log(guidance)))
+            to = 0.0 if self.sampler == "renoise" else until
+            of = time if self.sampler == "euler" else to
+            t, r, w = (x.new_full((len(x),), number) for number in (time, of, math.log(guidance)))
             x = x - (time - to) * self._average(x, t, labels, r, w)
             if self.sampler == "renoise" and until > 0:
                 x = torch.lerp(x, randn(self.latent_shape, rngs, labels.device), until)

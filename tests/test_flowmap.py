@@ -57,7 +57,17 @@ def exact(**settings) -> FlowMap:
     return FlowMap(SHAPE, CLASSES, denoiser=_Exact, **settings)
 
 
-@pytest.mark.parametrize("sampler", FlowMap.samplers)
+def test_euler_takes_the_velocity_of_each_time():
+    """In one step the mean, in many the Gaussian: the flow's own sampler."""
+    model = exact()
+    model.set_sampler("euler")
+    for steps, spread, tolerance in ((1, 0.0, 0.02), (200, SPREAD, 0.02)):
+        out = model.sample(LABELS, steps=steps, guidance=1.0, rng=rng())
+        assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
+        assert out.std().item() == pytest.approx(spread, abs=tolerance)
+
+
+@pytest.mark.parametrize("sampler", ["map", "renoise"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_exact_map_samples_the_gaussian_in_any_number_of_steps(steps, sampler):
     """16,384 numbers: mean and spread to 0.02, where an Euler step collapses to the mean."""

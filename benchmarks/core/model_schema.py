@@ -170,9 +170,9 @@ class FlowMap(Model):
     objective: Literal["flowmap"] = Field("flowmap", description="flowmap")
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
     flow_first: of.Fraction = 0.25
-    same_time: of.Fraction = 0.5
+    same_time: of.Fraction = 0.75
     ends: of.Fraction = 0.5
-    guided: of.Fraction = 0.5
+    guided: of.Fraction = 0.25
     least_alpha: float = Field(0.1, gt=0, le=1, description="a number above 0, 1 at most")
     most_guidance: float = Field(
         6.0, ge=1, le=of.MOST_FACTOR, description=f"a number from 1 to {of.MOST_FACTOR:g}"
