@@ -118,7 +118,8 @@ class Parsed(Exception):
 
 
 def read_arguments(call: list[str], monkeypatch) -> argparse.Namespace:
-    """What a command that takes no overrides makes of its arguments."""
+    """What a command that takes no overrides makes of its arguments; or a module of the suite."""
+    name = COMMANDS[call[0]][0] if call[0] in COMMANDS else call[0].removeprefix("benchmarks.")
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(self, *args, **kwargs):
@@ -127,7 +128,7 @@ def read_arguments(call: list[str], monkeypatch) -> argparse.Namespace:
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(Parsed) as stopped:
-        import_module(f"benchmarks.{COMMANDS[call[0]][0]}").main(call[1:])
+        import_module(f"benchmarks.{name}").main(call[1:])
     monkeypatch.undo()
     return stopped.value.args[0]
 
@@ -196,7 +197,10 @@ def test_every_command_is_one_that_there_is(page, monkeypatch):
     for words in shell_commands(page):
         calls = benchmark_calls(words)
         script = words[0].endswith("python") and words[1].startswith("mine/")
-        tried = calls or words[0] == "make" or script or is_extra(words)
+        measurement = words[1:2] == ["-m"] and words[2].startswith("benchmarks.perf.")
+        if measurement:
+            read_arguments(words[2:], monkeypatch)
+        tried = calls or words[0] == "make" or script or is_extra(words) or measurement
         assert tried, f"no test knows how to try {words}"
         for call in calls:
             assert call[0] in COMMANDS
