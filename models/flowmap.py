@@ -13,9 +13,10 @@ direction of the network's own guided velocity, which is evaluated anyway, in pl
 derivative is taken forwards, so that attention, precision and compilation are those of the other
 objectives.
 
-Guidance is an input. Its velocity is that of classifier-free guidance, v + (w - 1) (u(x_t, t, t |
-label) - u(x_t, t, t)), which the network learns for w in [1, `most_guidance`]: a guided sample
-costs one evaluation a step, as any other.
+Guided samples take u with and without the label, two evaluations a step, as those of `flow` do. Or
+guidance is learned: an input w in [1, `most_guidance`], whose velocity is that of classifier-free
+guidance, v + (w - 1) (u(x_t, t, t | label) - u(x_t, t, t)). A guided sample then costs one
+evaluation a step, as any other.
 """
 
 import itertools
@@ -44,7 +45,8 @@ class FlowMap(GenerativeModel):
     - `ends`: of the pairs of times, the fraction that begins at noise or ends at data, as the first
       and the last step of sampling do.
     - `least_alpha`: what alpha falls to, from 1, over the first half of the later batches.
-    - `most_guidance`: the highest guidance that can be sampled with; 1 learns none.
+    - `most_guidance`: the highest guidance that can be sampled with; 1 learns none, so that guided
+      samples take two evaluations a step, as those of `flow` do.
     - `guided`: of the later batches, the fraction that learns guidance.
 
     Options of sampling: `shift` above 1 makes the steps near noise shorter (arXiv 2403.03206,
@@ -71,7 +73,7 @@ class FlowMap(GenerativeModel):
         same_time: float = 0.75,
         ends: float = 0.5,
         least_alpha: float = 0.1,
-        most_guidance: float = 6.0,
+        most_guidance: float = 1.0,
         guided: float = 0.25,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
@@ -207,11 +209,22 @@ class FlowMap(GenerativeModel):
         for time, until in itertools.pairwise(times):
             to = 0.0 if self.sampler == "renoise" else until
             of = time if self.sampler == "euler" else to
-            t, r, w = (x.new_full((len(x),), number) for number in (time, of, math.log(guidance)))
-            x = x - (time - to) * self._average(x, t, labels, r, w)
+            x = x - (time - to) * self._guided(x, time, labels, of, guidance)
             if self.sampler == "renoise" and until > 0:
                 x = torch.lerp(x, randn(self.latent_shape, rngs, labels.device), until)
         return x
+
+    def _guided(
+        self, x: Tensor, time: float, labels: LongTensor, until: float, guidance: float
+    ) -> Tensor:
+        """u(x, until, time), guided as it was learned, else by u(label) and u(no label)."""
+        t, r = x.new_full((len(x),), time), x.new_full((len(x),), until)
+        if guidance == 1 or self.most_guidance > 1:
+            return self._average(x, t, labels, r, torch.full_like(t, math.log(guidance)))
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        x, t, r = (torch.cat([each, each]) for each in (x, t, r))
+        conditional, unconditional = self._average(x, t, both, r, torch.zeros_like(t)).chunk(2)
+        return torch.lerp(unconditional, conditional, guidance)
 
     def _times(self, steps: int) -> list[float]:
         """From 1 to 0, evenly spaced, then shifted to s t / (1 + (s - 1) t)."""
@@ -224,14 +237,16 @@ class FlowMap(GenerativeModel):
         return [n for n in requested if 1 <= n <= CHAIN]
 
     def supports_guidance(self, guidance: float) -> bool:
-        """What it was trained for: 1 to `most_guidance`."""
+        """What it was trained for: 1 to `most_guidance`; any, where none was learned."""
+        if self.most_guidance == 1 and self.label_dropout:
+            return True
         return 1 <= guidance <= self.most_guidance
 
     def nfe(self, steps: int, guidance: float) -> int:
-        """One evaluation a step, guided or not."""
+        """One evaluation a step; two of a guided one whose guidance was not learned."""
         if not self.supported_steps([steps]):
             raise ValueError(f"steps={steps}: a flow map takes 1 to {CHAIN} steps")
         if not self.supports_guidance(guidance):
             trained = f"this flow map learned 1 to {self.most_guidance:g}"
             raise ValueError(f"guidance={guidance:g}: {trained} (model.most_guidance)")
-        return steps
+        return steps * (1 if guidance == 1 or self.most_guidance > 1 else 2)

@@ -83,8 +83,7 @@ def test_step_counts_are_supported_or_refused(model):
     for steps in asked:
         if steps in supported:
             assert model.nfe(steps, 1.0) >= steps
-            twice = 1 if model.objective == "flowmap" else 2  # it learns guidance
-            assert model.nfe(steps, 2.0) == twice * model.nfe(steps, 1.0)
+            assert model.nfe(steps, 2.0) == 2 * model.nfe(steps, 1.0)
         else:
             with pytest.raises(ValueError, match="steps="):
                 model.sample(torch.zeros(1, dtype=torch.long), steps=steps, guidance=1.0, rng=rng())

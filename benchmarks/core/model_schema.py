@@ -175,7 +175,7 @@ class FlowMap(Model):
     guided: of.Fraction = 0.25
     least_alpha: float = Field(0.1, gt=0, le=1, description="a number above 0, 1 at most")
     most_guidance: float = Field(
-        6.0, ge=1, le=of.MOST_FACTOR, description=f"a number from 1 to {of.MOST_FACTOR:g}"
+        1.0, ge=1, le=of.MOST_FACTOR, description=f"a number from 1 to {of.MOST_FACTOR:g}"
     )
 
 
