@@ -95,15 +95,15 @@ class FlowMap(GenerativeModel):
         self.least_alpha, self.most_guidance = least_alpha, most_guidance
         self.guided = guided if most_guidance > 1 else 0.0
         self.denoiser = denoiser(self.latent_shape, num_classes, conditions=2)
-        # u of the second point; for guidance, u with and without the label at the first.
         self.extra_after = flow_first
+        # u of the second point; for guidance, u with and without the label at the first.
         self.extra_passes = (1 - flow_first) * (1 - same_time + 2 * self.guided)
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Latents, as much noise, times t (B,) in (0, 1] and labels (B,).
 
-        After `flow_first`, in training mode, also guidance (B,) and, of a batch of pairs, r (B,)
-        and alpha (B,). A batch whose guidance is not learned has none.
+        After `flow_first`, in training mode, also r (B,) and alpha (B,) of a batch of pairs, and
+        guidance (B,) of a batch that learns it.
         """
         x, count = batch.latents.float(), len(batch.latents)
         noise = torch.randn(x.shape, generator=rng)
@@ -144,10 +144,10 @@ class FlowMap(GenerativeModel):
     ) -> Tensor:
         """Mean squared error of the velocity; its gradient, of pairs and of guidance, weighted."""
         noisy = torch.lerp(x, noise, time[:, None, None, None])
-        velocity, no = noise - x, torch.zeros_like(time)
+        velocity = noise - x
         is_pairs, is_guided = len(more) >= 2, len(more) in (1, 3)
         until, alpha = more[:2] if is_pairs else (time, torch.ones_like(time))
-        log_guidance, moving = no, velocity
+        log_guidance, moving = torch.zeros_like(time), velocity
         if is_guided:  # of no label there is none
             log_guidance = torch.where(labels == self.num_classes, 0.0, more[-1].log())
             with torch.no_grad():
@@ -173,12 +173,20 @@ class FlowMap(GenerativeModel):
         self, x: Tensor, time: Tensor, labels: LongTensor, log_guidance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The velocity at x of the label, and what guidance adds: (w - 1) (u(label) - u(none))."""
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        times = torch.cat([time, time])
-        velocity = self._average(torch.cat([x, x]), times, both, times, torch.zeros_like(times))
-        conditional, unconditional = velocity.chunk(2)
+        conditional, unconditional = self._with_and_without(x, time, labels, time)
         scale = (log_guidance.exp() - 1)[:, None, None, None]
         return conditional, scale * (conditional - unconditional)
+
+    def _with_and_without(
+        self, x: Tensor, time: Tensor, labels: LongTensor, until: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """u(x, until, time) of the labels and of no label, in one batch."""
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        x, time, until = (torch.cat([each, each]) for each in (x, time, until))
+        conditional, unconditional = self._average(
+            x, time, both, until, torch.zeros_like(time)
+        ).chunk(2)
+        return conditional, unconditional
 
     def _average(
         self, x: Tensor, time: Tensor, labels: LongTensor, until: Tensor, log_guidance: Tensor
@@ -221,9 +229,7 @@ class FlowMap(GenerativeModel):
         t, r = x.new_full((len(x),), time), x.new_full((len(x),), until)
         if guidance == 1 or self.most_guidance > 1:
             return self._average(x, t, labels, r, torch.full_like(t, math.log(guidance)))
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        x, t, r = (torch.cat([each, each]) for each in (x, t, r))
-        conditional, unconditional = self._average(x, t, both, r, torch.zeros_like(t)).chunk(2)
+        conditional, unconditional = self._with_and_without(x, t, labels, r)
         return torch.lerp(unconditional, conditional, guidance)
 
     def _times(self, steps: int) -> list[float]:

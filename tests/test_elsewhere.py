@@ -296,8 +296,8 @@ def test_what_it_was_trained_with_is_unknown_in_its_records(beside):
     assert {records.budget(record) for record in theirs} == {""}
     assert {record["row"].get("dtype") for record in theirs} == {None}
     how = {record["row"]["model"]: record["diagnostics"].get("labels_by") for record in theirs}
-    order = "in the order of both, which nothing has checked"
-    assert how == {"dit": "as given", "consistency": order, "greys": None}
+    unchecked = "in the order of both, which nothing has checked"
+    assert how == {"dit": "as given", "consistency": unchecked, "greys": None}
 
 
 def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
@@ -318,17 +318,16 @@ def test_two_checkpoints_of_one_name_and_two_data_sets_are_told_apart(beside):
 
 def test_images_of_one_data_set_are_not_taken_for_anothers(tmp_path):
     settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1]", "steps=[1]", "name=x"]
-    settings += ["model=pretrained", *GREYS]
     for changes in ([], ["data.image_size=32"]):
-        ended = run(tmp_path, *settings, *changes)
+        ended = run(tmp_path, *settings, "model=pretrained", *GREYS, *changes)
         assert ended.code == 0, ended.err
     assert pd.read_csv(tmp_path / "results/x/results.csv")["image_size"].tolist() == [16, 32]
 
 
 def test_what_is_measured_is_not_measured_again(beside, hub):
-    settings = [*TINY, "train.budget=2", "tune=none", "guidance=[1,2]", "name=x", "steps=[1,2]"]
-    ended = run(beside, *settings, "model=pretrained", f"model.path={hub}/dit", LABELS)
-    assert "4 of 4 measurements are there" in ended.out, ended.out + ended.err
+    settings = [*TINY, "tune=none", "guidance=[1,2]", "name=x", "steps=[1,2]", LABELS]
+    ended = run(beside, *settings, "train.budget=2", "model=pretrained", f"model.path={hub}/dit")
+    assert "4 of 4 measurements are there" in ended.out, ended.err
 
 
 @pytest.mark.parametrize(

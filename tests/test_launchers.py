@@ -54,6 +54,14 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def training(folder: Path, *overrides: str) -> subprocess.Popen:
+    """A bench, as soon as one of its cells has a lock."""
+    process = start(folder, *overrides)
+    while process.poll() is None and not list(folder.glob("cache/cells/*.lock")):
+        time.sleep(0.05)
+    return process
+
+
 # --- launchers
 
 
@@ -84,9 +92,7 @@ def test_what_ends_badly_in_another_process_is_said_by_the_launching_one(tmp_pat
 @pytest.mark.long
 def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_path):
     cells = [*BENCH, "model=dit", "seed=0,1", *launcher("joblib")]
-    process = start(tmp_path, *cells)
-    while process.poll() is None and not list(tmp_path.glob("cache/cells/*.lock")):
-        time.sleep(0.05)
+    process = training(tmp_path, *cells)
     lease = SoftFileLease(str(next(tmp_path.glob("cache/cells/*.lock"))))
     os.kill(lease.pid, signal.SIGKILL)
     code, _, err = ended(process)
@@ -102,9 +108,7 @@ def test_a_killed_process_of_a_sweep_is_one_line_and_the_next_run_goes_on(tmp_pa
 def test_cells_go_on_and_report_when_the_launching_process_is_gone(tmp_path):
     """As where the connection to a cluster breaks."""
     cells = [*BENCH, "model=dit", "seed=0,1", *launcher("submitit_local")]
-    process = start(tmp_path, *cells)
-    while process.poll() is None and not list(tmp_path.glob("cache/cells/*.lock")):
-        time.sleep(0.05)
+    process = training(tmp_path, *cells)
     process.kill()
     ended(process)
     until = time.monotonic() + 200

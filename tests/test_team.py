@@ -56,6 +56,18 @@ def losses(folder: Path) -> list[float]:
     return [row[2] for row in json.loads(path.read_text())["log"]]
 
 
+def said(err: str) -> list[str]:
+    """The lines of the suite's own on stderr."""
+    return [line for line in err.splitlines() if line.startswith("latentbench: ")]
+
+
+def without_samples(trained: Path, folder: Path) -> None:
+    """A copy of a bench's cache that holds the weights, but has to sample."""
+    shutil.copytree(trained / "cache", folder / "cache")
+    for path in folder.glob("cache/cells/*/samples-*.safetensors"):
+        path.unlink()
+
+
 def images(folder: Path) -> dict[str, torch.Tensor]:
     """The samples of a bench, by their names."""
     paths = sorted(folder.glob("cache/cells/*/samples-*.safetensors"))
@@ -168,10 +180,8 @@ def test_the_precision_is_measured_by_one_process_of_two(model, tmp_path):
 
 @pytest.mark.long
 def test_two_processes_sample_the_same_images_of_the_same_weights(one, tmp_path):
-    shutil.copytree(one / "cache", tmp_path / "cache")
-    before = images(tmp_path)
-    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
-        path.unlink()
+    before = images(one)
+    without_samples(one, tmp_path)
     code, _, err = ended(launched(tmp_path, *BENCH, "model=dit"))
     assert code == 0, err[-3000:]
     after = images(tmp_path)
@@ -201,7 +211,7 @@ def test_a_training_that_was_killed_goes_on_with_another_number_of_processes(
 @pytest.mark.long
 def test_what_cannot_be_is_one_line_from_two_processes(tmp_path):
     code, _, err = ended(launched(tmp_path, *BENCH, "model=dit", "train.batch=5"))
-    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
+    lines = said(err)
     assert code == 1 and len(lines) == 1, err
     assert "train.batch=5 cannot be divided among 2 processes" in lines[0]
 
@@ -245,25 +255,21 @@ main()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "other, said", [("arguments", "arguments or code"), ("code", "arguments or code")]
-)
-def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other, said):
+@pytest.mark.parametrize("other", ["arguments", "code"])
+def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other):
     (tmp_path / f"{other}.py").write_text(OTHERWISE)
     process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / f"{other}.py")])
     code, _, err = ended(process)
-    lines = [line for line in err.splitlines() if line.startswith("latentbench: ")]
+    lines = said(err)
     assert code == 1 and len(lines) == 1, err
-    assert f"processes see different {said}" in lines[0]
+    assert "processes see different arguments or code" in lines[0]
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.long
 def test_processes_with_different_trained_weights_mix_no_samples(one, tmp_path):
     """As on two machines, each of which has trained the cell in a cache of its own."""
-    shutil.copytree(one / "cache", tmp_path / "cache")
-    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
-        path.unlink()
+    without_samples(one, tmp_path)
     (tmp_path / "weights.py").write_text(OTHERWISE)
     process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "weights.py")])
     code, _, err = ended(process)
@@ -289,9 +295,7 @@ def test_what_stops_one_process_stops_all(monkeypatch, capsys):
 
 @pytest.mark.long
 def test_an_error_of_the_first_process_alone_is_a_row_and_ends_all(one, tmp_path):
-    shutil.copytree(one / "cache", tmp_path / "cache")
-    for path in tmp_path.glob("cache/cells/*/samples-*.safetensors"):
-        path.unlink()
+    without_samples(one, tmp_path)
     (tmp_path / "breaks.py").write_text(BREAKS)
     process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "breaks.py")])
     code, _, err = ended(process)

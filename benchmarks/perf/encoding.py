@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,15 @@ def watched(stage: str, make: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     return made, {"stage": stage, "seconds": seconds, "cores_busy": share, "peak_mib": peak}
 
 
-def measure(data: str, image_size: int, cache: Path) -> pd.DataFrame:
+def measure(data: str, image_size: int, reference: int, cache: Path) -> pd.DataFrame:
     """A row for each stage: images, stage, seconds, cores_busy (fraction), peak_mib."""
     folder = [f"data.path={cli.quoted(data)}", "data.name=encoding", "data.classes=null"]
-    cfg = compose("data=imagefolder", *folder, f"data.image_size={image_size}")
-    read = lambda: load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cache)  # noqa: E731
+    sizes = [f"data.image_size={image_size}", f"data.reference_images={reference}"]
+    cfg = compose("data=imagefolder", *folder, *sizes, f"num_samples={min(512, reference)}")
+    read = partial(load_dataset, cfg.data, num_samples=cfg.num_samples, cache=cache)
     dataset, reading = watched("read", read)
     space = load_latent_space(cfg.autoencoder, dataset, cache=cache, device=CPU)
-    encode = lambda: prepare_latents(dataset, space, cache=cache, device=CPU)  # noqa: E731
+    encode = partial(prepare_latents, dataset, space, cache=cache, device=CPU)
     _, encoding = watched("encode", encode)
     images = sum(len(split) for split in (dataset.train, dataset.reference, dataset.holdout))
     rows = [{"images": images} | reading, {"images": 2 * len(dataset.train)} | encoding]
@@ -62,10 +64,13 @@ def main(argv: Sequence[str]) -> None:
     add = arguments.add_argument
     add("--data", required=True, help="folder of images, as data.path of a bench")
     add("--image-size", type=cli.whole, default=64, help="pixels a side")
+    add("--reference", type=cli.whole, default=1000, help="images that are not trained on")
+    add("--cache", type=cli.path, default=Path(".cache"), help="folder on a disk with room")
     add("--out", type=cli.path, default=Path("results/perf"), help="results folder")
     args = arguments.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=".") as cache:
-        table = measure(args.data, args.image_size, Path(cache))
+    args.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.cache) as cache:  # of what is there none is removed
+        table = measure(args.data, args.image_size, args.reference, Path(cache))
     with atomic_file(args.out / "encoding.csv") as path:
         table.assign(device=device_name(CPU)).to_csv(path, index=False)
     print("\n".join(markdown(list(table.columns), table.values.tolist())))

@@ -207,7 +207,7 @@ def _seen_before(panel: Panel, record: dict) -> list[str]:
     shared = ("judge",) if row["family"] == ELSEWHERE else SHARED
     fitted = panel.rows["codebook"].astype(str).str.startswith("fitted").any()
     if fitted:
-        lines.append("The codebook was fitted on the training images.")
+        lines.append("Codebooks that are called fitted were fitted on the training images.")
     known = ("codebook",) if fitted else ()
     unknown = [
         name for name in shared if name not in known and (name not in shipped or overlap is None)
@@ -218,7 +218,7 @@ def _seen_before(panel: Panel, record: dict) -> list[str]:
     if overlap and shipped:
         examples = ", ".join(overlap[:3]) + (", ..." if len(overlap) > 3 else "")
         lines.append(
-            f"The shipped {' and '.join(shipped)} {'was' if len(shipped) == 1 else 'were'} trained "
-            f"on images of {len(overlap)} of these {row['num_classes']:.0f} classes ({examples})."
+            f"The shipped weights ({', '.join(shipped)}) were trained on images of "
+            f"{len(overlap)} of these {row['num_classes']:.0f} classes ({examples})."
         )
     return lines
