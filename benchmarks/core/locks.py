@@ -27,8 +27,6 @@ from benchmarks.core.session import session
 Made = TypeVar("Made")
 LEASE = 30.0  # seconds without a sign of life after which a lock is free
 PATIENCE = 5.0  # seconds of waiting that nobody is told of
-# locks that others hold: what they were like, and since when by this process's clock
-_seen: dict[Path, tuple[tuple[Any, ...], float]] = {}
 
 
 def load_or_make(
@@ -86,9 +84,9 @@ def _free_abandoned(marker: Path) -> None:
     """
     with suppress(OSError):
         state = _state(marker)
-        known, since = _seen.get(marker, (None, 0.0))
+        known, since = session.locks_seen.get(marker, (None, 0.0))
         if state != known:
-            _seen[marker] = state, time.monotonic()
+            session.locks_seen[marker] = state, time.monotonic()
         elif time.monotonic() - since > LEASE + PATIENCE:
             _remove(marker, state)
 

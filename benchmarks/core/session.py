@@ -48,6 +48,8 @@ class Session:
     unreachable: dict[str, str] = field(default_factory=dict)
     # files whose digest was checked, or that were written, by path, size and time
     checked: set[tuple] = field(default_factory=set)
+    # locks that others hold: what they were like, and since when by this process's clock
+    locks_seen: dict[Path, tuple[tuple[Any, ...], float]] = field(default_factory=dict)
     begun: bool = False  # whether a cell was
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
     sweep_folder: Path | None = None  # of a sweep, for its launcher
