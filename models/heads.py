@@ -103,6 +103,8 @@ class MixtureHead(nn.Module):
         if scale is not None:
             label, no_label = (self.log_density(half, values) for half in hidden.chunk(2))
             log_weights = (scale - 1) * (label - no_label)
+        # a weight that is not a number would take one of them without a word
+        values = values.masked_fill(log_weights.isnan().any(-1)[..., None, None], math.nan)
         taken = inverse_cdf(log_weights.flatten(0, -2), uniform[..., -1].flatten())
         taken = taken.view(*values.shape[:-2], 1, 1).expand(*values.shape[:-2], 1, self.channels)
         return values.gather(-2, taken)[..., 0, :]

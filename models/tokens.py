@@ -106,6 +106,8 @@ class TokenModel(SequenceModel):
     ):
         super().__init__(latent_shape, num_classes, label_dropout=label_dropout)
         self.codebook = codebook  # of whitened latents: see `Codebook.whitened`
+        # Whether any logits of this sampling were not finite, on the device: nobody waits for it.
+        self.register_buffer("not_finite", torch.tensor(False), persistent=False)
 
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
@@ -117,8 +119,10 @@ class TokenModel(SequenceModel):
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> Tensor:
         self.nfe(steps, guidance)  # raises for a step count that is not supported
+        self.not_finite.fill_(False)
         ids = self.sample_tokens(labels, steps=steps, guidance=guidance, rng=rng)
-        return self.codebook.detokenize(ids)
+        # Ids of any logits would be an image like any other; latents that are not finite are none.
+        return self.codebook.detokenize(ids).masked_fill(self.not_finite, math.nan)
 
     def check_options(self, sampler: str, options: dict[str, Any]) -> None:
         super().check_options(sampler, options)
@@ -166,6 +170,7 @@ class TokenModel(SequenceModel):
         By the temperature, top-k and top-p that are set.
         """
         options = self.sampler_options
+        self.not_finite.logical_or_(~logits.isfinite().all())
         # The temperature comes first: `top_p` is a probability of what it leaves.
         logits = logits / options["temperature"]
         logits = filter_logits(logits, options["top_k"], options["top_p"])

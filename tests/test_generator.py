@@ -1,6 +1,7 @@
 """The contract of `models/generator.py`, kept by every family."""
 
 import doctest
+from functools import partial
 
 import pytest
 import torch
@@ -66,6 +67,17 @@ def test_guidance_one_is_no_guidance(model):
     )
     torch.testing.assert_close(plain, nearly, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(plain, strong, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_network_that_is_not_finite_gives_no_sample_that_is(model):
+    """Its tokens would decode to images like any others. Here only guidance sees the broken row."""
+    tables = [p for p in model.parameters() if p.ndim > 1 and len(p) == CLASSES + 1]
+    assert len(tables) == 1, "the class embedding, of which the last row is no class"
+    tables[0][-1] = torch.nan
+    sampled = partial(model.eval().sample, torch.arange(2), steps=steps_of(model), rng=rng())
+    assert not sampled(guidance=2.0).isfinite().all()
+    assert sampled(guidance=1.0).isfinite().all()
 
 
 def test_labels_matter(model):

@@ -225,13 +225,32 @@ def test_weights_that_know_less_than_nothing_are_a_divergence(tmp_path, name, mo
 
     monkeypatch.setattr(train_module, "learning_rate", rate)
     cfg = cfg_with(grad_clip=1e9, ema_decay=0.5)
-    with pytest.raises(Diverged, match=r"untrained|loss was|weights were"):
+    with pytest.raises(Diverged, match=r"untrained|loss was|not finite"):
         run(tmp_path, name, cfg=cfg)
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+def test_weights_kept_on_the_way_are_judged_as_the_last_are(tmp_path, monkeypatch):
+    usual = train_module.Checkpoints.keep
+
+    def keep(self, generator, ema, *others):
+        healthy = [parameter.clone() for parameter in ema.shadow_params]
+        for parameter in ema.shadow_params:
+            parameter.mul_(30)
+        usual(self, generator, ema, *others)
+        ema.shadow_params = healthy
+
+    monkeypatch.setattr(train_module.Checkpoints, "keep", keep)
+    run(tmp_path / "none", "ar")
+    with pytest.raises(
+        Diverged, match="the weights at 50% of the budget have a loss"
+    ):
+        run(tmp_path / "one", "ar", cfg=cfg_with(snapshots=[0.5]))
+    assert not (tmp_path / "one" / "weights.safetensors").exists()
+
+
 def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
-    with pytest.raises(Diverged, match=r"loss was|weights were"):
+    with pytest.raises(Diverged, match=r"loss was|not finite"):
         run(tmp_path, "dit", lr=1e30)
     assert not (tmp_path / "weights.safetensors").exists()
 

@@ -76,7 +76,8 @@ def train(
     budget = make_budget(cfg, forward_macs, generator.extra_passes, generator.extra_after)
     _fit(generator, data)
     checked = [data.batch(seed, i, budget.batch) for i in range(CHECKED_BATCHES)]
-    untrained = _loss(generator, checked, cfg, device)
+    loss = partial(_loss, generator, checked, cfg, device)
+    untrained = loss()
     state = build_train_state(generator, cfg, lr, device)
     progress = files.resume(generator, state.ema, state.optimizer, device)
     team.same(progress.step, "checkpoints")
@@ -84,8 +85,7 @@ def train(
     saver = Saver(files, cfg.checkpoint_seconds, progress.seconds, LOG_EVERY)
     run = Run(files, budget, state, progress, compiler, saver, device, speed.OtherPrograms(device))
     loop(run, data, rate=partial(learning_rate, cfg=cfg, peak=lr), seed=seed, stop_at=stop_at)
-    _take_average(run)
-    _check_learned(_loss(generator, checked, cfg, device), untrained)
+    _take_average(run, loss, untrained)
     return _finish(run)
 
 
@@ -195,24 +195,35 @@ def _loss(
     return team.agreed(torch.stack(losses).mean().item())
 
 
-def _check_learned(trained: float, untrained: float) -> None:
-    """Raises Diverged where trained weights have a clearly higher loss than untrained ones.
+def _take_average(run: Run, loss: Callable[[], float], untrained: float) -> None:
+    """The averaged weights into the model. Those that were kept on the way pass through it before,
+    to be judged as well.
 
+    Raises Diverged where any are not finite, or have a clearly higher loss than untrained ones.
     Samples would not tell: tokens of any logits decode to images like any others.
     """
-    if not trained <= WORSE * untrained:  # so written, NaN counts
-        raise Diverged(
-            f"the trained weights have a loss of {trained:.3g}, untrained {untrained:.3g}"
-        )
-
-
-def _take_average(run: Run) -> None:
-    """The averaged weights into the model. Raises Diverged where they are not finite."""
     generator = run.state.generator
     generator.uncompile_error()
-    run.state.ema.copy_to(generator.parameters())
-    if not all(p.isfinite().all() for p in generator.parameters()):
-        raise Diverged(f"the weights were not finite after {run.progress.step} steps")
+    for fraction in (*run.files.fractions, 1.0):
+        if fraction == 1:
+            run.state.ema.copy_to(generator.parameters())
+        else:
+            team.alike(_load_kept, run, fraction)
+        where = f"the weights at {fraction:.0%} of the budget"
+        finite = all(p.isfinite().all() for p in generator.parameters())
+        if not team.agreed(finite):
+            raise Diverged(f"{where} are not finite")
+        trained = loss()
+        if not trained <= WORSE * untrained:  # so written, NaN counts
+            raise Diverged(f"{where} have a loss of {trained:.3g}, untrained ones {untrained:.3g}")
+
+
+def _load_kept(run: Run, fraction: float) -> None:
+    """The weights kept after a fraction of the budget into the model of the leader, who has them
+    and whose loss counts.
+    """
+    if team.leads():
+        run.files.load_weights(run.state.generator, fraction)
 
 
 def _finish(run: Run) -> dict:
