@@ -19,6 +19,7 @@ import torch
 LONG_PRODUCT = 0.5  # seconds: a larger one is not tried
 OVERHEAD = 2 * 2**30  # bytes of a GPU's memory for contexts, kernels and workspaces: a guess
 LEAST_WATCHED = 0.5  # seconds: the system counts in hundredths
+LEAST_REPEATS = 4  # fewer say nothing about how far repeats lie apart
 
 
 def keep_memory() -> None:
@@ -150,6 +151,17 @@ def median_seconds(
     for _ in range(warmup):
         call()
     return statistics.median(timed(call, device)[1] for _ in range(repeats))
+
+
+def spread(seconds: list[float]) -> float | None:
+    """By how much the median of repeats exceeds the fastest, as a fraction of it; None of few.
+
+    Nothing makes a repeat faster than the machine is; other programs, and other guests of one
+    computer, whom no clock of this system counts, make some slower.
+    """
+    if len(seconds) < LEAST_REPEATS:
+        return None
+    return statistics.median(seconds) / min(seconds) - 1
 
 
 def ceiling_flops(device: torch.device) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 from conftest import composed, tiny
@@ -16,8 +17,9 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.session import Session
 from benchmarks.core.store import ROOT, write_tensors
+from benchmarks.reports.rows import cell
 from benchmarks.results import records
-from benchmarks.results.columns import BY_NAME, is_busy
+from benchmarks.results.columns import BY_NAME, is_busy, is_unsteady
 from benchmarks.stages import faster_precision, prepare
 from metrics import speed
 
@@ -222,6 +224,19 @@ def test_seconds_beside_other_programs_are_marked():
     assert marked == ["seconds_per_image", "images_per_second", "latency_seconds"]
     assert is_busy(quiet | {"train_others_cpu": 0.5}, "train_seconds")
     assert not is_busy(on_a_gpu, "fd_generator")
+
+
+def test_repeats_that_lie_far_apart_are_marked():
+    assert speed.spread([1.0, 1.3, 1.1, 1.2, 5.0]) == pytest.approx(0.2)
+    assert speed.spread([1.0, 9.0, 9.0]) is None, "too few to say"
+    steady, shaken = ({"batch_seconds_spread": spread} for spread in (0.05, 0.5))
+    assert not any(is_unsteady(steady, name) for name in BY_NAME)
+    marked = [name for name in BY_NAME if is_unsteady(shaken, name)]
+    assert marked == ["seconds_per_image", "images_per_second"]
+    assert not is_unsteady({"batch_seconds_spread": float("nan")}, "seconds_per_image")
+    row = pd.Series(shaken | {"seconds_per_image": 0.25, "latency_seconds": 0.5})
+    assert cell(row, "seconds_per_image") == "0.25 (unsteady)"
+    assert cell(row, "latency_seconds") == 0.5
 
 
 # --- files

@@ -242,9 +242,7 @@ def test_weights_kept_on_the_way_are_judged_as_the_last_are(tmp_path, monkeypatc
 
     monkeypatch.setattr(train_module.Checkpoints, "keep", keep)
     run(tmp_path / "none", "ar")
-    with pytest.raises(
-        Diverged, match="the weights at 50% of the budget have a loss"
-    ):
+    with pytest.raises(Diverged, match="the weights at 50% of the budget have a loss"):
         run(tmp_path / "one", "ar", cfg=cfg_with(snapshots=[0.5]))
     assert not (tmp_path / "one" / "weights.safetensors").exists()
 

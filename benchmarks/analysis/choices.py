@@ -31,6 +31,7 @@ MEASURES = (
     "seconds_per_image",
     "images_per_second",
     "latency_seconds",
+    "batch_seconds_spread",
     "others_cpu",
     "others_gpu",
     "peak_memory_mb",

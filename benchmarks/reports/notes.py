@@ -5,7 +5,7 @@ import pandas as pd
 from benchmarks.analysis.curves import distance_name, too_few
 from benchmarks.analysis.differences import LEAST_RECALL
 from benchmarks.analysis.panel import Panel
-from benchmarks.results.columns import BUSY
+from benchmarks.results.columns import BUSY, UNSTEADY
 from benchmarks.results.records import ELSEWHERE
 from benchmarks.results.tables import show
 
@@ -65,6 +65,13 @@ def _beside_other_programs(rows: pd.DataFrame) -> list[str]:
         lines.append(
             f"WARNING: other programs took up to {busy:.0%} of the CPU while some rows were timed. "
             "Their seconds, marked busy, are too high."
+        )
+    spread = rows["batch_seconds_spread"].max()
+    if spread > UNSTEADY:
+        lines.append(
+            f"WARNING: batches of one row took up to {spread:.0%} longer, at the median, than the "
+            "fastest of them: something else slowed the machine. Seconds marked unsteady may be "
+            "too high."
         )
     busy_gpu = rows["others_gpu"].max()
     if busy_gpu > BUSY:

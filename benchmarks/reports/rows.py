@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
-from benchmarks.results.columns import BY_NAME, ERRORS, is_busy
+from benchmarks.results.columns import BY_NAME, ERRORS, is_busy, is_unsteady
 from benchmarks.results.tables import show
 
 MEASURED = [
@@ -86,9 +86,11 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
 
 
 def cell(row: pd.Series, column: str) -> object:
-    """A value, with its error where it has one; seconds of a busy machine are marked."""
+    """A value, with its error where it has one; seconds that may be too high are marked."""
     if is_busy(row, column):
         return f"{show(row[column])} (busy)"
+    if is_unsteady(row, column):
+        return f"{show(row[column])} (unsteady)"
     if column not in ERRORS or pd.isna(row[column]):
         return row[column]
     return f"{show(row[column])} ± {row[ERRORS[column]]:.2g}"

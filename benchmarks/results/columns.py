@@ -247,6 +247,13 @@ COLUMNS = [
     ),
     Column("sample_processes", 0, "", "processes that sampled together"),
     Column(
+        "batch_seconds_spread",
+        -1,
+        "",
+        "by how much the median batch took longer than the fastest, as a fraction of it; empty of "
+        "less than four full batches",
+    ),
+    Column(
         "others_cpu",
         -1,
         "",
@@ -278,6 +285,7 @@ TIMED = {
     "train_images_per_second_each": "train_others_cpu",
     "train_utilisation": "train_others_cpu",
 }
+UNSTEADY = 0.2  # median over fastest batch, less one: above it, seconds are marked
 BUSY = 0.1  # of the CPU cores' time, or of the GPU's memory: above it, seconds are marked
 # each measure of quality with its error
 ERRORS = {
@@ -302,6 +310,12 @@ def is_busy(row: Any, column: str) -> bool:
         return False
     of_gpu = row.get("others_gpu") if TIMED[column] == "others_cpu" else None
     return any((share or 0) > BUSY for share in (row.get(TIMED[column]), of_gpu))
+
+
+def is_unsteady(row: Any, column: str) -> bool:
+    """Whether the repeats that gave a column of a row lay far apart."""
+    spread = row.get("batch_seconds_spread") or 0
+    return column in ("seconds_per_image", "images_per_second") and spread > UNSTEADY
 
 
 def as_page() -> str:

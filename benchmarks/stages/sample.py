@@ -231,6 +231,7 @@ def _on_the_clock(
         made=provenance(device)
         | {
             "started_at": began,
+            "batch_seconds_spread": speed.spread(timed),
             "others_cpu": team.of_others(others),
             "others_gpu": speed.others_gpu(device),
             "sample_processes": team.size(),
