@@ -29,7 +29,7 @@ from benchmarks.core.files import check_writable, tidy
 from benchmarks.core.jobs import launcher_may_be_gone
 from benchmarks.core.locks import only_one
 from benchmarks.core.session import session
-from benchmarks.core.settings import check, many, out_of_time, with_preset
+from benchmarks.core.settings import check, config_names, many, out_of_time, with_preset
 from benchmarks.core.store import as_json, digest
 from benchmarks.images import import_export
 from benchmarks.reports import grids
@@ -39,7 +39,7 @@ from benchmarks.results.columns import leading
 from benchmarks.stages import elsewhere, jointly, tune
 from benchmarks.stages.cell import Cell, results_folder
 from benchmarks.stages.floors import train_images
-from benchmarks.stages.model import image_cost
+from benchmarks.stages.model import image_cost, is_ar_without_codebook
 from benchmarks.stages.prepare import prepare
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
@@ -256,6 +256,20 @@ def refuse_within_a_team(argv: Sequence[str]) -> None:
             raise BadInput(f"{word}: each process has the card of its number; give device=cuda")
 
 
+def refuse_unused_codebook(argv: Sequence[str]) -> None:
+    """Raises BadInput where a codebook is asked for, and every model that is named is an
+    autoregressive one without. Diffusion is not mistaken for a model of tokens.
+    """
+    given = dict(word.lstrip("+").split("=", 1) for word in argv if "=" in word)
+    asked = [f"{key}={given[key]}" for key in given if key.startswith("autoencoder.codebook")]
+    models = [name for name in given.get("model", "").split(",") if name in config_names("model")]
+    if asked and models and all(map(is_ar_without_codebook, models)):
+        raise BadInput(
+            f"{asked[0]}: {', '.join(models)} would make no use of it; leave it out, or choose a "
+            "model that samples its entries, such as model=ar"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the cells, then print each report once."""
     speed.keep_memory()
@@ -265,6 +279,7 @@ def main(argv: Sequence[str]) -> None:
     if team.size() > 1:
         team.agree_on(argv, code_digest())
     refuse_within_a_team(argv)
+    refuse_unused_codebook(argv)
     if not team.leads():
         team.follow()
         return

@@ -29,6 +29,7 @@ BAD = [
     (["cache_dir=/dev/null/x"], "/dev/null"),
     (["model=null"], "configuration: "),
     (["train={a: 1}"], "train"),
+    (["model=ar_scale,ar_continuous", "autoencoder.codebook_size=64"], "autoencoder.codebook_size"),
 ]
 # names that no file of conf/ has: the message is Hydra's own, on one line
 UNKNOWN = ["model=nonsense", "size=xxl", "experiment=nonsense"]

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.settings import CONF
 from metrics import flops
 from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
@@ -26,6 +27,14 @@ def model_arguments(model_cfg: Any) -> dict[str, Any]:
     """`conf/model/*.yaml`, resolved, without what the harness keeps for itself."""
     resolved = OmegaConf.to_container(model_cfg, resolve=True)
     return {k: v for k, v in resolved.items() if k not in NOT_ARGUMENTS}
+
+
+def is_ar_without_codebook(name: str) -> bool:
+    """Whether conf/model/<name>.yaml is an autoregressive model that makes no use of the codebook
+    that the others share.
+    """
+    model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    return model.family == "ar" and not get_class(model._target_).uses_tokens
 
 
 def build_model(
