@@ -6,6 +6,8 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
+from benchmarks.core.errors import PeerLost
+
 # command -> the module whose `main(arguments)` it is, what it does
 COMMANDS = {
     "run": ("run", "train, sample, score and report: a cell or a Hydra sweep"),
@@ -48,6 +50,10 @@ def main() -> None:
         name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
         print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
         sys.exit(128 + number)  # as a shell counts it
+    except PeerLost:
+        said = "another process of this run ended; the same command goes on"
+        print(f"\nlatentbench: {said}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(arguments: list[str]) -> None:

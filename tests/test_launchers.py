@@ -20,7 +20,7 @@ from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
 from benchmarks.core import jobs, locks
-from benchmarks.core.errors import OutOfTime
+from benchmarks.core.errors import BadInput, OutOfTime
 from benchmarks.core.jobs import take_card
 from benchmarks.core.session import session
 from benchmarks.core.settings import CONF
@@ -129,6 +129,33 @@ def test_what_waits_for_its_turn_is_not_told_that_the_disk_is_another(tmp_path, 
     session.cells_left = False
     jobs.merge_outcomes(job)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_that_finds_other_code_than_its_launcher_had_is_not_run(tmp_path, monkeypatch):
+    ran = []
+    job = jobs.Job(ran.append, full_error="0", launched_by=("another machine", 1))
+    hydra = SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: hydra)
+    folder = tmp_path / "outcomes" / job.name
+    folder.mkdir(parents=True)
+    for digest in (job.code, "of a file that was edited meanwhile"):
+        session.__init__()
+        monkeypatch.setattr(jobs, "code_digest", lambda digest=digest: digest)
+        job("the cell")
+    assert ran == ["the cell"]
+    session.__init__()
+    (outcome,) = folder.glob("*.json")
+    assert "is not what the launching process began with" in outcome.read_text()
+
+
+def test_a_cell_that_does_not_see_the_launcher_s_folder_is_refused(tmp_path, monkeypatch):
+    job = jobs.Job(print, full_error="0", launched_by=("another machine", 1))
+    hydra = SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: hydra)
+    session.__init__()
+    with pytest.raises(BadInput, match="must be on a disk that all machines share"):
+        job("the cell")
+    session.__init__()
 
 
 def test_the_example_for_a_cluster_is_one_that_hydra_takes():

@@ -68,6 +68,16 @@ def test_two_feature_extractors_share_the_twelve_lines(tmp_path, no_figures):
     assert text.count("### What they say") == 2 and len(said(text)) == 12
 
 
+def test_rows_of_several_states_of_the_code_are_a_warning(tmp_path, no_figures):
+    """Also where one commit was changed twice, which its name does not tell."""
+    made_up = [record("dit", 9.0), record("ar", 9.0)]
+    for one in made_up:
+        one["row"] |= {"git_sha": "abc", "git_dirty": True, "code_digest": "0123"}
+    assert "states of the code" not in summary_of(tmp_path / "one", made_up)
+    made_up[1]["row"]["code_digest"] = "4567"
+    assert "these rows are of 2 states of the code" in summary_of(tmp_path / "two", made_up)
+
+
 @pytest.mark.parametrize("recall, refused", [(0.69, True), (0.7, False), (None, False)])
 def test_behind_a_decoder_that_hides_too_much_no_verdict_is_given(
     recall, refused, tmp_path, no_figures

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,7 @@ from conftest import FAMILIES, random_batch, rng, tiny
 from safetensors.torch import load_file
 
 from benchmarks.core import team
-from benchmarks.core.errors import BadInput
+from benchmarks.core.errors import BadInput, PeerLost, raise_if_stopped
 from benchmarks.core.session import Session
 from benchmarks.core.store import ROOT
 from benchmarks.run import refuse_within_a_team
@@ -206,6 +208,59 @@ def test_a_training_that_was_killed_goes_on_with_another_number_of_processes(
     assert code == 0, err[-3000:]
     assert "train: resuming" in out
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+
+
+def process_of(rank: int, folder: Path) -> int:
+    """The number of the process of a team that works in a folder."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (place / "environ").read_bytes().split(b"\0")
+            call = (place / "cmdline").read_bytes()
+            if f"RANK={rank}".encode() in variables and str(folder).encode() in call:
+                return int(place.name)
+    raise AssertionError(f"process {rank} is not there")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_of_a_team_is_one_line_and_no_failed_training(tmp_path, rank):
+    options = [*BENCH, "model=dit", "train.checkpoint_seconds=0", "train.budget=400"]
+    process, deadline = launched(tmp_path, *options), time.time() + 200
+    while not list(tmp_path.glob("cache/cells/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process_of(rank, tmp_path), signal.SIGKILL)
+    code, _, err = ended(process)
+    assert code != 0 and "not foreseen" not in err
+    assert set(said(err)) <= {
+        "latentbench: another process of this run ended; the same command goes on",
+        "latentbench: stopped by SIGTERM; the same command goes on",  # torchrun was quicker
+    }
+    assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+def test_a_broken_connection_is_no_fault_of_the_training():
+    error = RuntimeError(
+        "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]"
+    )
+    with pytest.raises(PeerLost):
+        Session().guard(_raise, error)
+    with pytest.raises(PeerLost):
+        raise_if_stopped(error)
+    session = Session()
+    session.guard(_raise, RuntimeError("the sizes of tensors must match"))
+    assert len(session.errors) == 1, "anything else is"
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_who_does_not_see_the_leader_s_files_says_so(monkeypatch):
+    """It would make anew what the leader has found."""
+    monkeypatch.setattr(team, "size", lambda: 2)
+    monkeypatch.setattr(team, "leads", lambda: False)
+    with pytest.raises(BadInput, match="cache_dir must be on a disk that all processes share"):
+        team.together(None, print)
 
 
 @pytest.mark.long

@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
             there, folders = [args.into], []
         for folder in folders or there:
             print(build_report(folder))
+        if len(folders) > 1:
+            print("each folder has its own report; --into FOLDER makes one of all of them")
     except BadInput as error:
         sys.exit(f"latentbench: {error}")
 

@@ -78,8 +78,9 @@ def git_state() -> dict[str, Any]:
     return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
 
 
+@lru_cache(maxsize=1)
 def code_digest() -> str:
-    """sha256 of the suite's own code and configuration as they are now, committed or not."""
+    """sha256 of the suite's own code and configuration, committed or not, when first asked."""
     folders = [ROOT / name for name in ("benchmarks", "conf", "metrics", "models")]
     files = [path for folder in folders for path in folder.rglob("*")]
     return file_digest(
@@ -189,4 +190,5 @@ def now() -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """The columns that say by which code, library and machine something was made."""
-    return git_state() | {"torch": torch.__version__, "device": device_name(device)}
+    own = git_state() | {"code_digest": code_digest()[:12]}
+    return own | {"torch": torch.__version__, "device": device_name(device)}

@@ -1,4 +1,9 @@
-"""The ways in which a task ends badly that are foreseen, and the one that is no fault of a task."""
+"""The ways in which a task ends badly that are foreseen, and those that are no fault of a task."""
+
+import re
+
+# what torch says, as a RuntimeError, where the connection to another process of a team breaks
+LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer")
 
 
 class BadInput(Exception):
@@ -15,14 +20,21 @@ class OutOfTime(Exception):
     """
 
 
+class PeerLost(BaseException):
+    """Another process of a team is gone. No Exception: nothing may take it for a failed cell."""
+
+
 def raise_if_stopped(error: Exception) -> None:
-    """Raise the Ctrl-C or SIGTERM that led to an error, if one did.
+    """Raise the Ctrl-C or SIGTERM that led to an error, if one did; PeerLost, if another process of
+    the team had ended.
 
     What is interrupted in the middle of its work may break on its way out, and Python raises the
     last error. Whoever takes any error for a fault of a task asks this first.
     """
     if stopped := _behind(error):
         raise stopped from None
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        raise PeerLost from None
 
 
 def _behind(error: BaseException | None) -> BaseException | None:

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from benchmarks.core.environment import variable
+from benchmarks.core.environment import code_digest, variable
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import runs
 from benchmarks.core.session import session
@@ -41,6 +41,7 @@ class Job:
     full_error: str  # the value of HYDRA_FULL_ERROR: "1" shows the traceback of a cell
     launched_by: tuple[str, int] = field(default_factory=_this_process)
     name: str = field(default_factory=lambda: secrets.token_hex(4))  # of this call of the command
+    code: str = field(default_factory=code_digest)
 
     def __call__(self, cfg: DictConfig) -> None:
         elsewhere = _this_process() != self.launched_by
@@ -49,11 +50,22 @@ class Job:
             _refuse_another_disk(_outcomes(Path(HydraConfig.get().sweep.dir), self.name))
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
-            session.guard(self.task, cfg)
+            session.guard(self._like_the_launcher if elsewhere else self.task, cfg)
         if elsewhere:
             host, number = _this_process()
             folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
             write_json(folder / f"{host}-{number}.json", session.outcome())
+
+    def _like_the_launcher(self, cfg: DictConfig) -> None:
+        """The task. Raises BadInput where the code is not what the launching process has: a cell
+        may have waited for its turn while files were edited or pulled.
+        """
+        if code_digest() != self.code:
+            raise BadInput(
+                f"the code on {socket.gethostname()} is not what the launching process began with: "
+                "start the command again"
+            )
+        self.task(cfg)
 
 
 def _refuse_another_disk(folder: Path) -> None:

@@ -95,12 +95,15 @@ def together(own: Any, task: Callable[..., Value], *args: Any) -> Value:
 
     `task` is a function of a module, and `args` can be pickled. What it raises of COMMON is raised
     everywhere. Anything else leaves the others waiting: it is raised here, to be recorded, and the
-    run ends where all would have to work together again.
+    run ends where all would have to work together again. Raises BadInput in a process that follows.
     """
     if size() == 1:
         return task(own, *args)
     if not leads():
-        raise RuntimeError("it follows, and has to do what the leader did")
+        raise BadInput(  # it goes another way than the leader, who found a file ready
+            "it does not see what the first process has made: cache_dir must be on a disk that all "
+            "processes share"
+        )
     if session.team_lost:
         session.complain(f"all {size()} processes end after that; the same command goes on")
         session.finish()

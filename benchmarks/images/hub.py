@@ -56,7 +56,8 @@ def folder(path: str, files: Sequence[str], key: str, more: Sequence[str] = ()) 
     except Exception as error:  # the client raises whatever its network and cache layers raise
         session.unreachable[path] = (
             f"{key}={path}: the hub did not give it ({_reason(error)}); "
-            f"download {' and '.join(files)} of {path} elsewhere and give their folder as {key}"
+            f"download {' and '.join([*files, *more])} of {path} elsewhere and give their folder "
+            f"as {key}"
         )
         raise Unreachable(session.unreachable[path]) from None
 

@@ -140,11 +140,19 @@ def failures(records: list[dict], variants: list[str]) -> list[str]:
 
 
 def code_versions(rows: pd.DataFrame) -> list[str]:
-    """By which commits and versions of torch these rows were made."""
+    """By which commits and versions of torch these rows were made, and a warning where by several
+    states of the code.
+    """
     lines = []
     versions = rows[["git_sha", "git_dirty", "torch"]].drop_duplicates().astype(str)
     for sha, dirty, torch in versions.values.tolist():
         changed = " with uncommitted changes" if dirty == "True" else ""
         code = "Code of an unknown commit" if sha in ("None", "nan") else f"Code {sha}"
         lines.append(f"{code}{changed}, torch {torch}.")
+    states = len(rows[["git_sha", "git_dirty", "code_digest"]].drop_duplicates())
+    if states > 1:
+        lines.append(
+            f"WARNING: these rows are of {states} states of the code. That they may stand side by "
+            "side rests on its version numbers, which people raise by hand."
+        )
     return lines

@@ -270,6 +270,7 @@ COLUMNS = [
     Column("torch", 0, "", "version of the library"),
     Column("git_sha", 0, "", "commit of the code"),
     Column("git_dirty", 0, "", "whether the code had uncommitted changes"),
+    Column("code_digest", 0, "", "digest of the code with its changes; empty in results of before"),
     Column("started_at", 0, "", "when sampling began, UTC"),
 ]
 NAMES = [column.name for column in COLUMNS]
