@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.core.errors import BadInput
 from benchmarks.images import dataset as dataset_module
 from benchmarks.images import splits
-from benchmarks.images.dataset import load_dataset
+from benchmarks.images.dataset import load_dataset, remarks
 from benchmarks.images.decode import to_pixels
 from benchmarks.images.stored import Dataset, Split
 
@@ -109,6 +109,10 @@ def test_an_image_folder_is_split_without_overlap(root, tmp_path):
     validation = {to_pixels(Image.open(p), 32).tobytes() for p in (root / "val").rglob("*.png")}
     assert set(contents(dataset.reference)) <= validation, "the val folder serves the reference"
     assert dataset.aside == ["holdout"], "which found too few left"
+    (warning,) = remarks(dataset)
+    assert "too small: of 6 holdout images 0 are from it" in warning
+    small = load_dataset(folder_config(root, reference_images=3), num_samples=3, cache=tmp_path)
+    assert (small.aside, remarks(small)) == ([], [])
 
 
 def test_one_folder_without_a_validation_split_works_too(root, tmp_path):
@@ -243,7 +247,7 @@ def test_an_image_that_is_in_two_splits_is_found_by_content_and_said(root, tmp_p
         path.write_bytes((root / "val" / "cow" / "0.png").read_bytes())
         (root / "val" / "cow" / path.name).write_bytes(path.read_bytes())
     dataset = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
-    first, second, third = dataset.repeated
+    first, second, third, _ = dataset.repeated
     assert first.startswith("2 of 6 reference images are in train too, e.g. val/cow/")
     assert second.startswith("2 of 6 holdout images are in train too")
     assert third.startswith("2 of 6 holdout images are in reference too")

@@ -35,7 +35,9 @@ def test_a_healthy_folder_has_nothing_bad(root):
 
 
 def test_what_is_short_broken_or_there_twice_is_said(root):
-    assert "some of holdout are set aside" in found(root, holdout=4)["images"].consequence
+    short = found(root, holdout=4)
+    assert "some of holdout are set aside" in short["images"].consequence
+    assert short["held out"].bad and "of 4 holdout images 0 are from it" in short["held out"].found
     starved = found(root, holdout=40)["images"]
     assert starved.bad and "too few for data.reference_images=2" in starved.found
     (root / "train" / "ant" / "0.png").write_bytes(b"no image")

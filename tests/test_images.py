@@ -68,6 +68,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
         assert error < 6, "brightness survives the conversion"
 
 
+def test_sixteen_bits_of_which_nought_is_white_are_not_shown_inverted(tmp_path):
+    """Pillow inverts such images of eight bits, and no others."""
+    image, grey = grey_image("I;16")
+    image.save(tmp_path / "x.tif", tiffinfo={262: 0})
+    pixels = to_pixels(Image.open(tmp_path / "x.tif"), 64)
+    assert np.abs(pixels - (255 - grey)).max() <= 1
+
+
 def test_transparency_lies_over_white():
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert to_pixels(clear, 8).min() == 255

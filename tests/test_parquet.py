@@ -43,11 +43,16 @@ def test_a_local_parquet_folder_in_the_hub_s_format(parquet, tmp_path):
     assert set(contents(dataset.reference)) == validation_contents()
 
 
-def test_rewritten_parquet_files_of_the_same_date_are_noticed(parquet, tmp_path):
+@pytest.mark.parametrize("linked", [False, True])
+def test_rewritten_parquet_files_of_the_same_date_are_noticed(parquet, tmp_path, linked):
+    if linked:  # to a folder that lies elsewhere, which `datasets` reads too
+        elsewhere = tmp_path / "elsewhere"
+        (parquet / "data").rename(elsewhere)
+        (parquet / "data").symlink_to(elsewhere)
     cfg = hub_config(parquet, held_out="validation", reference_images=8)
     list_hub = partial(hub.list_hub, config=None, held_out="validation")
     first = list_hub(cfg.path)[1]
-    path = next(parquet.rglob("validation-*.parquet"))
+    path = next(parquet.glob("data/validation-*.parquet"))
     before = path.stat()
     seen = decode(first[-1].file(), 32)
     white = [Image.new("RGB", (46, 40), "white") for _ in range(8)]

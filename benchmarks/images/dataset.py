@@ -35,6 +35,7 @@ from benchmarks.images.splits import (
     deal,
     quota,
     round_robin,
+    too_few_held_out,
     with_classes,
 )
 from benchmarks.images.stored import Dataset, Split, fingerprints, load, repeated
@@ -284,6 +285,9 @@ def _write_decoded(
         "name": name,
         "classes": listing.classes,
         "skipped": skipped,
-        "repeated": repeated(pixels, index, [entry.name for entry in entries]),
+        "repeated": [
+            *repeated(pixels, index, [entry.name for entry in entries]),
+            *too_few_held_out(listing, index, aside),
+        ],
         "aside": aside,
     }

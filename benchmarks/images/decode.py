@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from benchmarks.core.errors import raise_if_stopped
 
@@ -70,24 +70,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for values whose range cannot be known.
     """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     image = _upright(image)
     if image.mode == "F":
         raise ValueError("floating-point values have no fixed range; save it with 8 bits")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of these it has 16 bits
         raise ValueError("32-bit values have no fixed range; save it with 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(image)
+        return _from_16_bits(image, inverted=white_is_zero)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0 to 65535, where Pillow itself would clip at 255."""
+def _from_16_bits(image: Image.Image, *, inverted: bool) -> Image.Image:
+    """Grey of 0 to 65535, where Pillow itself would clip at 255; `inverted` where 0 is white."""
     grey = np.asarray(image).astype(np.float64)
     if grey.min() < 0 or grey.max() > LAST_OF_16_BITS:
         raise ValueError("values beyond 16 bits; save it with 8 bits")
+    if inverted:
+        grey = LAST_OF_16_BITS - grey
     return Image.fromarray(np.rint(grey / 257).astype(np.uint8)).convert("RGB")
 
 

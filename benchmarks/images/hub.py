@@ -4,6 +4,7 @@ networks.
 
 import io
 import logging
+import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -187,9 +188,17 @@ def _stamp(path: str) -> str:
     local = Path(path).expanduser()
     if not local.is_dir():
         return ""
-    files = sorted(file for file in local.rglob("*") if file.is_file())
-    stats = [(str(file.relative_to(local)), file.stat()) for file in files]
-    return digest([(n, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for n, one in stats])
+    stats, walked = [], set()
+    for place, folders, files in os.walk(local, followlinks=True):  # as `datasets` does
+        walked.add(os.path.realpath(place))
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(place, f)) not in walked]
+        paths = [Path(place, file) for file in files]
+        stats += [(str(path), path.stat()) for path in paths if path.is_file()]
+    written = [
+        (os.path.relpath(name, local), one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+        for name, one in sorted(stats, key=lambda named: named[0])
+    ]
+    return digest(written)
 
 
 def _undecoded(split: Any, column: str) -> Any:

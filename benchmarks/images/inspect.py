@@ -14,7 +14,7 @@ from benchmarks.core.machine import Finding
 from benchmarks.images.dataset import listing_of
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, open_image
 from benchmarks.images.folder import Entry
-from benchmarks.images.splits import choose_entries, deal
+from benchmarks.images.splits import choose_entries, deal, too_few_held_out
 
 START = 4096  # bytes that tell most files apart
 LOOKED_AT = 500  # images that are decoded: evenly spread over all
@@ -39,6 +39,8 @@ def inspect_images(cfg: Any, *, num_samples: int) -> list[Finding]:
     found = f"{len(listing.classes)} classes; {counts}"
     source = f"some of {' and '.join(aside)} are set aside from training images"
     findings = [Finding("images", found, source if aside else "none is set aside from training")]
+    for line in too_few_held_out(chosen, index, aside):
+        findings.append(Finding("held out", line, bad=True))
     if listing.left_out:
         findings.append(Finding("left out", listing.left_out))
     entries = listing.entries

@@ -134,6 +134,22 @@ def deal(
     return index, sorted(aside)
 
 
+def too_few_held_out(
+    listing: Listing, index: dict[str, np.ndarray], aside: Sequence[str]
+) -> list[str]:
+    """A line where there are held-out images, and yet splits took training images (`aside`)."""
+    there = sum(entry.held_out for entry in listing.entries)
+    if not there or not aside:
+        return []
+    used = sum(listing.entries[i].held_out for name in aside for i in index[name])
+    asked = sum(len(index[name]) for name in aside)
+    return [
+        f"the held-out folder is too small: of {asked} {' and '.join(aside)} images {used} are "
+        "from it, the others were set aside from the training images; lower "
+        "data.reference_images or num_samples to use it"
+    ]
+
+
 def _deal_class(
     listing: Listing,
     label: int,

@@ -42,7 +42,7 @@ class Dataset:
     image_size: int  # pixels a side
     left_out: str | None  # what the listing did not take, in part of a line
     skipped: list[str]  # unreadable images, each with its error
-    repeated: list[str]  # a line for each two splits that share images
+    repeated: list[str]  # a line for each two splits that share images or were dealt otherwise
     aside: list[str]  # held-out splits with images that the source had for training
     train: Split
     reference: Split

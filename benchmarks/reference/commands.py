@@ -139,7 +139,8 @@ def images(data: str, cache: Path) -> Path:
             f"DATA={data}: give a folder with train/<class>/* and val/<class>/*, or a tar of one"
         )
     stat = path.stat()
-    key = digest(str(path), stat.st_size, stat.st_mtime_ns)
+    # a copy may keep its date, but not the time of its last change
+    key = digest(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     folder = cache.absolute() / "reference" / key / path.name.split(".")[0]
     if not folder.is_dir():
         try:
