@@ -177,6 +177,7 @@ def test_the_training_split_s_key_does_not_change_with_the_others(tmp_path):
         ("/", "images"),
         ("/x/y/", "y"),
         ("/" + "n" * 200, "n" * 100),
+        ("/" + "猫" * 80, "猫" * 33),  # of three bytes each: a hundred at most
     ],
 )
 def test_results_are_named_after_the_folder(path, name, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from test_data import folder_config
 from test_folders import make, write_image
 
 from benchmarks.core import machine
+from benchmarks.images import inspect
 from benchmarks.images.inspect import inspect_images
 
 
@@ -32,6 +33,18 @@ def test_a_healthy_folder_has_nothing_bad(root):
     assert findings["images"].found == "2 classes; 2 holdout, 2 reference, 8 train"
     assert findings["images"].consequence == "none is set aside from training"
     assert findings["sizes"].found == "of 12 images looked at: 16x16 (12)"
+
+
+def test_a_file_that_may_not_be_read_takes_no_finding_with_it(root, monkeypatch):
+    usual = inspect._content
+
+    def content(path: Path, most: int = -1) -> bytes:
+        if path.name == "3.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, most)
+
+    monkeypatch.setattr(inspect, "_content", content)
+    assert {"images", "sizes", "twice"} <= found(root).keys()
 
 
 def test_what_is_short_broken_or_there_twice_is_said(root):

@@ -15,7 +15,7 @@ from conftest import composed, tiny
 from benchmarks.core import environment, files
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
-from benchmarks.core.session import Session
+from benchmarks.core.session import Session, in_words
 from benchmarks.core.store import ROOT, write_tensors
 from benchmarks.reports.rows import cell
 from benchmarks.results import records
@@ -237,6 +237,13 @@ def test_repeats_that_lie_far_apart_are_marked():
     row = pd.Series(shaken | {"seconds_per_image": 0.25, "latency_seconds": 0.5})
     assert cell(row, "seconds_per_image") == "0.25 (unsteady)"
     assert cell(row, "latency_seconds") == 0.5
+
+
+def test_memory_that_torch_cannot_have_is_foreseen():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert in_words(caught.value).startswith("not enough memory: ")
+    assert "not foreseen" in in_words(RuntimeError("sizes do not match"))
 
 
 # --- files

@@ -51,7 +51,8 @@ def rows(folder: Path) -> pd.DataFrame:
 
 def left_over(folder: Path) -> list[Path]:
     """What a dead process left unfinished."""
-    return [path for pattern in ("*.tmp", "*.old") for path in folder.rglob(pattern)]
+    patterns = ("*.tmp", "*.old", "*.lock", "outcomes")
+    return [path for pattern in patterns for path in folder.rglob(pattern)]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_
         with tried(f"{kind.name} at a random moment"):
             end(process, kind, log)
             killed += 1
+            # a copy goes on to the end; the folder itself is killed again
+            left = tmp_path / "left"
+            shutil.copytree(folder, left)
+            check_like(unbroken, left)
+            shutil.rmtree(left)
     check_like(unbroken, folder)
 
 
@@ -193,6 +199,7 @@ def test_a_disk_or_a_memory_that_is_too_small_is_said_and_spoils_nothing(unbroke
         process.join(300)
         text = log.read_text()
         assert process.exitcode in (0, 1) and "Traceback" not in text, text[-2000:]
+        assert "not foreseen" not in text
         if of_a_disk:
             assert process.exitcode == 1 and "; make room" in text
         check_like(unbroken, folder)

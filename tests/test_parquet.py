@@ -66,6 +66,20 @@ def test_rewritten_parquet_files_of_the_same_date_are_noticed(parquet, tmp_path,
     assert decode(second[-1].file(), 32).min() == 255 and seen.min() < 255
 
 
+@pytest.mark.parametrize("kind", ["ClassLabel", "string"])
+def test_class_names_are_one_line_each(tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "hub").mkdir()
+    names = ["a\nb", "c\x1b[2J"]
+    rows = {"image": [random_image(i) for i in range(2)], "label": names}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    if kind == "ClassLabel":
+        table = table.cast_column("label", datasets.ClassLabel(names=names))
+    table.to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+    classes, _ = hub.list_hub(str(tmp_path / "hub"), config=None, held_out=None)
+    assert classes == [r"a\nb", r"c\x1b[2J"]
+
+
 @pytest.mark.parametrize("labels", [[0, -1], [0, None], [0.5, 1.0]])
 def test_labels_that_name_no_class_are_refused(tmp_path, labels):
     datasets = pytest.importorskip("datasets")

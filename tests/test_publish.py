@@ -169,6 +169,13 @@ def test_publishing_refuses_folders_without_results_and_targets_it_would_empty(t
     with pytest.raises(BadInput, match="holds records: publishing would remove that"):
         publish.publish(tmp_path / "bench", tmp_path / "bench", [])
     assert records.read(tmp_path / "bench") == kept_records
+    theirs = tmp_path / "theirs"
+    (theirs / "samples").mkdir(parents=True)
+    for name in ("results.csv", "samples/photo.png"):
+        (theirs / name).write_bytes(b"somebody's own")
+    with pytest.raises(BadInput, match="but no records of this suite"):
+        publish.publish(tmp_path / "bench", theirs, [])
+    assert (theirs / "samples" / "photo.png").exists()
     (tmp_path / "bench" / "summary.md").unlink()
     with pytest.raises(BadInput, match=r"no summary\.md; `make report` writes it"):
         publish.publish(tmp_path / "bench", tmp_path / "target", [])

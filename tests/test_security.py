@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from test_diagnostics import record, summary_of
 
 from benchmarks.core.store import ROOT
+from benchmarks.core.text import in_cell, printable
 from benchmarks.stages.checkpoint import Checkpoints
 
 SOURCES = [
@@ -86,9 +87,29 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path, capsys):
     assert not made.exists() and "cannot be used" in capsys.readouterr().out
 
 
-def test_names_are_shown_and_not_obeyed(tmp_path, no_figures):
+@pytest.mark.parametrize(
+    "name, lost",
+    [
+        ("<script>alert(1)</script>", "<script"),
+        ("[x](javascript:1)", "](javascript"),
+        ("$a_b$", " $a_b$"),
+        ("a\n# b", "\n# b"),
+    ],
+)
+def test_names_are_shown_and_not_obeyed(tmp_path, no_figures, name, lost):
     """A data set is called as its folder is."""
     made_up = record("dit", 9.0)
-    made_up["row"]["data"] = "<script>alert(1)</script> [x](javascript:1)"
+    made_up["row"]["data"] = name
     text = summary_of(tmp_path, [made_up])
-    assert "alert(1)" in text and "<script>" not in text and "](javascript" not in text
+    assert name[-4:-1].strip("\n# ") in text and lost not in text
+
+
+@pytest.mark.parametrize(
+    "text, cell", [("a|b", r"a\|b"), (r"a\|b", r"a\\\|b"), ("a\nb", "a b"), (r"a\b", r"a\b")]
+)
+def test_no_name_ends_a_cell_of_a_table(text, cell):
+    assert in_cell(text) == cell
+
+
+def test_control_characters_of_class_names_are_shown_as_escapes():
+    assert printable("a\nb\x1b[2J") == r"a\nb\x1b[2J"

@@ -230,6 +230,16 @@ def test_weights_that_know_less_than_nothing_are_a_divergence(tmp_path, name, mo
     assert not (tmp_path / "weights.safetensors").exists()
 
 
+def test_a_checkpoint_whose_kept_weights_are_damaged_starts_over(tmp_path, capsys):
+    cfg = cfg_with(snapshots=[0.25])
+    whole, _ = run(tmp_path / "whole", "dit", cfg=cfg)
+    run_killed(tmp_path / "broken", "dit", cfg=cfg)
+    kept = tmp_path / "broken" / "weights-0.25.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-50])
+    assert same(run(tmp_path / "broken", "dit", cfg=cfg)[0], whole)
+    assert "are damaged); starting over" in capsys.readouterr().out
+
+
 def test_weights_kept_on_the_way_are_judged_as_the_last_are(tmp_path, monkeypatch):
     usual = train_module.Checkpoints.keep
 

@@ -113,6 +113,8 @@ def _check_target(target: Path) -> None:
     if others:
         what = ", ".join(sorted(others)[:3])
         raise BadInput(f"{target} holds {what}: publishing would remove that; give another folder")
+    if target.exists():
+        records.refuse_foreign(target)
 
 
 def without_lost_images(summary: str, kept: list[str]) -> str:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 
 from benchmarks.core.environment import code_digest, variable
 from benchmarks.core.errors import BadInput
-from benchmarks.core.files import runs
+from benchmarks.core.files import OLD, runs
 from benchmarks.core.session import session
 from benchmarks.core.store import read_json, write_json
 
@@ -101,10 +102,21 @@ class NoteSweep(Callback):
     """Of conf/config.yaml. Hydra calls it in the process that launches, as a sweep begins."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.launcher._target_.endswith("BasicLauncher"):
+            return  # every cell runs in this process
         session.sweep_folder = Path(config.hydra.sweep.dir)
         if session.job_name:  # what cannot be written is said by whoever writes there first
             with suppress(OSError):
-                _outcomes(session.sweep_folder, session.job_name).mkdir(parents=True)
+                own = _outcomes(session.sweep_folder, session.job_name)
+                own.mkdir(parents=True)
+                _remove_forgotten(own.parent)
+
+
+def _remove_forgotten(folder: Path) -> None:
+    """Remove what launchers left that were lost, and whose cells have long been done."""
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime > OLD:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def launcher_may_be_gone() -> bool:

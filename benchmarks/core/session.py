@@ -19,6 +19,7 @@ TO_BE_CONTINUED = 75  # exit code of a run whose time was up: EX_TEMPFAIL of sys
 ONLY_DIVERGED = 4  # exit code of a run of which nothing failed, but some training diverged
 
 
+NO_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's allocator on a CPU
 # what a file system may refuse, and the mend
 ROOM = "make room, or give another cache_dir= or results_dir="
 WRITABLE = "make it writable, or give another cache_dir= or results_dir="
@@ -155,7 +156,8 @@ def in_words(error: Exception) -> str:
 
 def of_the_machine(error: Exception) -> str | None:
     """A line about a file or memory that could not be had; None for any other error."""
-    if isinstance(error, MemoryError):
+    too_much = isinstance(error, RuntimeError) and NO_MEMORY in str(error)
+    if isinstance(error, MemoryError) or too_much:
         return f"not enough memory: {' '.join(str(error).split())}"
     if not isinstance(error, OSError):
         return None

@@ -18,7 +18,7 @@ LARGEST_BATCH = 2**20
 WIDEST = 2**16  # of a network: beyond it a typing error, or more than any memory holds
 # Sampling divides and multiplies by these; beyond them float32 overflows, after a whole training.
 STRONGEST, LEAST_FACTOR, MOST_FACTOR = 1000, 1e-3, 1e3
-LONGEST_NAME = 100  # characters; file systems end at 255, and a folder's name may join two names
+LONGEST_NAME = 100  # bytes; file systems end at 255, and a folder's name may join two names
 
 
 def plain_text(text: str) -> str:
@@ -33,7 +33,7 @@ def one_component(text: str) -> str:
     plain_text(text)
     if not text.isprintable():  # it would turn a line around, say
         raise PydanticCustomError("name", "must be printable")
-    if text.startswith(".") or "/" in text or "\\" in text or len(text) > LONGEST_NAME:
+    if text.startswith(".") or "/" in text or "\\" in text or len(text.encode()) > LONGEST_NAME:
         raise PydanticCustomError("name", "must be one component of a path")
     return text
 
@@ -79,7 +79,7 @@ Name = Annotated[
     BeforeValidator(whole_as_text),
     AfterValidator(one_component),
     Field(
-        description=f"the name of one folder, {LONGEST_NAME} characters at most: no separators, no "
+        description=f"the name of one folder, {LONGEST_NAME} bytes at most: no separators, no "
         "dot in front"
     ),
 ]

@@ -14,6 +14,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(name: str, most: int) -> str:
+    """The beginning of a name, at most so many bytes: what file systems count."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
 def safe_markdown(line: str) -> str:
     """A line of Markdown in which nothing that a user brought is markup: no HTML, link or formula.
 
@@ -25,4 +30,5 @@ def safe_markdown(line: str) -> str:
 
 def in_cell(text: str) -> str:
     """Text for a cell of a Markdown table: one line, and no bar that would end the cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    # a backslash before a bar would take away the one that is put there
+    return re.sub(r"(\\*)\|", r"\1\1\\|", " ".join(text.split()))

@@ -24,7 +24,7 @@ from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
 from benchmarks.core.setting_types import LONGEST_NAME
 from benchmarks.core.store import digest, write_sealed
-from benchmarks.core.text import printable
+from benchmarks.core.text import printable, shortened
 from benchmarks.images import procedural
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.folder import Entry, list_folder
@@ -41,6 +41,7 @@ from benchmarks.images.splits import (
 from benchmarks.images.stored import Dataset, Split, fingerprints, load, repeated
 
 LEAST_SIDE = 8  # pixels
+BLOCK = 4096  # images that are given to the decoding threads at a time
 
 
 # writes pixels, labels and indices into a new folder, and returns the description beside them
@@ -87,7 +88,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
 def name_of(path: str) -> str:
     """What results of a folder of one's own are named after: the folder."""
     whole = Path(os.path.abspath(Path(path).expanduser()))  # `.` and `..` have no name
-    return printable(whole.name)[:LONGEST_NAME] or "images"
+    return shortened(printable(whole.name), LONGEST_NAME) or "images"
 
 
 def with_training_reference(dataset: Dataset, count: int) -> Dataset:
@@ -268,9 +269,13 @@ def _write_decoded(
 
     # disable=None: no bar where nobody watches a terminal
     bar = {"desc": "decoding", "unit": "images", "leave": False, "disable": None}
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(decode_into, range(len(entries)), chunksize=64)
-        failures = list(tqdm(decoded, total=len(entries), **bar))
+    failures: list[str | None] = []
+    with ThreadPoolExecutor() as pool, tqdm(total=len(entries), **bar) as progress:
+        # the pool keeps something of each image it was given until all of them are done
+        for start in range(0, len(entries), BLOCK):
+            for failure in pool.map(decode_into, range(len(entries))[start : start + BLOCK]):
+                failures.append(failure)
+                progress.update()
     pixels.flush()
     skipped = [failure for failure in failures if failure]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):

@@ -15,6 +15,7 @@ import huggingface_hub
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.core.store import digest
+from benchmarks.core.text import printable
 from benchmarks.images.folder import Entry
 
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
@@ -166,8 +167,8 @@ def _class_names(feature: Any, values: list[Any]) -> list[str]:
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
-        return [feature.int2str(value) for value in values]
-    return [str(value) for value in values]
+        return [printable(feature.int2str(value)) for value in values]
+    return [printable(str(value)) for value in values]
 
 
 def _check_labels(values: set[Any], path: str, column: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,11 @@ Files = list[tuple[Entry, Path]]
 
 
 def _groups(files: Files, key: Callable[[Path], Any]) -> list[Files]:
-    """Those files of which several have the same key, together."""
+    """Those files of which several have the same key, together. What cannot be read has none."""
     groups: dict[Any, Files] = defaultdict(list)
     for entry, path in files:
-        groups[key(path)].append((entry, path))
+        with suppress(OSError):
+            groups[key(path)].append((entry, path))
     return [group for group in groups.values() if len(group) > 1]
 
 

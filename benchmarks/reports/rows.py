@@ -6,6 +6,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
+from benchmarks.core.text import printable
 from benchmarks.results.columns import BY_NAME, ERRORS, is_busy, is_unsteady
 from benchmarks.results.tables import show
 
@@ -135,7 +136,7 @@ def failures(records: list[dict], variants: list[str]) -> list[str]:
         if row.get("steps"):
             words.append(f"{row['steps']} steps, guidance {row['guidance']:g}, {row['sampler']}")
         name = ", ".join(word for word in words if word)
-        lines.append(f"{row['status']}: {name}: {record.get('reason', '')}")
+        lines.append(f"{row['status']}: {name}: {printable(record.get('reason') or '')}")
     return lines
 
 

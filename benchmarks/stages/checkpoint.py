@@ -85,6 +85,7 @@ class Checkpoints:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self._check(state)
             progress = Progress(**state["progress"])
+            self._check_kept(progress)
             average, moments = state["ema"], state["optimizer"]
             fits, reason = load(generator, state["model"]), "its tensors are another network's"
         except Exception as error:  # whatever a damaged or foreign file leads its reader to
@@ -106,6 +107,12 @@ class Checkpoints:
         if not set(self.fractions) <= set(state["fractions"]):
             planned, wanted = list(state["fractions"]), list(self.fractions)
             raise ValueError(f"it was to keep weights at {planned} of the budget, not at {wanted}")
+
+    def _check_kept(self, progress: Progress) -> None:
+        """Raises ValueError where weights that were kept on the way are gone or damaged."""
+        for fraction in map(float, progress.snapshots):
+            if not read_tensors(self.weights(fraction), self.key):
+                raise ValueError(f"the weights kept at {fraction:.0%} of the budget are damaged")
 
     def keep(
         self,
