@@ -192,11 +192,12 @@ def _trained_elsewhere(panel: Panel) -> list[str]:
         if how:
             lines.append(f"{name}: its labels are matched to the classes {how}.")
         best = of_model["label_accuracy"].max()
+        mend = "Give model.labels=[...]." if how else "Its class decides what a label means."
         if best < real / 2:
             lines.append(
                 f"WARNING: the classifier finds the class that was asked for in {best:.0%} of the "
                 f"samples of {name}, and in {real:.0%} of real images. Are the labels in another "
-                "order? Give model.labels=[...]."
+                f"order? {mend}"
             )
     return lines
 
