@@ -94,9 +94,9 @@ test-faults: $(READY) ## kills, full disks, damage, nonsense and broken files, a
 
 test-long: $(READY) ## what is too long for every day: sixty kills, all damage, two thousand broken inputs, launchers, processes, rehearsals
 	$(MAKE) test-faults
-	TESTS=all $(PY) -m pytest --timeout 3600 tests/test_launchers.py tests/test_team.py tests/test_reference_rehearsal.py $(ARGS)
+	TESTS=all $(PY) -m pytest --timeout 3600 tests/test_launchers.py tests/test_team.py tests/test_team_cells.py tests/test_reference_rehearsal.py $(ARGS)
 	TESTS=all $(PY) -m pytest --timeout 3600 -m long --ignore tests/test_faults.py --ignore tests/test_fuzz.py --ignore tests/test_launchers.py \
-		--ignore tests/test_team.py --ignore tests/test_reference_rehearsal.py $(ARGS)
+		--ignore tests/test_team.py --ignore tests/test_team_cells.py --ignore tests/test_reference_rehearsal.py $(ARGS)
 
 agreement: $(READY) ## the distances against pytorch-fid, torch-fidelity, torchmetrics and prdc: results/agreement.json
 	$(PIP) --no-deps --upgrade --target $(VENV)/agreement prdc pytorch-fid torch-fidelity efficientnet-lite-pytorch scikit-learn joblib cloudpickle narwhals threadpoolctl

@@ -310,9 +310,12 @@ def test_a_folder_with_results_of_someone_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["HOME", "PATH"])
-def test_a_command_needs_no_home_no_git_and_no_locale(missing):
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_command_needs_no_home_no_git_and_no_locale(missing, encoding):
     """Without PATH there is no git to be found."""
     environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "LC_ALL": "C"}
+    environment |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python mends it
+    environment |= {"PYTHONIOENCODING": encoding}
     del environment[missing]
     call = [sys.executable, "-m", "benchmarks", "report", "/nowhere/\u00e9"]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.core import cli
+from benchmarks.core.environment import refuse_foreign_settings
 from benchmarks.core.errors import BadInput, Diverged
 from benchmarks.core.files import check_writable
 from benchmarks.core.store import file_digest, load_weights, write_json
@@ -169,6 +170,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
+    refuse_foreign_settings()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         for stage in args.only:

@@ -10,12 +10,12 @@ ceilings and of each ratio over the turns. A row of role `ours` is the suite's o
 names what `ratio` (ours over baseline, in speed, the median of the turns) compares it with; rows of
 role `baseline` are those. `peak_memory_mb` is CUDA's only: on a CPU it is the process's, which
 holds all that is compared. `utilisation` is counted FLOP/s over the ceiling: the better of two
-large square bf16 matrix products, the best of those taken in turns with the stage, because a
-machine's clock drifts. (`utilisation` in the results of `run` is of another ceiling: one product,
-taken once a process.) Stages named `choice` compare the suite with itself lacking one thing.
-bars.csv holds what was measured against what is promised of one H100 or H200. growth.csv and
-growth.png are of how cost grows. `--quick` is shorter in every stage, for two cores, and compiles
-nothing.
+large square matrix products in the type that the machine multiplies fastest, the best of those
+taken in turns with the stage, because a machine's clock drifts. (`utilisation` in the results of
+`run` is of another ceiling: one product, taken once a process.) Stages named `choice` compare the
+suite with itself lacking one thing. bars.csv holds what was measured against what is promised of
+one H100 or H200. growth.csv and growth.png are of how cost grows. `--quick` is shorter in every
+stage, for two cores, and compiles nothing.
 
 What is measured is kept after every stage; with `--stop-at` it ends after the stage in which that
 time is reached (exit code 75), and the next call on the same machine and code goes on. A stage that
@@ -34,7 +34,13 @@ import pandas as pd
 import torch
 
 from benchmarks.core import cli
-from benchmarks.core.environment import device_name, library_versions, pick_device, provenance
+from benchmarks.core.environment import (
+    device_name,
+    library_versions,
+    pick_device,
+    provenance,
+    refuse_foreign_settings,
+)
 from benchmarks.core.errors import raise_if_stopped
 from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.session import TO_BE_CONTINUED
@@ -64,6 +70,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
+    refuse_foreign_settings()
     check_writable(args.out, "--out")
     device = pick_device("auto")
     speed.keep_memory()  # as every run does
@@ -78,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     )
     planned = stage_list(extent, args.side, args.out)
     done = resume(bench, args.out, list(planned))
-    reached = f"ceiling {bench.ceiling() / 1e9:.4g} GFLOP/s in bf16"
+    reached = f"ceiling {bench.ceiling() / 1e9:.4g} GFLOP/s"
     print(f"{device_name(device)}, torch {torch.__version__}: {reached}", flush=True)
     if not measure(bench, planned, done, args.out, args.stop_at):
         left = [name for name in planned if name not in done]

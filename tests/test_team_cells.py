@@ -1,0 +1,305 @@
+"""A cell on several processes: the same losses and the same samples as on one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from benches import TINY, run, start
+from safetensors.torch import load_file
+
+from benchmarks.core import team
+from benchmarks.core.errors import BadInput
+from benchmarks.core.session import Session
+from benchmarks.core.store import ROOT
+
+BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
+BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
+BENCH += ["model.lr=1e-3"]  # sums round otherwise in two processes, and high rates enlarge that
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCHERS = {"torchrun": TORCHRUN, "accelerate launch": ACCELERATE}
+
+
+def launched(
+    folder: Path,
+    *overrides: str,
+    launcher: Sequence[str] = TORCHRUN,
+    program: Sequence[str] = ("-m", "benchmarks"),
+) -> subprocess.Popen:
+    """A bench on two processes of this machine."""
+    call = [sys.executable, "-m", *launcher, *program, "run", "device=cpu"]
+    call += [f"cache_dir={folder}/cache", f"results_dir={folder}/results", *overrides]
+    return subprocess.Popen(
+        call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss log of the one training of a bench."""
+    (path,) = folder.glob("cache/cells/*/train.json")
+    return [row[2] for row in json.loads(path.read_text())["log"]]
+
+
+def said(err: str) -> list[str]:
+    """The lines of the suite's own on stderr."""
+    return [line for line in err.splitlines() if line.startswith("latentbench: ")]
+
+
+def without_samples(trained: Path, folder: Path) -> None:
+    """A copy of a bench's cache that holds the weights, but has to sample."""
+    shutil.copytree(trained / "cache", folder / "cache")
+    for path in folder.glob("cache/cells/*/samples-*.safetensors"):
+        path.unlink()
+
+
+def images(folder: Path) -> dict[str, torch.Tensor]:
+    """The samples of a bench, by their names."""
+    paths = sorted(folder.glob("cache/cells/*/samples-*.safetensors"))
+    return {path.name: load_file(path)["images"] for path in paths}
+
+
+# --- a whole cell
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A bench of a model that is trained by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    done = run(folder, *BENCH, "model=dit")
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_passes_of_a_batch_train_as_one(one, tmp_path):
+    """`train.accumulate` is of the machine, as its memory is: the training has the same name."""
+    done = run(tmp_path, *BENCH, "model=dit", "train.accumulate=4")
+    assert done.code == 0, done.err
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+    trainings = [[path.name for path in (f / "cache" / "cells").iterdir()] for f in (one, tmp_path)]
+    assert trainings[0] == trainings[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_sample_and_score_as_one(one, tmp_path, launcher):
+    process = launched(tmp_path, *BENCH, "model=dit", launcher=LAUNCHERS[launcher])
+    code, out, err = ended(process)
+    assert code == 0, err[-3000:]
+    assert out.count("seconds spent:") == 1, "the leader alone prints"
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+    files = [folder / "results/team/results.csv" for folder in (one, tmp_path)]
+    # rows of one second may stand in either order
+    tables = [pd.read_csv(file).sort_values("steps") for file in files]
+    for name in ("train_processes", "sample_processes"):
+        assert [table[name].unique().tolist() for table in tables] == [[1], [2]]
+    each = tables[1].train_images_per_second_each
+    assert each.tolist() == pytest.approx((tables[1].train_images_per_second / 2).tolist())
+    for name in ("fd_generator", "fd", "kid", "recall", "fd_floor_real", "label_accuracy"):
+        assert tables[1][name].to_list() == pytest.approx(tables[0][name].to_list(), rel=0.02)
+
+
+@pytest.mark.long
+def test_two_processes_train_every_family_as_one(tmp_path):
+    models = "unet,ar,ar_any,masked,ar_scale,uvit,dit_flowmap,ar_continuous,masked_continuous"
+    options = [*BENCH, f"model={models}", "size=xs", "autoencoder.codebook_size=64"]
+    code, _, err = ended(launched(tmp_path / "two", *options))
+    assert code == 0, err[-3000:]
+    done = run(tmp_path / "one", *options)
+    assert done.code == 0, done.err
+    logs = [
+        {
+            path.parent.name: [row[2] for row in json.loads(path.read_text())["log"]]
+            for path in (tmp_path / name).glob("cache/cells/*/train.json")
+        }
+        for name in ("one", "two")
+    ]
+    assert len(logs[0]) == 9 and logs[0].keys() == logs[1].keys()
+    for name, wanted in logs[0].items():
+        assert logs[1][name] == pytest.approx(wanted, abs=1e-4), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["unet", "ar", "ar_any", "masked"])
+def test_the_precision_is_measured_by_one_process_of_two(model, tmp_path):
+    """With the settings that a user has who sets none, and more than one pass of a batch."""
+    options = [*BENCH, f"model={model}", "train.precision=auto", "train.accumulate=2"]
+    code, out, err = ended(launched(tmp_path, *options))
+    assert code == 0 and out.count("train.precision=") == 1, err[-3000:]
+    done = run(tmp_path / "one", *options)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.long
+def test_two_processes_sample_the_same_images_of_the_same_weights(one, tmp_path):
+    before = images(one)
+    without_samples(one, tmp_path)
+    code, _, err = ended(launched(tmp_path, *BENCH, "model=dit"))
+    assert code == 0, err[-3000:]
+    after = images(tmp_path)
+    assert before.keys() == after.keys() and len(before) == 2
+    for name, wanted in before.items():
+        difference = (after[name].int() - wanted.int()).abs()
+        assert difference.max() <= 1, "one level is rounding"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first, second", [(launched, start), (start, launched)])
+def test_a_training_that_was_killed_goes_on_with_another_number_of_processes(
+    one, tmp_path, first, second
+):
+    options = [*BENCH, "model=dit", "train.checkpoint_seconds=0"]
+    process, deadline = first(tmp_path, *options), time.time() + 200
+    while not list(tmp_path.glob("cache/cells/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    ended(process)
+    code, out, err = ended(second(tmp_path, *options))
+    assert code == 0, err[-3000:]
+    assert "train: resuming" in out
+    assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)
+
+
+def process_of(rank: int, folder: Path) -> int:
+    """The number of the process of a team that works in a folder."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (place / "environ").read_bytes().split(b"\0")
+            call = (place / "cmdline").read_bytes()
+            if f"RANK={rank}".encode() in variables and str(folder).encode() in call:
+                return int(place.name)
+    raise AssertionError(f"process {rank} is not there")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_of_a_team_is_one_line_and_no_failed_training(tmp_path, rank):
+    options = [*BENCH, "model=dit", "train.checkpoint_seconds=0", "train.budget=400"]
+    process, deadline = launched(tmp_path, *options), time.time() + 200
+    while not list(tmp_path.glob("cache/cells/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process_of(rank, tmp_path), signal.SIGKILL)
+    code, _, err = ended(process)
+    assert code != 0 and "not foreseen" not in err
+    assert set(said(err)) <= {
+        "latentbench: another process of this run ended; the same command goes on",
+        "latentbench: stopped by SIGTERM; the same command goes on",  # torchrun was quicker
+    }
+    assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+@pytest.mark.long
+def test_what_cannot_be_is_one_line_from_two_processes(tmp_path):
+    code, _, err = ended(launched(tmp_path, *BENCH, "model=dit", "train.batch=5"))
+    lines = said(err)
+    assert code == 1 and len(lines) == 1, err
+    assert "train.batch=5 cannot be divided among 2 processes" in lines[0]
+
+
+BREAKS = """\
+import os
+from benchmarks.__main__ import main
+from benchmarks.stages import jointly
+
+def breaks(*args, **options):
+    raise ValueError("made up")
+
+if os.environ["RANK"] == "0":
+    jointly.sample_images = breaks
+main()
+"""
+
+
+OTHERWISE = """\
+import os, sys
+import benchmarks.run
+from benchmarks.__main__ import main
+from benchmarks.stages.checkpoint import Checkpoints
+
+finished = Checkpoints.finished
+
+def others(self, generator):
+    found = finished(self, generator)
+    next(generator.parameters()).data.add_(1)
+    return found
+
+if os.environ["RANK"] == "1":
+    if "arguments" in sys.argv[0]:
+        sys.argv.append("seed=7")
+    elif "code" in sys.argv[0]:
+        benchmarks.run.code_digest = lambda: "of a file that was edited there"
+    else:
+        Checkpoints.finished = others
+main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("other", ["arguments", "code"])
+def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other):
+    (tmp_path / f"{other}.py").write_text(OTHERWISE)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / f"{other}.py")])
+    code, _, err = ended(process)
+    lines = said(err)
+    assert code == 1 and len(lines) == 1, err
+    assert "processes see different arguments or code" in lines[0]
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.long
+def test_processes_with_different_trained_weights_mix_no_samples(one, tmp_path):
+    """As on two machines, each of which has trained the cell in a cache of its own."""
+    without_samples(one, tmp_path)
+    (tmp_path / "weights.py").write_text(OTHERWISE)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "weights.py")])
+    code, _, err = ended(process)
+    assert code == 1 and "processes see different weights" in err, err
+    assert not list(tmp_path.glob("cache/cells/*/samples-*.safetensors"))
+
+
+def test_what_stops_one_process_stops_all(monkeypatch, capsys):
+    """Here one that follows: it says why, and the leader is told by the sum of faults."""
+    monkeypatch.setattr(team, "session", Session())
+    monkeypatch.setattr(team, "rank", lambda: 1)
+    assert team.alike(lambda: 3) == 3
+    with pytest.raises(BadInput, match="a process could not do as the others"):
+        team.alike(lambda: 1 / 0)
+    assert "process 1: ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.setattr(team, "rank", lambda: 0)
+    with pytest.raises(ZeroDivisionError):
+        team.alike(lambda: 1 / 0)
+    monkeypatch.setattr(team, "anywhere", lambda fact: True)
+    with pytest.raises(BadInput):
+        team.alike(lambda: 3)
+
+
+@pytest.mark.long
+def test_an_error_of_the_first_process_alone_is_a_row_and_ends_all(one, tmp_path):
+    without_samples(one, tmp_path)
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "breaks.py")])
+    code, _, err = ended(process)
+    assert code == 1 and "all 2 processes end" in err, err[-3000:]
+    rows = pd.read_csv(tmp_path / "results/team/results.csv")
+    assert rows.status.tolist() == ["failed"], "the second was not begun"
+    assert launched_again(tmp_path) == 0
+
+
+def launched_again(folder: Path) -> int:
+    """The exit code of the same bench, with nothing broken."""
+    return ended(launched(folder, *BENCH, "model=dit"))[0]
