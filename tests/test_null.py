@@ -73,3 +73,27 @@ def test_beside_another_recipe_they_are_not_told_apart_either(one, other):
         alike = {(f"{name} 0", f"{name} 1") for name in (one, other)}
         found += bool(told_apart(groups) & alike)
     assert found / TABLES <= LEVEL + 2 * ERROR
+
+
+# --- another precision
+
+PRECISION = pd.read_csv(ROOT / "results" / "reference" / "precision" / "results.csv")
+
+
+def by_precision(model: str, factor: float = 1.0) -> dict[str, pd.DataFrame]:
+    """The trainings of a model in each precision, the distances of bfloat16 times a factor."""
+    groups = {}
+    for dtype, rows in PRECISION[PRECISION["model"] == model].groupby("dtype"):
+        scale = factor if dtype == "bf16" else 1.0
+        columns = {"training": rows["seed"], "distance": scale * rows["fd_generator"]}
+        groups[dtype] = pd.DataFrame(columns | {"label_accuracy": rows["label_accuracy"]})
+    return groups
+
+
+@pytest.mark.parametrize("model", ["dit", "ar"])
+def test_trainings_in_bfloat16_are_not_told_from_those_in_float32(model):
+    """Three of each, sampled from in the precision that they were trained in."""
+    groups = by_precision(model)
+    assert [len(rows) for rows in groups.values()] == [TRAININGS, TRAININGS]
+    assert told_apart(groups) == set()
+    assert told_apart(by_precision(model, factor=1.6)), "what would be noticed"

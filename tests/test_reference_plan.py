@@ -22,6 +22,7 @@ SETTABLE = {
     "autoencoder",
     "autoencoder.codebook_size",
     "data",
+    "data.classes",
     "data.image_size",
     "data.name",
     "data.path",
@@ -51,6 +52,7 @@ SETTABLE = {
     "train.precision",
     "train.snapshots",
     "tune",
+    "tune.steps",
 }
 
 
