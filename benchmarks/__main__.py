@@ -50,9 +50,9 @@ def main() -> None:
         name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)
         print(f"\nlatentbench: stopped by {name}; the same command goes on", file=sys.stderr)
         sys.exit(128 + number)  # as a shell counts it
-    except PeerLost:
-        said = "another process of this run ended; the same command goes on"
-        print(f"\nlatentbench: {said}", file=sys.stderr)
+    except PeerLost as error:
+        said = "the connection to another process of this run broke"
+        print(f"\nlatentbench: {said} ({error}); the same command goes on", file=sys.stderr)
         sys.exit(1)
 
 

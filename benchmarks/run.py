@@ -261,7 +261,8 @@ def refuse_unused_codebook(argv: Sequence[str]) -> None:
     autoregressive one without. Diffusion is not mistaken for a model of tokens.
     """
     given = dict(word.lstrip("+").split("=", 1) for word in argv if "=" in word)
-    asked = [f"{key}={given[key]}" for key in given if key.startswith("autoencoder.codebook")]
+    keys = [key for key in given if key.startswith("autoencoder.codebook")]
+    asked = [f"{key}={given[key]}" for key in keys if given[key] != "null"]
     models = [name for name in given.get("model", "").split(",") if name in config_names("model")]
     if asked and models and all(map(is_ar_without_codebook, models)):
         raise BadInput(

@@ -3,6 +3,9 @@
 import pytest
 from benches import run
 
+from benchmarks.core.errors import BadInput
+from benchmarks.run import refuse_unused_codebook
+
 BAD = [
     (["data=imagefolder", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
     (["data=imagefolder"], "data.path"),
@@ -39,6 +42,15 @@ UNKNOWN = ["model=nonsense", "size=xxl", "experiment=nonsense"]
 def offline(monkeypatch) -> None:
     """Nothing can be downloaded."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_a_codebook_is_refused_only_where_nobody_uses_it():
+    asked = "autoencoder.codebook_size=64"
+    for model in ("ar_block", "dit_flowmap", "unet,ar_continuous"):
+        refuse_unused_codebook([f"model={model}", asked])
+    refuse_unused_codebook(["model=ar_continuous", "autoencoder.codebook_size=null"])
+    with pytest.raises(BadInput, match="ar_scale would make no use of it"):
+        refuse_unused_codebook(["model=ar_scale", asked])
 
 
 @pytest.mark.parametrize("overrides, message", BAD, ids=[message for _, message in BAD])

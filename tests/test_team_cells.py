@@ -196,10 +196,11 @@ def test_a_killed_process_of_a_team_is_one_line_and_no_failed_training(tmp_path,
     os.kill(process_of(rank, tmp_path), signal.SIGKILL)
     code, _, err = ended(process)
     assert code != 0 and "not foreseen" not in err
-    assert set(said(err)) <= {
-        "latentbench: another process of this run ended; the same command goes on",
-        "latentbench: stopped by SIGTERM; the same command goes on",  # torchrun was quicker
-    }
+    # torchrun may be quicker than the connection
+    kinds = ("the connection to another process of this run broke", "stopped by SIGTERM")
+    lines = said(err)
+    assert lines and all(line.endswith("; the same command goes on") for line in lines)
+    assert all(any(kind in line for kind in kinds) for line in lines)
     assert not list(tmp_path.glob("results/*/records/*.json"))
 
 

@@ -80,12 +80,11 @@ def git_state() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """sha256 of the suite's own code and configuration, committed or not, when first asked."""
-    folders = [ROOT / name for name in ("benchmarks", "conf", "metrics", "models")]
-    files = [path for folder in folders for path in folder.rglob("*")]
-    return file_digest(
-        *sorted(path for path in files if path.suffix in (".py", ".yaml") and path.is_file())
-    )
+    """sha256 of the suite's own code, committed or not, when first asked. Configurations are not
+    part of it: those of a run are composed once, by whoever starts it.
+    """
+    folders = [ROOT / name for name in ("benchmarks", "metrics", "models")]
+    return file_digest(*sorted(path for folder in folders for path in folder.rglob("*.py")))
 
 
 def _git(*args: str) -> str | None:

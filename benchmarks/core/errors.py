@@ -1,9 +1,10 @@
 """The ways in which a task ends badly that are foreseen, and those that are no fault of a task."""
 
 import re
+import sys
 
 # what torch says, as a RuntimeError, where the connection to another process of a team breaks
-LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer")
+LOST = re.compile(r"\bgloo/|NCCL|Connection (closed|reset) by peer")
 
 
 class BadInput(Exception):
@@ -21,7 +22,9 @@ class OutOfTime(Exception):
 
 
 class PeerLost(BaseException):
-    """Another process of a team is gone. No Exception: nothing may take it for a failed cell."""
+    """The connection to another process of a team broke, as it does where that ended. No Exception:
+    nothing may take it for a failed cell.
+    """
 
 
 def raise_if_stopped(error: Exception) -> None:
@@ -33,8 +36,14 @@ def raise_if_stopped(error: Exception) -> None:
     """
     if stopped := _behind(error):
         raise stopped from None
-    if isinstance(error, RuntimeError) and LOST.search(str(error)):
-        raise PeerLost from None
+    if isinstance(error, RuntimeError) and _in_a_team() and LOST.search(str(error)):
+        raise PeerLost(" ".join(str(error).split())[:200]) from error
+
+
+def _in_a_team() -> bool:
+    """Whether this process is one of several. Where torch has not been imported, it is not."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()
 
 
 def _behind(error: BaseException | None) -> BaseException | None:

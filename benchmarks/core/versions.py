@@ -2,7 +2,7 @@
 what comes out, rounding included, and what was made before is made again.
 """
 
-DATA = 5  # how images become splits of pixels
+DATA = 6  # how images become splits of pixels
 LATENTS = 2  # how pixels become whitened latents and tokens
 AUTOENCODER = 3  # how an autoencoder is trained on a data set's own images
 CODEBOOK = 2  # how a codebook is fitted on latents

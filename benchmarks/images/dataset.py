@@ -252,30 +252,35 @@ def _write_procedural(
     }
 
 
-def _write_decoded(
-    folder: Path, *, name: str, listing: Listing, size: int, held_out: dict[str, int]
-) -> dict[str, Any]:
-    """Decode all entries in threads (Pillow releases the GIL), then deal them into splits."""
-    entries = listing.entries
-    pixels = _new_pixels(folder, len(entries), size)
+def _decode_into(pixels: np.ndarray, entries: Sequence[Entry], size: int) -> list[str | None]:
+    """Decode all entries; for each what kept it from being decoded, if anything did."""
 
-    def decode_into(i: int) -> str | None:
-        """What kept the image from being decoded, if anything did."""
+    def decode_one(i: int) -> str | None:
         try:
             pixels[i] = decode(entries[i].file(), size)
         except Unreadable as error:
             return f"{entries[i].name} ({error})"
         return None
 
+    failures: list[str | None] = []
     # disable=None: no bar where nobody watches a terminal
     bar = {"desc": "decoding", "unit": "images", "leave": False, "disable": None}
-    failures: list[str | None] = []
     with ThreadPoolExecutor() as pool, tqdm(total=len(entries), **bar) as progress:
         # the pool keeps something of each image it was given until all of them are done
         for start in range(0, len(entries), BLOCK):
-            for failure in pool.map(decode_into, range(len(entries))[start : start + BLOCK]):
+            for failure in pool.map(decode_one, range(len(entries))[start : start + BLOCK]):
                 failures.append(failure)
                 progress.update()
+    return failures
+
+
+def _write_decoded(
+    folder: Path, *, name: str, listing: Listing, size: int, held_out: dict[str, int]
+) -> dict[str, Any]:
+    """Decode all entries in threads (Pillow releases the GIL), then deal them into splits."""
+    entries = listing.entries
+    pixels = _new_pixels(folder, len(entries), size)
+    failures = _decode_into(pixels, entries, size)
     pixels.flush()
     skipped = [failure for failure in failures if failure]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):

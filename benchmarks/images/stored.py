@@ -42,7 +42,8 @@ class Dataset:
     image_size: int  # pixels a side
     left_out: str | None  # what the listing did not take, in part of a line
     skipped: list[str]  # unreadable images, each with its error
-    repeated: list[str]  # a line for each two splits that share images or were dealt otherwise
+    # a line for each two splits that share images, and where a held-out folder was too small
+    repeated: list[str]
     aside: list[str]  # held-out splits with images that the source had for training
     train: Split
     reference: Split

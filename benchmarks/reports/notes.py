@@ -70,8 +70,8 @@ def _beside_other_programs(rows: pd.DataFrame) -> list[str]:
     if spread > UNSTEADY:
         lines.append(
             f"WARNING: batches of one row took up to {spread:.0%} longer, at the median, than the "
-            "fastest of them: something else slowed the machine. Seconds marked unsteady may be "
-            "too high."
+            "fastest of them, as where something else slows the machine. Seconds marked unsteady "
+            "may be too high."
         )
     busy_gpu = rows["others_gpu"].max()
     if busy_gpu > BUSY:

@@ -150,10 +150,11 @@ def code_versions(rows: pd.DataFrame) -> list[str]:
         changed = " with uncommitted changes" if dirty == "True" else ""
         code = "Code of an unknown commit" if sha in ("None", "nan") else f"Code {sha}"
         lines.append(f"{code}{changed}, torch {torch}.")
-    states = len(rows[["git_sha", "git_dirty", "code_digest"]].drop_duplicates())
+    commits = rows["git_sha"].astype(str) + rows["git_dirty"].astype(str)
+    states = rows["code_digest"].fillna(commits).nunique()
     if states > 1:
         lines.append(
-            f"WARNING: these rows are of {states} states of the code. That they may stand side by "
-            "side rests on its version numbers, which people raise by hand."
+            f"WARNING: these rows are of {states} states of the code. They compare only where no "
+            "version number should have been raised between them; people raise these by hand."
         )
     return lines

@@ -250,8 +250,8 @@ COLUMNS = [
         "batch_seconds_spread",
         -1,
         "",
-        "by how much the median batch took longer than the fastest, as a fraction of it; empty of "
-        "less than four full batches",
+        "by how much the median batch took longer than the fastest, as a fraction of it; empty "
+        "where fewer than four full batches were timed",
     ),
     Column(
         "others_cpu",
@@ -270,7 +270,7 @@ COLUMNS = [
     Column("torch", 0, "", "version of the library"),
     Column("git_sha", 0, "", "commit of the code"),
     Column("git_dirty", 0, "", "whether the code had uncommitted changes"),
-    Column("code_digest", 0, "", "digest of the code with its changes; empty in results of before"),
+    Column("code_digest", 0, "", "digest of the code with its changes; empty in older results"),
     Column("started_at", 0, "", "when sampling began, UTC"),
 ]
 NAMES = [column.name for column in COLUMNS]

@@ -110,7 +110,9 @@ class Checkpoints:
 
     def _check_kept(self, progress: Progress) -> None:
         """Raises ValueError where weights that were kept on the way are gone or damaged."""
-        for fraction in map(float, progress.snapshots):
+        for fraction in self.fractions:
+            if f"{fraction:g}" not in progress.snapshots:
+                continue
             if not read_tensors(self.weights(fraction), self.key):
                 raise ValueError(f"the weights kept at {fraction:.0%} of the budget are damaged")
 
@@ -173,8 +175,7 @@ class Checkpoints:
         path = self.weights(fraction)
         ready = read_tensors(path, self.key)
         if not ready or not load(generator, ready[0]):
-            summary = self.folder / "train.json"
-            raise BadInput(f"{path} is gone or damaged; remove {summary} to train again")
+            raise BadInput(f"{path} is gone or damaged; remove {self.folder} to train again")
 
 
 @dataclass

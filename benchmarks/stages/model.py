@@ -12,7 +12,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput
-from benchmarks.core.settings import CONF
+from benchmarks.core.settings import compose
 from metrics import flops
 from models.codebook import Codebook
 from models.generator import Batch, GenerativeModel
@@ -33,7 +33,7 @@ def is_ar_without_codebook(name: str) -> bool:
     """Whether conf/model/<name>.yaml is an autoregressive model that makes no use of the codebook
     that the others share.
     """
-    model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    model = compose(f"model={name}").model
     return model.family == "ar" and not get_class(model._target_).uses_tokens
 
 
