@@ -66,6 +66,7 @@ def run_cell(cfg: DictConfig) -> None:
         lines = machine.as_lines(machine.headlines(Path(cfg.cache_dir), Path(cfg.results_dir)))
         session.print_once("\n".join(lines))
         tidy(Path(cfg.cache_dir))
+        tidy(results_folder(cfg))
     refuse_foreign_settings()
     records.refuse_foreign(results_folder(cfg))
     speed.free_memory()  # what an earlier cell of this process held

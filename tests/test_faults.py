@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_
             end(process, kind, log)
             killed += 1
             # a copy goes on to the end; the folder itself is killed again
-            left = tmp_path / "left"
+            left = tmp_path / f"left{killed}"  # a process looks for left-overs once in a folder
             shutil.copytree(folder, left)
             check_like(unbroken, left)
             shutil.rmtree(left)
