@@ -92,3 +92,19 @@ def test_who_does_not_see_the_leader_s_files_says_so(monkeypatch):
     monkeypatch.setattr(team, "leads", lambda: False)
     with pytest.raises(BadInput, match="cache_dir must be on a disk that all processes share"):
         team.together(None, print)
+
+
+def test_what_stops_one_process_stops_all(monkeypatch, capsys):
+    """Here one that follows: it says why, and the leader is told by the sum of faults."""
+    monkeypatch.setattr(team, "session", Session())
+    monkeypatch.setattr(team, "rank", lambda: 1)
+    assert team.alike(lambda: 3) == 3
+    with pytest.raises(BadInput, match="a process could not do as the others"):
+        team.alike(lambda: 1 / 0)
+    assert "process 1: ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.setattr(team, "rank", lambda: 0)
+    with pytest.raises(ZeroDivisionError):
+        team.alike(lambda: 1 / 0)
+    monkeypatch.setattr(team, "anywhere", lambda fact: True)
+    with pytest.raises(BadInput):
+        team.alike(lambda: 3)

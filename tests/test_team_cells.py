@@ -17,9 +17,6 @@ import torch
 from benches import TINY, run, start
 from safetensors.torch import load_file
 
-from benchmarks.core import team
-from benchmarks.core.errors import BadInput
-from benchmarks.core.session import Session
 from benchmarks.core.store import ROOT
 
 BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
@@ -212,6 +209,14 @@ def test_what_cannot_be_is_one_line_from_two_processes(tmp_path):
     assert "train.batch=5 cannot be divided among 2 processes" in lines[0]
 
 
+def ended_as(folder: Path, name: str, program: str) -> tuple[int, str]:
+    """How a bench of two processes ends that run this program: its exit code and stderr."""
+    file = folder / f"{name}.py"
+    file.write_text(program)
+    code, _, err = ended(launched(folder, *BENCH, "model=dit", program=[str(file)]))
+    return code, err
+
+
 BREAKS = """\
 import os
 from benchmarks.__main__ import main
@@ -253,9 +258,7 @@ main()
 @pytest.mark.long
 @pytest.mark.parametrize("other", ["arguments", "code"])
 def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other):
-    (tmp_path / f"{other}.py").write_text(OTHERWISE)
-    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / f"{other}.py")])
-    code, _, err = ended(process)
+    code, err = ended_as(tmp_path, other, OTHERWISE)
     lines = said(err)
     assert code == 1 and len(lines) == 1, err
     assert "processes see different arguments or code" in lines[0]
@@ -266,35 +269,15 @@ def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other):
 def test_processes_with_different_trained_weights_mix_no_samples(one, tmp_path):
     """As on two machines, each of which has trained the cell in a cache of its own."""
     without_samples(one, tmp_path)
-    (tmp_path / "weights.py").write_text(OTHERWISE)
-    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "weights.py")])
-    code, _, err = ended(process)
+    code, err = ended_as(tmp_path, "weights", OTHERWISE)
     assert code == 1 and "processes see different weights" in err, err
     assert not list(tmp_path.glob("cache/cells/*/samples-*.safetensors"))
-
-
-def test_what_stops_one_process_stops_all(monkeypatch, capsys):
-    """Here one that follows: it says why, and the leader is told by the sum of faults."""
-    monkeypatch.setattr(team, "session", Session())
-    monkeypatch.setattr(team, "rank", lambda: 1)
-    assert team.alike(lambda: 3) == 3
-    with pytest.raises(BadInput, match="a process could not do as the others"):
-        team.alike(lambda: 1 / 0)
-    assert "process 1: ZeroDivisionError" in capsys.readouterr().err
-    monkeypatch.setattr(team, "rank", lambda: 0)
-    with pytest.raises(ZeroDivisionError):
-        team.alike(lambda: 1 / 0)
-    monkeypatch.setattr(team, "anywhere", lambda fact: True)
-    with pytest.raises(BadInput):
-        team.alike(lambda: 3)
 
 
 @pytest.mark.long
 def test_an_error_of_the_first_process_alone_is_a_row_and_ends_all(one, tmp_path):
     without_samples(one, tmp_path)
-    (tmp_path / "breaks.py").write_text(BREAKS)
-    process = launched(tmp_path, *BENCH, "model=dit", program=[str(tmp_path / "breaks.py")])
-    code, _, err = ended(process)
+    code, err = ended_as(tmp_path, "breaks", BREAKS)
     assert code == 1 and "all 2 processes end" in err, err[-3000:]
     rows = pd.read_csv(tmp_path / "results/team/results.csv")
     assert rows.status.tolist() == ["failed"], "the second was not begun"

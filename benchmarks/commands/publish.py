@@ -113,16 +113,7 @@ def _check_target(target: Path) -> None:
     if others:
         what = ", ".join(sorted(others)[:3])
         raise BadInput(f"{target} holds {what}: publishing would remove that; give another folder")
-    if target.exists():
-        _refuse_foreign(target)
-
-
-def _refuse_foreign(target: Path) -> None:
-    try:
-        records.refuse_foreign(target)
-    except BadInput as error:
-        reason = str(error).removesuffix("; give another name=")
-        raise BadInput(f"{reason}; give another folder") from None
+    records.refuse_foreign(target)
 
 
 def without_lost_images(summary: str, kept: list[str]) -> str:

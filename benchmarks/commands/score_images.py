@@ -28,10 +28,9 @@ from benchmarks.core.environment import pick_device, refuse_foreign_settings
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import check_writable
 from benchmarks.core.session import session
-from benchmarks.core.setting_types import LONGEST_NAME
 from benchmarks.core.settings import check, compose, config_names
 from benchmarks.core.store import digest, write_json
-from benchmarks.core.text import printable, shortened
+from benchmarks.core.text import file_name
 from benchmarks.frozen.extractors import load_extractors, probe_split
 from benchmarks.images import import_export
 from benchmarks.images.dataset import load_dataset
@@ -226,8 +225,8 @@ def score(cfg: DictConfig, path: Path, reference: str, size: int | None) -> None
             "features_sha256": evaluator.extractor.weights,
         }
         name = digest(str(path), reference, columns["features"], size)[:8]
-        stem = shortened(printable(path.stem), LONGEST_NAME)
-        write_json(Path(cfg.results_dir) / "score" / f"{stem}-{name}.json", line)
+        file = f"{file_name(path.stem)}-{name}.json"
+        write_json(Path(cfg.results_dir) / "score" / file, line)
         print(json.dumps(line), flush=True)
 
 

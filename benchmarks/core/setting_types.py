@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from benchmarks.core.text import LONGEST_NAME
+
 ExportKind = Literal["png", "npz"]  # what samples can be written as
 EXPORT_KINDS = get_args(ExportKind)
 MOST = 10**9  # images, steps, entries: beyond it a typing error, or more than any disk holds
@@ -18,7 +20,6 @@ LARGEST_BATCH = 2**20
 WIDEST = 2**16  # of a network: beyond it a typing error, or more than any memory holds
 # Sampling divides and multiplies by these; beyond them float32 overflows, after a whole training.
 STRONGEST, LEAST_FACTOR, MOST_FACTOR = 1000, 1e-3, 1e3
-LONGEST_NAME = 100  # bytes; file systems end at 255, and a folder's name may join two names
 
 
 def plain_text(text: str) -> str:

@@ -3,6 +3,8 @@
 import os
 import re
 
+LONGEST_NAME = 100  # bytes; file systems end at 255, and a folder's name may join two names
+
 
 def printable(name: str) -> str:
     """A file's or a class's name in one line of valid text.
@@ -14,9 +16,9 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def shortened(name: str, most: int) -> str:
-    """The beginning of a name, at most so many bytes: what file systems count."""
-    return name.encode()[:most].decode(errors="ignore")
+def file_name(name: str) -> str:
+    """A name that users bring as part of a file's name: printable, LONGEST_NAME bytes at most."""
+    return printable(name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def safe_markdown(line: str) -> str:

@@ -22,9 +22,8 @@ from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_folder, reserve
 from benchmarks.core.locks import load_or_make
 from benchmarks.core.session import session
-from benchmarks.core.setting_types import LONGEST_NAME
 from benchmarks.core.store import digest, write_sealed
-from benchmarks.core.text import printable, shortened
+from benchmarks.core.text import file_name
 from benchmarks.images import procedural
 from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
 from benchmarks.images.folder import Entry, list_folder
@@ -88,7 +87,7 @@ def load_dataset(cfg: Any, *, num_samples: int, cache: str | Path) -> Dataset:
 def name_of(path: str) -> str:
     """What results of a folder of one's own are named after: the folder."""
     whole = Path(os.path.abspath(Path(path).expanduser()))  # `.` and `..` have no name
-    return shortened(printable(whole.name), LONGEST_NAME) or "images"
+    return file_name(whole.name) or "images"
 
 
 def with_training_reference(dataset: Dataset, count: int) -> Dataset:

@@ -5,7 +5,7 @@ networks.
 import io
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -189,17 +189,19 @@ def _stamp(path: str) -> str:
     local = Path(path).expanduser()
     if not local.is_dir():
         return ""
-    stats, walked = [], set()
-    for place, folders, files in os.walk(local, followlinks=True):  # as `datasets` does
+    stats = [(os.path.relpath(path, local), path.stat()) for path in sorted(_files_below(local))]
+    return digest([(n, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for n, one in stats])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Its files and those of all folders in it, through links too, as `datasets` finds them; the
+    same folder not within itself.
+    """
+    walked = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
         walked.add(os.path.realpath(place))
         folders[:] = [f for f in folders if os.path.realpath(os.path.join(place, f)) not in walked]
-        paths = [Path(place, file) for file in files]
-        stats += [(str(path), path.stat()) for path in paths if path.is_file()]
-    written = [
-        (os.path.relpath(name, local), one.st_size, one.st_mtime_ns, one.st_ctime_ns)
-        for name, one in sorted(stats, key=lambda named: named[0])
-    ]
-    return digest(written)
+        yield from (path for file in files if (path := Path(place, file)).is_file())
 
 
 def _undecoded(split: Any, column: str) -> Any:

@@ -66,7 +66,8 @@ def refuse_foreign(folder: Path) -> None:
     there = [name for name in names if (folder / name).exists()]
     if there and not _is_ours(folder):
         raise BadInput(
-            f"{folder} holds {there[0]}, but no records of this suite; give another name="
+            f"{folder} holds {there[0]}, but no records of this suite; give another folder (of a "
+            "run: name=)"
         )
 
 

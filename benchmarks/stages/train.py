@@ -60,8 +60,7 @@ def train(
     compile_file: Path | None = None,
     stop_at: float | None = None,
 ) -> dict:
-    """Train to the budget, or go on from a checkpoint, or load what is finished; `generator` ends
-    with its EMA weights.
+    """Train to the budget, or load what is trained; `generator` ends with its EMA weights.
 
     Every process of a team calls this; the leader writes. `cfg` is conf/train. Returns what is in
     `folder/train.json`. `compile_file` keeps what compiling took. Raises Diverged where the loss is
