@@ -1,13 +1,21 @@
 """Single images: the embedded data set's, byte for byte, and files of any mode as pixels."""
 
 import hashlib
+import io
+import multiprocessing
+import os
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.core.errors import BadInput
+from benchmarks.images import decode_all as decode_all_module
 from benchmarks.images import procedural
-from benchmarks.images.decode import to_pixels
+from benchmarks.images.decode import decode, to_pixels
+from benchmarks.images.decode_all import decode_all
 
 # --- procedural
 
@@ -91,3 +99,39 @@ def test_the_crop_is_central_and_the_resize_antialiased():
     stripes[:, ::2] = 255
     shrunk = to_pixels(Image.fromarray(stripes), 16).astype(int)
     assert np.abs(shrunk - 128).max() < 40, "aliasing would give 0 or 255"
+
+
+# --- many at once
+
+
+def _jpeg(i: int) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 12, 3), i, np.uint8)).save(file, "JPEG")
+    return file
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.setattr(decode_all_module, "MANY", 4)
+    monkeypatch.setattr(decode_all_module, "AT_ONCE", 3)
+    monkeypatch.setattr(decode_all_module, "own_cores", lambda: [0, 1])
+
+
+def test_processes_decode_what_one_does_in_the_same_order(processes):
+    files = [partial(_jpeg, i) for i in range(40)]
+    files[7] = partial(io.BytesIO, b"no image")
+    images = list(decode_all(files, 8))
+    assert [type(image) for image in images].count(str) == 1 and "Unidentified" in images[7]
+    assert not multiprocessing.active_children()  # none is left behind
+    for image, file in zip(images, files, strict=True):
+        if isinstance(image, np.ndarray):
+            assert np.array_equal(image, decode(file(), 8)) and image.shape == (3, 8, 8)
+    assert [int(image[0, 0, 0]) for image in images[:7]] == pytest.approx(range(7), abs=2)
+
+
+def test_a_killed_process_ends_decoding_in_one_line(processes):
+    files = [partial(_jpeg, i) for i in range(40)]
+    files[20] = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(BadInput, match="a process that decoded images was killed") as refused:
+        list(decode_all(files, 8))
+    assert "\n" not in str(refused.value)

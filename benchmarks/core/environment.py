@@ -46,6 +46,13 @@ CHANGE_NUMBERS = {
 }
 
 
+def own_cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 @contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
     """Within, an environment variable has this value."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import huggingface_hub
 import torch
 
-from benchmarks.core.environment import device_name, git_state, pick_device
+from benchmarks.core.environment import device_name, git_state, own_cores, pick_device
 from metrics import speed
 
 GIB = 2**30
@@ -61,10 +61,10 @@ def processor() -> Finding:
     device = pick_device("auto")
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        found = f"{device_name(device)}, {total / GIB:.0f} GiB; {len(_cores())} CPU cores"
+        found = f"{device_name(device)}, {total / GIB:.0f} GiB; {len(own_cores())} CPU cores"
         return Finding("device", found, "the default preset is gpu")
     memory = _free_memory()
-    found = f"{device_name(device)}, {len(_cores())} cores, no CUDA"
+    found = f"{device_name(device)}, {len(own_cores())} cores, no CUDA"
     if memory is None:
         return Finding("device", found, "the default preset is cpu")
     found += f"; {memory / GIB:.1f} GiB of memory free"
@@ -138,13 +138,6 @@ def hub() -> Finding:
         mend = "data=imagefolder and local folders work; names on the hub do not"
         return Finding("hub", f"no answer ({type(error).__name__})", mend)
     return Finding("hub", "answers", "tiny_imagenet, imagenette and networks by name can be had")
-
-
-def _cores() -> list[int]:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _free_memory() -> int | None:

@@ -8,14 +8,12 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
@@ -25,7 +23,8 @@ from benchmarks.core.session import session
 from benchmarks.core.store import digest, write_sealed
 from benchmarks.core.text import file_name
 from benchmarks.images import procedural
-from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode
+from benchmarks.images.decode import MAX_BAD_FRACTION
+from benchmarks.images.decode_all import decode_all
 from benchmarks.images.folder import Entry, list_folder
 from benchmarks.images.splits import (
     SPLITS,
@@ -40,7 +39,6 @@ from benchmarks.images.splits import (
 from benchmarks.images.stored import Dataset, Split, fingerprints, load, repeated
 
 LEAST_SIDE = 8  # pixels
-BLOCK = 4096  # images that are given to the decoding threads at a time
 
 
 # writes pixels, labels and indices into a new folder, and returns the description beside them
@@ -251,43 +249,25 @@ def _write_procedural(
     }
 
 
-def _decode_into(pixels: np.ndarray, entries: Sequence[Entry], size: int) -> list[str | None]:
-    """Decode all entries; for each what kept it from being decoded, if anything did."""
-
-    def decode_one(i: int) -> str | None:
-        try:
-            pixels[i] = decode(entries[i].file(), size)
-        except Unreadable as error:
-            return f"{entries[i].name} ({error})"
-        return None
-
-    failures: list[str | None] = []
-    # disable=None: no bar where nobody watches a terminal
-    bar = {"desc": "decoding", "unit": "images", "leave": False, "disable": None}
-    with ThreadPoolExecutor() as pool, tqdm(total=len(entries), **bar) as progress:
-        # the pool keeps something of each image it was given until all of them are done
-        for start in range(0, len(entries), BLOCK):
-            for failure in pool.map(decode_one, range(len(entries))[start : start + BLOCK]):
-                failures.append(failure)
-                progress.update()
-    return failures
-
-
 def _write_decoded(
     folder: Path, *, name: str, listing: Listing, size: int, held_out: dict[str, int]
 ) -> dict[str, Any]:
-    """Decode all entries in threads (Pillow releases the GIL), then deal them into splits."""
+    """Decode all entries, then deal them into splits."""
     entries = listing.entries
     pixels = _new_pixels(folder, len(entries), size)
-    failures = _decode_into(pixels, entries, size)
+    readable, skipped = np.ones(len(entries), bool), []
+    for i, image in enumerate(decode_all([entry.file for entry in entries], size)):
+        if isinstance(image, str):
+            readable[i] = False
+            skipped.append(f"{entries[i].name} ({image})")
+        else:
+            pixels[i] = image
     pixels.flush()
-    skipped = [failure for failure in failures if failure]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):
         raise BadInput(
             f"data.path={listing.path}: {len(skipped)} of {len(entries)} images are unreadable "
             f"(over 1%), e.g. {skipped[0]}; mend or remove them"
         )
-    readable = np.array([failure is None for failure in failures])
     index, aside = deal(listing, readable, held_out)
     _write_arrays(folder, np.array([entry.label for entry in entries], np.int64), index)
     return {

@@ -71,7 +71,7 @@ def read(path: Path, what: str, size: int | None = None) -> tuple[np.ndarray, np
     )
 
 
-def _decode_all(
+def _decode_files(
     files: Sequence[tuple[str, Any]], where: str, what: str, size: int | None
 ) -> tuple[np.ndarray, list[int]]:
     """Decode (name, file) pairs to uint8 (N, 3, H, W); returns also which of them these are.
@@ -134,7 +134,7 @@ def _read_folder(path: Path, what: str, size: int | None) -> np.ndarray:
     if left_out := walk.summary():
         print(f"{walk.setting}: left out {left_out}")
     files = [(printable(str(file.relative_to(path))), file) for file in images]
-    return _decode_all(files, f"{what}={path}", what, size)[0]
+    return _decode_files(files, f"{what}={path}", what, size)[0]
 
 
 def _read_npz(path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -186,7 +186,7 @@ def _read_parquet(path: Path, what: str, size: int | None) -> tuple[np.ndarray, 
         # what is no image becomes an empty file, which counts as unreadable
         file = io.BytesIO(content if isinstance(content, bytes) else b"")
         files.append((f"row {row}", file))
-    pixels, kept = _decode_all(files, where, what, size)
+    pixels, kept = _decode_files(files, where, what, size)
     if "label" not in columns:
         return pixels, None
     stated = [columns["label"][row] for row in kept]
