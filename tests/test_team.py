@@ -1,5 +1,6 @@
 """What the processes of a team agree on, divide and refuse, each tried in one process."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, random_batch, rng, tiny
@@ -29,6 +30,19 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     assert [team.rows(6, part, 3) for part in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(BadInput, match=r"train.batch=6 .* give a multiple of 4"):
         team.rows(6, 0, 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 25, 64])
+def test_images_are_divided_in_whole_batches(count, monkeypatch):
+    images = torch.arange(count).repeat_interleave(12).view(count, 3, 2, 2)
+    assert team.share_of(images, lambda size: 4) is images, "one process has all"
+    monkeypatch.setattr(team, "size", lambda: 3)
+    monkeypatch.setattr(team, "scattered", lambda shares: shares)
+    assert team.share_of(None) is None, "who follows has nothing to divide"
+    shares = team.share_of(images, lambda size: 2 * size)
+    assert np.array_equal(np.concatenate(shares), images)
+    lengths = [len(share) for share in shares]
+    assert all(length % 4 == 0 for length in lengths[:2]) and max(lengths) - min(lengths) <= 8
 
 
 @pytest.mark.parametrize("word", ["hydra/launcher=joblib", "device=cuda:1"])

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -222,6 +224,22 @@ def scattered(shares: list[Any] | None) -> Any:
     own: list[Any] = [None]
     dist.scatter_object_list(own, shares, src=0)
     return own[0]
+
+
+def share_of(images: Any, at_once: Callable[[int], int] = lambda size: 1) -> Any:
+    """This process's part of the images (N, 3, H, W) that the leader has, and no other process.
+
+    Whole batches of `at_once(W)` images, so that some processes may have none.
+    """
+    if size() == 1:
+        return images
+    shares = None
+    if images is not None:
+        batch = at_once(images[:1].shape[-1])
+        batches = -(-len(images) // batch)
+        bounds = [batch * (batches * i // size()) for i in range(size() + 1)]
+        shares = [np.ascontiguousarray(images[a:b]) for a, b in pairwise(bounds)]
+    return scattered(shares)
 
 
 def gathered(share: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -181,27 +182,27 @@ def decode(space: LatentSpace, data: LatentSet, latents: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def reconstruct(
-    split: Split,
+    images: Split | np.ndarray,
     coded: bool = True,
     *,
     space: LatentSpace,
     data: LatentSet,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """A split's images through the `autoencoder` and, if `coded`, also through autoencoder and
-    `codebook`: uint8 (N, 3, H, W) each, on the CPU.
+    """Images, uint8 (N, 3, H, W), through the `autoencoder` and, if `coded`, also through
+    autoencoder and `codebook`: uint8 (N, 3, H, W) each, on the CPU.
     """
     space = space.to(device)
     book = space.codebook.whitened(data.mean, data.std)
     mean, std = (x.to(device)[:, None, None] for x in (data.mean, data.std))
-    batch = space.at_once(split.pixels.shape[-1])
+    batch = space.at_once(images[:1].shape[-1])
     rebuilt: dict[str, list[Tensor]] = {"autoencoder": []}
     if coded:
         rebuilt["codebook"] = []
-    for start in range(0, len(split), batch):
-        images = torch.from_numpy(split[start : start + batch]).to(device)
+    for start in range(0, len(images), batch):
+        pixels = torch.from_numpy(images[start : start + batch]).to(device)
         # whitened and back, though decoding alone would do: samples come the same way
-        whitened = (space.autoencoder.encode(images) - mean) / std
+        whitened = (space.autoencoder.encode(pixels) - mean) / std
         rebuilt["autoencoder"].append(decode(space, data, whitened).cpu())
         if coded:
             quantised = book.detokenize(book.tokenize(whitened))

@@ -1,9 +1,7 @@
 """Features of images, which all processes of a team extract together."""
 
 import copy
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,11 +26,7 @@ def _share(images, key: str, net: nn.Module | None, device: str) -> Tensor:
     """This process's part of `images`, which the leader has; all features in the leader."""
     if net is not None:
         session.from_leader[key] = net
-    shares = None
-    if images is not None:
-        bounds = np.linspace(0, len(images), team.size() + 1).astype(int)
-        shares = [np.ascontiguousarray(images[a:b]) for a, b in pairwise(bounds)]
-    own = team.scattered(shares)
+    own = team.share_of(images)
     features = torch.empty(0)
     if len(own):
         features = extract(session.from_leader[key], own, device=pick_device(device))

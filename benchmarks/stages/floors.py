@@ -13,9 +13,7 @@ from torch import Tensor
 from benchmarks.core import versions
 from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import digest, read_tensors, seeded, write_tensors
-from benchmarks.frozen.autoencoder import LatentSpace
 from benchmarks.frozen.extractors import FeatureExtractor
-from benchmarks.frozen.latents import LatentSet, reconstruct
 from benchmarks.images.stored import Dataset, Split
 from benchmarks.stages.features import features_of
 from benchmarks.stages.score import Evaluator, analytic_floor
@@ -42,7 +40,7 @@ FLOORS = {
 }
 DIAGNOSTIC = ("fd_anchor", "fd_generator_anchor", "fd_selection_floor")  # scalars, no columns
 
-Through = Callable[[], dict[str, np.ndarray]]  # see `images_through`
+Through = Callable[[], dict[str, np.ndarray]]  # see `through.images_through`
 
 
 def prepare_evaluator(
@@ -59,9 +57,10 @@ def prepare_evaluator(
     """The evaluator of a data set: features of the real images, the probe and the floors, computed
     once and cached.
 
-    `through` gives real images through what `key` names (`images_through`), or is None where
-    samples come through no autoencoder. Distances compare where `autoencoder_key` is the same, be
-    the codebooks others. The probe is fitted on images of `split` (`extractors.probe_split`).
+    `through` gives real images through what `key` names (`through.images_through`), or is None
+    where samples come through no autoencoder. Distances compare where `autoencoder_key` is the
+    same, be the codebooks others. The probe is fitted on images of `split`
+    (`extractors.probe_split`).
     """
     made_by = (versions.SCORING, device.type, torch.__version__)
     file_key = digest("evaluator", made_by, extractor.key, dataset.key, key, split)
@@ -86,21 +85,10 @@ def prepare_evaluator(
     )
 
 
-def images_through(
-    dataset: Dataset, space: LatentSpace, data: LatentSet, device: torch.device
-) -> dict[str, np.ndarray]:
-    """Real images through the autoencoder (some training images, reference, hold-out) and the
-    hold-out through its codebook, too: uint8 (N, 3, H, W) each.
-    """
-    rebuilt = partial(reconstruct, space=space, data=data, device=device)
-    selection = some_of(dataset.train, SELECTION_IMAGES)
-    holdout = rebuilt(dataset.holdout)
-    return {
-        "reference_through": rebuilt(dataset.reference, coded=False)["autoencoder"].numpy(),
-        "train_through": rebuilt(selection, coded=False)["autoencoder"].numpy(),
-        "holdout_through": holdout["autoencoder"].numpy(),
-        "holdout_codebook": holdout["codebook"].numpy(),
-    }
+def seen_through(dataset: Dataset) -> dict[str, Split]:
+    """The real images that `images_through` takes through the autoencoder."""
+    train = some_of(dataset.train, SELECTION_IMAGES)
+    return {"reference": dataset.reference, "train": train, "holdout": dataset.holdout}
 
 
 def labels_of(split: Split) -> Tensor:

@@ -21,7 +21,7 @@ from benchmarks.results.records import NOT_OF_THE_TRAINING
 from benchmarks.stages import elsewhere
 from benchmarks.stages.cell import Cell, sampling_grid
 from benchmarks.stages.faster_precision import faster_precision, faster_sampling
-from benchmarks.stages.floors import images_through, prepare_evaluator
+from benchmarks.stages.floors import prepare_evaluator, seen_through
 from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import (
     build_model,
@@ -32,6 +32,7 @@ from benchmarks.stages.model import (
 )
 from benchmarks.stages.sample_batch import best_batch
 from benchmarks.stages.score import Evaluator
+from benchmarks.stages.through import images_through
 from models.generator import GenerativeModel
 
 
@@ -110,7 +111,8 @@ def _evaluators(
     """One for each feature extractor; images go through the autoencoder once for all, and only
     where something is not cached.
     """
-    through = cache(partial(images_through, dataset, space, latents, device))
+    splits = seen_through(dataset)
+    through = cache(partial(images_through, splits, space, latents, device))
     return [
         prepare_evaluator(
             extractor,
