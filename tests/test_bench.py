@@ -111,16 +111,7 @@ def test_a_bench_prints_where_its_time_went(smoke):
     spent = seconds_spent(out)
     assert set(spent) == STAGES
     assert sum(spent.values()) < wall and spent["training"] > 1
-    assert spent["the rest"] >= 0, "no stage is counted twice"
-
-
-@pytest.mark.alone
-def test_little_time_is_in_no_stage(tmp_path):
-    began = time.perf_counter()
-    ended = run(tmp_path, "experiment=smoke", "model=dit")
-    wall = time.perf_counter() - began
-    assert ended.code == 0, ended.err
-    assert seconds_spent(ended.out)["the rest"] < 0.2 * wall
+    assert 0 <= spent["the rest"] < 0.2 * wall, "no stage is counted twice, or not at all"
 
 
 def test_a_record_holds_what_it_takes_to_repeat_it(smoke):

@@ -58,7 +58,10 @@ def by_scipy(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("n, times, equal", [(5000, 5, 1e-4), (1000, 20, 1e-3)])
+@pytest.mark.parametrize(
+    "n, times, equal",
+    [pytest.param(5000, 5, 1e-4, marks=pytest.mark.long), (1000, 20, 1e-3)],
+)
 def test_the_distance_is_many_times_faster_than_a_matrix_square_root(n, times, equal):
     """At d = 2048, covariances included on both sides."""
     real, fake = gaussian(n, 2048, 0).double().relu(), gaussian(n, 2048, 1, 0.1).double().relu()
