@@ -12,6 +12,7 @@ from benchmarks.analysis.differences import (
     between_networks,
     between_settings,
     holm,
+    paired_error,
     spread,
     within_training,
 )
@@ -132,3 +133,12 @@ def test_label_accuracies_of_one_training_differ_by_the_error_of_two_fractions()
     difference = accuracy_within_training(*rows)
     assert difference.value == pytest.approx(-0.3) and difference.verdict() == "better"
     assert difference.error == pytest.approx((0.5 * 0.5 / 100 + 0.8 * 0.2 / 100) ** 0.5)
+
+
+@pytest.mark.parametrize("too_high", [0.0, 0.3, 3.0])
+def test_a_bootstrap_that_lies_too_high_makes_no_error_smaller(too_high):
+    """As it does near the floor: its scatter counts, and the distances that were measured."""
+    noise = np.random.default_rng(0).normal(size=(2, 200)) * [[0.05], [0.02]]
+    bootstraps = [0.5 + too_high + noise[0], 0.4 + too_high + noise[1]]
+    wanted = float(np.std(noise[1] / 0.4 - noise[0] / 0.5, ddof=1))
+    assert paired_error((0.5, 0.4), bootstraps) == pytest.approx(wanted)

@@ -156,11 +156,17 @@ def test_the_lowest_within_a_budget_and_what_is_not_told_apart_from_it():
     lines = verdicts.best_under(SEVERAL, choices.over_trainings(SEVERAL))
     assert len(lines) == 4, "two budgets of each of two costs"
     least, most, latency, _ = lines
-    assert least.startswith("Up to 1 GFLOPs per image: b at 1 step (7.03 ± ")
+    assert least.startswith(
+        "Up to 1 GFLOPs per image, each at its best step count: b at 1 step (7.03 ± "
+    )
     assert least.endswith("is lowest; not told apart from it: c.")
-    assert most.startswith("Up to 4 GFLOPs per image: b at 4 steps (3 ± ")
+    assert most.startswith(
+        "Up to 4 GFLOPs per image, each at its best step count: b at 4 steps (3 ± "
+    )
     assert most.endswith("is lowest.")
-    assert latency.startswith("Up to 1 seconds of latency: b at 1 step")
+    assert latency.startswith(
+        "Up to 1 seconds of latency, each at its best step count: b at 1 step"
+    )
 
 
 def test_of_single_trainings_no_winner_is_named():

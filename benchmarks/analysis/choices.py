@@ -58,6 +58,16 @@ def leading_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["chosen"] | ~tuned]
 
 
+def is_borrowed(row: pd.Series) -> bool:
+    """Whether settings were chosen at another step count than the row's own."""
+    return bool(pd.notna(row["tuned_at"]) and row["tuned_at"] != row["steps"])
+
+
+def searched(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose settings are as configured, or were chosen at their own step count."""
+    return rows[rows["tuned_at"].isna() | (rows["tuned_at"] == rows["steps"])]
+
+
 def over_samplings(rows: pd.DataFrame) -> pd.DataFrame:
     """Several samplings of the same weights and setting as their mean; errors stay one's."""
     keys = ["training", "train_fraction", "steps", "guidance", "sampler", "pick"]

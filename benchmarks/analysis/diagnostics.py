@@ -2,13 +2,15 @@
 classes, ties, and whether another judge agrees.
 """
 
+import math
 from itertools import combinations
+from typing import NamedTuple
 
 import pandas as pd
 from scipy.stats import spearmanr
 
 from benchmarks.analysis import verdicts
-from benchmarks.analysis.choices import CHOSEN
+from benchmarks.analysis.choices import CHOSEN, searched
 from benchmarks.analysis.curves import distance_name, in_order
 from benchmarks.analysis.differences import ACCURACY_MARGIN, Difference
 from benchmarks.analysis.panel import Panel
@@ -200,31 +202,51 @@ def _turned_pairs(first: Panel, second: Panel) -> list[str]:
 
 
 def _opposite_changes(first: Panel, second: Panel) -> list[str]:
-    """One line on the changes that one judge likes and the other does not."""
+    """One line on the changes that one judge likes and the other does not, both beyond the errors
+    of the images.
+    """
     mine, theirs = _changes(first), _changes(second)
     both = [name for name in mine if name in theirs]
-    opposite = [name for name in both if (mine[name] - 1) * (theirs[name] - 1) < 0]
+    opposite = [name for name in both if mine[name].sign * theirs[name].sign < 0]
     if not both:
         return []
     line = f"Of {len(both)} changes of settings or steps, {len(opposite)} are better by one judge"
-    line += " and worse by the other"
-    named = [f"{name} ({mine[name]:.3g}, {theirs[name]:.3g})" for name in opposite[:MOST_NAMED]]
+    line += " and worse by the other, by more than two errors each"
+    named = [
+        f"{name} ({mine[name].ratio:.3g}, {theirs[name].ratio:.3g})"
+        for name in opposite[:MOST_NAMED]
+    ]
     return [line + (f" (times the distance): {'; '.join(named)}." if named else ".")]
 
 
-def _changes(panel: Panel) -> dict[str, float]:
-    """The distance after a change over that before it, by the change: chosen settings in place of
-    those configured, at each step count, and the most steps in place of the fewest.
+class _Change(NamedTuple):
+    """What a change of settings did to a distance."""
+
+    ratio: float  # of the distance after it over that before
+    sign: int  # of its effect: 0 where that is within two errors
+
+    @classmethod
+    def between(cls, before: pd.Series, after: pd.Series) -> "_Change":
+        """Of two rows, each with the error of its mean."""
+        ratio = after["distance"] / before["distance"]
+        errors = [row["distance_std"] / row["distance"] for row in (before, after)]
+        clear = abs(math.log(ratio)) > verdicts.ENOUGH * math.hypot(*errors)
+        return cls(ratio, (1 if ratio > 1 else -1) if clear else 0)
+
+
+def _changes(panel: Panel) -> dict[str, _Change]:
+    """What each change did: chosen settings in place of those configured, at each step count, and
+    the most steps in place of the fewest.
     """
-    found = {}
-    for (network, steps), rows in panel.shown.groupby(["network", "steps"], sort=False):
-        by_pick = rows.drop_duplicates("pick").set_index("pick")["distance"]
+    found, rows_of = {}, searched(panel.shown)
+    for (network, steps), rows in rows_of.groupby(["network", "steps"], sort=False):
+        by_pick = rows.drop_duplicates("pick").set_index("pick")
         if {"", CHOSEN} <= set(by_pick.index):
             name = f"{network} at {steps:.0f} steps, settings chosen"
-            found[name] = by_pick[CHOSEN] / by_pick[""]
-    for curve, rows in panel.shown.groupby("curve", sort=False):
+            found[name] = _Change.between(by_pick.loc[""], by_pick.loc[CHOSEN])
+    for curve, rows in rows_of.groupby("curve", sort=False):
         few, many = rows.loc[rows["steps"].idxmin()], rows.loc[rows["steps"].idxmax()]
         if few["steps"] < many["steps"]:
             name = f"{curve} from {few['steps']:.0f} to {many['steps']:.0f} steps"
-            found[name] = many["distance"] / few["distance"]
+            found[name] = _Change.between(few, many)
     return found

@@ -150,13 +150,21 @@ def within_training(first: dict[str, Any], second: dict[str, Any]) -> Difference
     alike = all(first.get(key) == second.get(key) for key in ("evaluator", "sampling_seed"))
     same_size = rows[0].get("num_samples") == rows[1].get("num_samples")
     if alike and same_size and all(bootstraps):
-        differences = [math.log(b / a) for a, b in zip(*bootstraps, strict=True)]
-        return Difference(
-            value, statistics.stdev(differences), math.inf, "one training, its images", MARGIN
-        )
+        error = paired_error((rows[0][name], rows[1][name]), bootstraps)
+        return Difference(value, error, math.inf, "one training, its images", MARGIN)
     errors = [(row.get(ERRORS[name]) or math.nan) / row[name] for row in rows]
     basis = "one training, its images, unpaired"
     return Difference(value, math.hypot(*errors), math.inf, basis, MARGIN)
+
+
+def paired_error(distances: tuple[float, float], bootstraps: Sequence[Sequence[float]]) -> float:
+    """The standard error of the logarithm of the ratio of two distances that were resampled alike.
+
+    To first order. Near their floor resampled distances lie well above the distance, so that the
+    logarithms of their ratios would scatter too little.
+    """
+    first, second = distances
+    return statistics.stdev(b / second - a / first for a, b in zip(*bootstraps, strict=True))
 
 
 def accuracy_within_training(first: dict[str, Any], second: dict[str, Any]) -> Difference:

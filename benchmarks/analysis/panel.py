@@ -73,6 +73,16 @@ class Panel:
         """Any row, for what all have in common."""
         return self.rows.iloc[0]
 
+    def floors_through_codebooks(self, column: str) -> dict[str, float]:
+        """Such a floor by the name of the codebook; by none where all models have the same."""
+        rows = self.rows[self.rows[column].notna()]
+        of_tokens = rows[rows["codebook"].notna()].drop_duplicates("codebook")
+        if len(of_tokens) > 1:
+            named = of_tokens.sort_values(column)[["codebook", column]]
+            return {str(name): float(value) for name, value in named.values}
+        one = of_tokens if len(of_tokens) else rows  # models of latents have the floor, too
+        return {"": float(one[column].iloc[0])} if len(one) else {}
+
     def curve(self, name: str) -> pd.DataFrame:
         """The rows of a curve that is shown."""
         return self.shown[self.shown["curve"] == name]

@@ -7,7 +7,6 @@ compared within each training, by what their samples share.
 
 import itertools
 import math
-import statistics
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from benchmarks.analysis.differences import (
     between_networks,
     between_settings,
     holm,
+    paired_error,
     spread,
 )
 
@@ -195,8 +195,7 @@ def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
     value = math.log(a["distance"] / b["distance"])
     bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
     if all(bootstraps) and a.get("sampling_seed") == b.get("sampling_seed"):
-        resampled = [math.log(x / y) for x, y in zip(*bootstraps, strict=True)]
-        return value, statistics.stdev(resampled)
+        return value, paired_error((a["distance"], b["distance"]), bootstraps)
     relative = [row["distance_std"] / row["distance"] for row in (a, b)]
     return value, math.hypot(*relative)
 
@@ -209,7 +208,7 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     for column, meaning in COSTS.items():
         for budget in _budgets(means, column):
             under = means[means[column] <= budget].sort_values("distance").drop_duplicates("curve")
-            affordable[f"Up to {budget:.2g} {meaning}"] = under
+            affordable[f"Up to {budget:.2g} {meaning}, each at its best step count"] = under
             # the same two points within two budgets are one comparison
             compared = _differences_at(_points(under), rows) | compared
     verdicts = judged(compared)  # of all budgets together

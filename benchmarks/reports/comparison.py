@@ -25,8 +25,8 @@ from benchmarks.analysis.matching import (
 )
 from benchmarks.core.store import digest
 from benchmarks.results import records
-from benchmarks.results.columns import leading
-from benchmarks.results.tables import markdown
+from benchmarks.results.columns import is_busy, is_unsteady, leading
+from benchmarks.results.tables import markdown, show
 
 HEADER = [
     "network",
@@ -165,9 +165,14 @@ def _setting(record: Record, variant: str, budgets: bool, samplings: int) -> str
 def _seconds_ratio(
     group: list[Pair], first: dict[str, Any], second: dict[str, Any]
 ) -> float | str | None:
-    """B's seconds over A's, of one machine only."""
-    devices = {record["row"].get("device") for pair in group for record in pair}
-    return _ratio(first, second, "seconds_per_image") if len(devices) == 1 else OTHER_MACHINE
+    """B's seconds over A's, of one machine only; marked where some may be too high."""
+    rows, name = [record["row"] for pair in group for record in pair], "seconds_per_image"
+    if len({row.get("device") for row in rows}) > 1:
+        return OTHER_MACHINE
+    ratio = _ratio(first, second, name)
+    marks = {"busy": is_busy, "unsteady": is_unsteady}
+    marked = [mark for mark, is_so in marks.items() if any(is_so(row, name) for row in rows)]
+    return f"{show(ratio)} ({marked[0]})" if ratio is not None and marked else ratio
 
 
 def _ratio(first: dict[str, Any], second: dict[str, Any], column: str) -> float | None:

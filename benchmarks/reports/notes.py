@@ -9,6 +9,7 @@ from benchmarks.results.columns import BUSY, UNSTEADY
 from benchmarks.results.records import ELSEWHERE
 from benchmarks.results.tables import show
 
+RULE_BROKEN_FROM = 64  # px: see results/reference/judge
 SHARED = ("autoencoder", "codebook", "judge")  # the networks that come with the suite
 
 
@@ -25,6 +26,7 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"{name} compares with other {name} values on the same images "
             "only, never with a published FID."
         )
+    lines += _broken_rule(panel)
     lines += _worse_than_colours(panel)
     lines += _few_images(panel.first) + _copies(panel.first)
     lines += _seen_before(panel, record)
@@ -99,7 +101,10 @@ def _generator_floors(panel: Panel) -> list[str]:
     if pd.isna(row["fd_generator"]):
         return []
     floors, kernels = (
-        [show(row[f"{name}_floor_{way}"]) for way in ("real", "codebook")]
+        (
+            show(row[f"{name}_floor_real"]),
+            _by_codebook(panel.floors_through_codebooks(f"{name}_floor_codebook")),
+        )
         for name in ("fd_generator", "kid_generator")
     )
     samples, reference = f"{row['num_samples']:.0f}", f"{row['reference_images']:.0f}"
@@ -107,7 +112,25 @@ def _generator_floors(panel: Panel) -> list[str]:
         f"{panel.distance[0].upper() + panel.distance[1:]} is the distance to the {reference} "
         "reference images *passed through the autoencoder*: what the generator alone loses.",
         f"Its floor, of {samples} unseen real images: {floors[0]}; through the codebook, for "
-        f"models of tokens: {floors[1]}. KID: {kernels[0]} and {kernels[1]}.",
+        f"models of tokens: {floors[1]}. KID: {kernels[0]} and {kernels[1]}. Compare with these, "
+        "not with zero: with as many images of every class both are a little below it for equals.",
+    ]
+
+
+def _by_codebook(floors: dict[str, float]) -> str:
+    """Floors of one or several codebooks in words."""
+    words = [f"{show(value)} ({name})" if name else show(value) for name, value in floors.items()]
+    return " or ".join(words)
+
+
+def _broken_rule(panel: Panel) -> list[str]:
+    """What the study of judges found out about this one, and the rule that it breaks."""
+    if panel.features != "local" or panel.first["image_size"] < RULE_BROKEN_FROM:
+        return []
+    return [
+        f"At {RULE_BROKEN_FROM} px and more FD[local] weighs texture above content: in the study "
+        "of judges half of the classes missing cost less than a blur of 0.75 pixels. It does not "
+        "see well whether a model leaves classes out; label accuracy and the other judge do."
     ]
 
 

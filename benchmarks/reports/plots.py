@@ -18,6 +18,7 @@ from PIL import Image
 
 from benchmarks.analysis import choices, verdicts
 from benchmarks.analysis.curves import distance_label, in_order, names_without_seeds
+from benchmarks.analysis.differences import LEAST_TRAININGS
 from benchmarks.analysis.panel import Look, Panel, facets, look
 from benchmarks.core.files import atomic_file
 from benchmarks.reports.axes import (
@@ -29,14 +30,13 @@ from benchmarks.reports.axes import (
     finish,
     plain_log_ticks,
 )
+from benchmarks.reports.notes import refused
 from benchmarks.results.columns import leading
 
 # of the leading distance: generator-only, or of images that came through no autoencoder of ours
+GENERATOR, CODEBOOK = "fd_generator", "fd_generator_floor_codebook"
 FLOORS = {
-    "fd_generator": [
-        ("fd_generator_floor_real", "real images", "-"),
-        ("fd_generator_floor_codebook", "codebook", ":"),
-    ],
+    GENERATOR: [("fd_generator_floor_real", "real images", "-")],
     "fd": [
         ("fd_floor_real", "real images", "-"),
         ("fd_floor_analytic", "N and M alone", (0, (1, 4))),
@@ -88,7 +88,8 @@ def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:
             for name in names:
                 curve = panel.curve(name).sort_values(x)
                 _with_errors(axis, curve[x], curve, name, panel.looks[name])
-            _frontier(axis, panel.shown, x)
+            if not refused(panel):
+                _frontier(axis, panel.shown, x)
             for label, (value, line) in floors.items():
                 axis.axhline(value, color="0.45", linewidth=1, linestyle=line, label=label)
             distance_axis(axis, limits)
@@ -245,7 +246,9 @@ def _frontier(axis: Any, means: pd.DataFrame, x: str) -> None:
     """What no curve of the panel beats, as a wide grey line."""
     best = means[verdicts.frontier(means[x], means["distance"])].sort_values(x)
     look_of_it = {"color": "k", "linewidth": 4, "alpha": 0.12}
-    axis.step(best[x], best["distance"], where="post", label="Pareto frontier of all", **look_of_it)
+    single = (means["trainings"] < LEAST_TRAININGS).any()  # which may lie elsewhere another time
+    label = "Pareto frontier of single trainings" if single else "Pareto frontier of all"
+    axis.step(best[x], best["distance"], where="post", label=label, **look_of_it)
 
 
 def _mark_scales(axis: Any, curve: pd.DataFrame) -> None:
@@ -263,6 +266,8 @@ def _floors(panel: Panel) -> dict[str, tuple[float, Any]]:
         for column, name, line in FLOORS[leading(panel.first)]
         if panel.rows[column].notna().any()
     ]
+    through = panel.floors_through_codebooks(CODEBOOK) if leading(panel.first) == GENERATOR else {}
+    values += [(f"floor: codebook {name}".strip(), value, ":") for name, value in through.items()]
     if (anchor := _anchor(panel)) is not None:
         values.append(("mean colours only", anchor, "-."))
     lines = {}

@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 
+from benchmarks.analysis.choices import is_borrowed
 from benchmarks.analysis.curves import FEW, distance_name, too_few
 from benchmarks.analysis.panel import Panel
 from benchmarks.core.text import printable
@@ -87,7 +88,11 @@ def measured(panel: Panel, wanted: list[str] = MEASURED) -> tuple[list[str], lis
 
 
 def cell(row: pd.Series, column: str) -> object:
-    """A value, with its error where it has one; seconds that may be too high are marked."""
+    """A value, with its error where it has one; seconds that may be too high are marked, and step
+    counts that have the settings of others.
+    """
+    if column == "steps" and is_borrowed(row):
+        return f"{show(row[column])}, settings of {show(row['tuned_at'])}"
     if is_busy(row, column):
         return f"{show(row[column])} (busy)"
     if is_unsteady(row, column):

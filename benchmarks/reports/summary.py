@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
+from benchmarks.analysis.choices import searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
@@ -161,13 +162,15 @@ def _section(panel: Panel, report: Report) -> list[str]:
     reason = refused(panel)
     answering = sum(not refused(panel) for panel in report.panels)
     most = max(1, verdicts.MOST_LINES // max(1, answering))  # of many panels not none
-    answers = [reason] if reason else verdicts.answers(panel.leading, _means_of(panel), most)
+    answers = (
+        [reason] if reason else verdicts.answers(searched(panel.leading), _means_of(panel), most)
+    )
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
     tables = {
         "Every measure, at the most steps": diagnostics.quality(panel),
         "Between seeds": diagnostics.seeds(panel),
-        "Compared": ([], []) if reason else diagnostics.ties(panel),
+        "Compared, at the most steps": ([], []) if reason else diagnostics.ties(panel),
         "Classes": diagnostics.classes(panel),
     }
     for name, (header, rows) in tables.items():
@@ -182,8 +185,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
 
 
 def _means_of(panel: Panel) -> pd.DataFrame:
-    """The means over trainings of the leading curves."""
-    return panel.shown[panel.shown["curve"].isin(panel.leading["curve"].unique())]
+    """The means over trainings of the leading curves, where their settings were searched."""
+    return searched(panel.shown[panel.shown["curve"].isin(panel.leading["curve"].unique())])
 
 
 def _judges(panels: list[Panel]) -> list[str]:

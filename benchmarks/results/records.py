@@ -221,9 +221,10 @@ def _recipe(record: Record) -> dict[str, Any]:
 def table(records: list[Record]) -> pd.DataFrame:
     """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    Then eleven for the report's own use:
+    Then twelve for the report's own use:
     `distance` and `distance_std`, those that lead (`columns.leading`);
     `chosen`, whether its settings were chosen by tuning and not as configured;
+    `tuned_at`, the step count they were chosen at, which may be a neighbour; NaN as configured;
     `diagnostics`, what else the evaluator said;
     `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over;
     `training`, which names the trained network;
@@ -247,6 +248,7 @@ def table(records: list[Record]) -> pd.DataFrame:
             record["row"].get(ERRORS[name]) for record, name in zip(records, leads, strict=True)
         ],
         chosen=[record["row"].get("settings") == TUNED for record in records],
+        tuned_at=[(record.get("tuning") or {}).get("steps", math.nan) for record in records],
         diagnostics=[record.get("diagnostics", {}) for record in records],
         sampling_seed=[record.get("sampling_seed") for record in records],
         training=[p.get("training") for p in prints],

@@ -1,0 +1,111 @@
+"""Where two judges disagree, and what a report leaves out of its sentences: made-up records."""
+
+from test_diagnostics import record
+
+from benchmarks.analysis import choices, diagnostics, verdicts
+from benchmarks.analysis.panel import Panel, panels
+from benchmarks.reports import rows
+from benchmarks.reports.notes import notes
+from benchmarks.results import records
+
+
+def judges(*orders: dict[str, float]) -> list[Panel]:
+    """Panels of one setting, each with its own judge's distances by network."""
+    made_up = []
+    for place, distances in enumerate(orders):
+        for model, fd in distances.items():
+            one = record(model, fd)
+            one["row"] |= {"features": f"judge{place}", "run_id": f"{model}{place}"}
+            one["fingerprints"]["features"] = str(place)
+            made_up.append(one)
+    return panels(records.table(made_up))
+
+
+def test_judges_that_agree_are_said_to():
+    both = judges({"dit": 5.0, "ar": 6.0}, {"dit": 50.0, "ar": 60.0})
+    (line,) = diagnostics.disagreement(both)
+    first, second = "generator-only FD[judge0]", "generator-only FD[judge1]"
+    assert line == f"{first} and {second} order 0 of 1 pairs differently."
+
+
+def test_the_pairs_that_judges_turn_round_are_named():
+    both = judges({"dit": 5.0, "ar": 6.0, "unet": 7.0}, {"dit": 60.0, "ar": 50.0, "unet": 70.0})
+    (line,) = diagnostics.disagreement(both)
+    assert line.endswith("order 1 of 3 pairs differently (rank correlation 0.50): dit and ar.")
+
+
+def test_changes_that_one_judge_likes_and_the_other_does_not_are_named():
+    """Chosen settings are better by the first judge only; more steps by the second only."""
+    made_up = []
+    for place, (plain, chosen, more) in enumerate([(6.0, 3.0, 9.0), (60.0, 66.0, 30.0)]):
+        for fd, steps, tuned in ((plain, 8, False), (chosen, 8, True), (more, 16, False)):
+            one = record("dit", fd, steps=steps)
+            settings = {"settings": "tuned", "guidance": 2.0} if tuned else {}
+            run_id = f"{place}{steps}{tuned}"
+            one["row"] |= {"features": f"judge{place}", "run_id": run_id} | settings
+            one["fingerprints"]["features"] = str(place)
+            made_up.append(one)
+    (line,) = diagnostics.disagreement(panels(records.table(made_up)))
+    assert line.startswith("Of 2 changes of settings or steps, 2 are better by one judge")
+    assert "dit at 8 steps, settings chosen (0.5, 1.1)" in line
+    assert "dit from 8 to 16 steps (1.5, 0.5)" in line
+
+
+def test_changes_within_two_errors_are_no_disagreement():
+    made_up = []
+    for place, (few, many) in enumerate([(6.0, 9.0), (60.0, 59.7)]):
+        for fd, steps in ((few, 8), (many, 16)):
+            one = record("dit", fd, steps=steps)
+            one["row"] |= {"features": f"judge{place}", "run_id": f"{place}{steps}"}
+            one["fingerprints"]["features"] = str(place)
+            made_up.append(one)
+    (line,) = diagnostics.disagreement(panels(records.table(made_up)))
+    assert line.startswith("Of 1 changes of settings or steps, 0 are better by one judge")
+
+
+def borrowed(steps: int, tuned_at: int, fd: float, seed: int = 0) -> dict:
+    """A measurement whose settings were chosen at `tuned_at` steps."""
+    one = record("dit", fd, steps=steps, seed=seed)
+    one["row"] |= {"settings": "tuned", "run_id": f"{steps}-{seed}"}
+    return one | {"tuning": {"steps": tuned_at, "features": "local", "trials": [], "chosen": 0}}
+
+
+def test_step_counts_that_were_not_searched_are_marked_and_stand_in_no_sentence():
+    counts = [(4, 4, 9.0), (8, 16, 3.0), (16, 16, 5.0)]
+    (panel,) = panels(records.table([borrowed(*one) for one in counts]))
+    header, cells = rows.measured(panel)
+    assert [row[header.index("steps")] for row in cells] == [4, "8, settings of 16", 16]
+    (line,) = verdicts.answers(choices.searched(panel.leading), choices.searched(panel.shown))
+    assert line.startswith("dit, tuned: 16 steps, the most measured, are best"), "not the 8"
+
+
+def test_each_codebook_has_its_floor():
+    made_up = [record("ar", 9.0, seed=seed) for seed in range(2)]
+    for one, name, floor in zip(made_up, ("fitted 256", "shipped 2048"), (1.5, 1.2), strict=True):
+        one["row"] |= {"codebook": name, "fd_generator_floor_codebook": floor}
+    made_up.append(record("dit", 8.0))
+    (panel,) = panels(records.table(made_up))
+    found = panel.floors_through_codebooks("fd_generator_floor_codebook")
+    assert found == {"shipped 2048": 1.2, "fitted 256": 1.5}
+    (floors,) = [line for line in notes(panel, made_up[0]) if "Its floor" in line]
+    assert "1.2 (shipped 2048) or 1.5 (fitted 256)" in floors
+    (panel,) = panels(records.table([record("dit", 8.0)]))
+    assert panel.floors_through_codebooks("fd_generator_floor_codebook") == {"": 1.2}
+
+
+def test_judges_are_compared_on_what_both_have_seen_and_each_pair_of_judges_once():
+    three = judges(*[{"dit": 5.0, "ar": 6.0}] * 2, {"dit": 5.0, "unet": 6.0})
+    (line,) = diagnostics.disagreement(three)
+    assert "judge0" in line and "judge1" in line, "of the third only one network is known"
+    assert len(diagnostics.disagreement(judges(*[{"dit": 5.0, "ar": 6.0}] * 3))) == 3
+
+
+def test_one_judge_of_two_sets_of_images_is_no_second_judge():
+    """A folder whose images changed has two panels of one name: their judge is the same."""
+    made_up = [record(model, fd) for model, fd in (("dit", 9.0), ("ar", 8.0))]
+    for model, fd in (("dit", 7.0), ("ar", 8.0)):
+        one = record(model, fd, seed=1)
+        one["fingerprints"]["data"] = "other images"
+        made_up.append(one)
+    both = panels(records.table(made_up))
+    assert len(both) == 2 and diagnostics.disagreement(both) == []
