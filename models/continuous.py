@@ -49,6 +49,7 @@ class ContinuousTokens(SequenceModel):
         head: str = "gmm",
         components: int = 16,
         head_width: int = 64,
+        head_repeats: int = 2,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
     ):
@@ -71,7 +72,7 @@ class ContinuousTokens(SequenceModel):
         if head == "gmm":
             self.head: nn.Module = MixtureHead(width, channels, components)
         else:
-            self.head = FlowHead(width, channels, head_width)
+            self.head = FlowHead(width, channels, head_width, repeats=head_repeats)
         self.objective, self.inner_steps = self.head.objective, self.head.inner_steps
         self.sampler_defaults = self.sampler_defaults | self.head.sampler_defaults
         self.set_sampler()  # again: the options depend on the head

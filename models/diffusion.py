@@ -35,8 +35,8 @@ class Diffusion(GenerativeModel):
     `denoiser(latent_shape, num_classes)` builds a network that maps x (B, C, H, W), t (B,) in [0,
     1000] and labels (B,), of which `num_classes` is the null label, to a tensor like x. `objective`
     is flow, flow_x0, eps, v or x0; `schedulers.samplers` says with which samplers each can be
-    sampled. `time_mean` is the mean of the logarithmic odds of flow's and flow_x0's training times:
-    above 0 they are nearer noise. The codebook is not looked at. Options of sampling:
+    sampled. `time_mean` and `time_std` are of the logarithmic odds of flow's and flow_x0's training
+    times: a mean above 0 is nearer noise. The codebook is not looked at. Options of sampling:
 
     - `guidance_interval`: the times (low, high), 1 noise and 0 data, between which guidance acts
       (arXiv 2404.07724). Outside the network is evaluated once a step, not twice.
@@ -44,7 +44,7 @@ class Diffusion(GenerativeModel):
       after that fraction of the training (arXiv 2406.02507).
     - `shift` (flow only): above 1 spends more steps near noise (arXiv 2403.03206, equation 23).
 
-    Raises ValueError for an unknown objective, and for a `time_mean` of the chain's.
+    Raises ValueError for an unknown objective, and for times of the chain's.
     """
 
     uses_tokens = False
@@ -58,6 +58,7 @@ class Diffusion(GenerativeModel):
         denoiser: Callable[..., nn.Module],
         objective: str = "flow",
         time_mean: float = 0.0,
+        time_std: float = 1.0,
         label_dropout: float = 0.1,
         codebook: nn.Module | None = None,
     ):
@@ -66,9 +67,10 @@ class Diffusion(GenerativeModel):
             known = ", ".join([*FLOWS, *PREDICTION])
             raise ValueError(f"model.objective={objective}: one of {known}")
         self.is_flow = objective in FLOWS
-        if time_mean and not self.is_flow:
-            raise ValueError(f"model.time_mean={time_mean}: only of objectives {', '.join(FLOWS)}")
-        self.objective, self.time_mean = objective, time_mean
+        for name, value, usual in (("time_mean", time_mean, 0.0), ("time_std", time_std, 1.0)):
+            if value != usual and not self.is_flow:
+                raise ValueError(f"model.{name}={value}: only of objectives {', '.join(FLOWS)}")
+        self.objective, self.time_mean, self.time_std = objective, time_mean, time_std
         self.samplers = schedulers.samplers(objective)
         # The chain has no shift: its times are those it was trained at.
         if self.is_flow:
@@ -88,7 +90,8 @@ class Diffusion(GenerativeModel):
         noise = torch.randn(x.shape, generator=rng)
         if self.is_flow:
             # Logit-normal: most training goes to the middle, where the target is hardest.
-            time = torch.sigmoid(torch.randn(count, generator=rng) + self.time_mean)
+            odds = self.time_std * torch.randn(count, generator=rng) + self.time_mean
+            time = torch.sigmoid(odds)
         else:
             time = torch.randint(CHAIN, (count,), generator=rng)
         return x, to_device(noise, x.device), to_device(time, x.device), batch.labels

@@ -40,6 +40,7 @@ class FlowMap(GenerativeModel):
     (B,) in [0, 1000], labels (B,) and two more numbers (B,) to a tensor like x; untrained, those
     two are to change nothing. The codebook is not looked at.
 
+    - `time_mean`: the mean of the logarithmic odds of the times; above 0 nearer noise.
     - `flow_first`: the fraction of the budget that is flow matching alone, t = r.
     - `same_time`: of the later batches, the fraction that stays flow matching.
     - `ends`: of the pairs of times, the fraction that begins at noise or ends at data, as the first
@@ -69,6 +70,7 @@ class FlowMap(GenerativeModel):
         *,
         denoiser: Callable[..., nn.Module],
         objective: str = "flowmap",
+        time_mean: float = 0.0,
         flow_first: float = 0.25,
         same_time: float = 0.75,
         ends: float = 0.5,
@@ -91,6 +93,7 @@ class FlowMap(GenerativeModel):
             raise ValueError(f"model.most_guidance={most_guidance}: 1 or more")
         if most_guidance > 1 and not label_dropout:
             raise ValueError("model.most_guidance: guidance needs train.label_dropout above 0")
+        self.time_mean = time_mean
         self.flow_first, self.same_time, self.ends = flow_first, same_time, ends
         self.least_alpha, self.most_guidance = least_alpha, most_guidance
         self.guided = guided if most_guidance > 1 else 0.0
@@ -108,7 +111,7 @@ class FlowMap(GenerativeModel):
         x, count = batch.latents.float(), len(batch.latents)
         noise = torch.randn(x.shape, generator=rng)
         # Logit-normal, as of `flow` (arXiv 2403.03206).
-        time = torch.sigmoid(torch.randn(count, generator=rng))
+        time = torch.sigmoid(torch.randn(count, generator=rng) + self.time_mean)
         more: list[Tensor] = []
         if self.training and self.progress >= self.flow_first:
             is_pairs, is_guided = torch.rand(2, generator=rng).tolist()
@@ -126,7 +129,7 @@ class FlowMap(GenerativeModel):
         `ends`, one half has t = 1 and the other r = 0, and a uniform time beside it.
         """
         count = len(time)
-        other = torch.sigmoid(torch.randn(count, generator=rng))
+        other = torch.sigmoid(torch.randn(count, generator=rng) + self.time_mean)
         time, until = torch.maximum(time, other), torch.minimum(time, other)
         uniform, kind = torch.rand(2, count, generator=rng)
         at_noise, at_data = kind < self.ends / 2, (kind >= self.ends / 2) & (kind < self.ends)
@@ -253,6 +256,8 @@ class FlowMap(GenerativeModel):
         if not self.supported_steps([steps]):
             raise ValueError(f"steps={steps}: a flow map takes 1 to {CHAIN} steps")
         if not self.supports_guidance(guidance):
-            trained = f"this flow map learned 1 to {self.most_guidance:g}"
-            raise ValueError(f"guidance={guidance:g}: {trained} (model.most_guidance)")
+            reason = f"this flow map learned 1 to {self.most_guidance:g} (model.most_guidance)"
+            if not self.label_dropout:
+                reason = "it was trained with train.label_dropout=0, without which there is none"
+            raise ValueError(f"guidance={guidance:g}: {reason}")
         return steps * (1 if guidance == 1 or self.most_guidance > 1 else 2)

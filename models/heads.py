@@ -16,7 +16,7 @@ from models.randomness import rand, randn
 from models.schedulers import CHAIN
 from models.tokens import inverse_cdf
 
-CANDIDATES = 32  # of which a guided mixture chooses one
+CANDIDATES = 128  # of which a guided mixture chooses one
 
 
 class MixtureHead(nn.Module):

@@ -2,8 +2,8 @@
 skips of a U-Net.
 
 Time, label and patches are all tokens. The blocks of the first half hand what they made to those of
-the second, the last to the first, as a U-Net's levels do. There is no adaLN: beside DiT it tells
-what the skips are worth, beside the U-Net what the levels are.
+the second, the last to the first, as a U-Net's levels do. There is no adaLN, positions are learned,
+and norms have weights: beside DiT it does not tell what the skips alone are worth.
 """
 
 import torch
@@ -59,7 +59,9 @@ class UViT(nn.Module):
         super().__init__()
         channels, height, columns = latent_shape
         if depth % 2 == 0:
-            raise ValueError(f"depth {depth}: an odd number, or no skip has a partner")
+            raise ValueError(
+                f"model.denoiser.depth={depth}: an odd number, or no skip has a partner"
+            )
         if height % patch or columns % patch:
             grid = f"{height}x{columns}"
             raise ValueError(f"model.denoiser.patch={patch} does not tile latents of {grid}")

@@ -61,6 +61,8 @@ FAMILIES = (
     "unet-flowmap",
     "dit-flowmap-renoise",
     "uvit",
+    "unet-conv",
+    "dit-flow_x0-bottleneck",
     "raster-gmm",
     "raster-flow",
     "random-gmm",
@@ -126,6 +128,10 @@ def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeMode
         "dit": partial(DiT, width=32, depth=2, heads=2),
         "uvit": partial(UViT, width=32, depth=3, heads=2, mlp=64),
     }
+    if "conv" in variants:
+        denoisers["unet"] = partial(denoisers["unet"], attention_from=None)
+    if "bottleneck" in variants:
+        denoisers["dit"] = partial(denoisers["dit"], bottleneck=3)
     if "flowmap" in variants:
         model: GenerativeModel = FlowMap(SHAPE, CLASSES, denoiser=denoisers[family], **extra)
         model.progress = 0.75  # past the curriculum's first part, which is the flow's own loss

@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 
 from benchmarks.commands import count_flops
+from benchmarks.commands.count_flops import latents_of
 from benchmarks.core.settings import trained_models
 from benchmarks.core.store import ROOT
+from benchmarks.stages.model import sampling_macs
 
 ENTRIES = 2048  # of the codebook, where a size has none of its own
 SIZES = ["xs", "xs16", "s", "b", "l", "xl"]
@@ -42,3 +44,12 @@ def test_the_committed_counts_are_today_s():
     for name, numbers in today.items():
         row = committed.loc[name, ["params_m", "gmacs"]].tolist()
         assert numbers == pytest.approx(row, rel=1e-9), name
+
+
+def test_an_image_costs_what_sampling_it_is_counted_to():
+    """Also of models whose steps are summed by a formula, because each would take long to count."""
+    for name, _, size, side, steps, gflops, _ in count_flops.resolutions("xs", ENTRIES, [4]):
+        shape = latents_of(name, side)
+        model = count_flops.on_meta(name, size, shape, ENTRIES)
+        counted = 2 * sampling_macs(model, steps, 1.0) / 1e9
+        assert gflops == pytest.approx(counted, rel=1e-3), f"{name} at {side}"

@@ -53,7 +53,8 @@ def test_patches_go_back_to_their_places():
 
 
 @pytest.mark.parametrize(
-    "changes, named", [({"depth": 4}, "depth 4"), ({"patch": 3}, "model.denoiser.patch=3")]
+    "changes, named",
+    [({"depth": 4}, "model.denoiser.depth=4"), ({"patch": 3}, "model.denoiser.patch=3")],
 )
 def test_what_cannot_be_is_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=named):

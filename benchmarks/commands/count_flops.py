@@ -95,11 +95,11 @@ def resolutions(
             model = on_meta(name, size, latents_of(name, side), codebook_size)
             cfg = compose(f"model={name}", f"size={size}").model
             forward = forward_macs(model)
-            if len(model.supported_steps([1, STEPS])) == 2:
-                steps, macs = STEPS, sampling_macs(model, STEPS, 1.0)
-            else:
-                # the sum of a raster model's cached steps, each of which would take long to count
-                steps = model.supported_steps(range(1, side**2 + 1))[0]
+            has_choice = len(model.supported_steps([1, STEPS])) == 2
+            steps = STEPS if has_choice else model.supported_steps(range(1, side**2 + 1))[0]
+            if steps <= STEPS:
+                macs = sampling_macs(model, steps, 1.0)
+            else:  # the sum of a raster model's cached steps: to count each would take long
                 macs = forward - later_macs(cfg, side**2)
             yield [name, cfg.family, size, side, steps, 2 * macs / 1e9, macs / forward]
 

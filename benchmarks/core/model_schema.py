@@ -161,6 +161,7 @@ class Diffusion(Model):
         "flow", description="one of flow, flow_x0, eps, v, x0, flowmap"
     )
     time_mean: float = Field(0.0, ge=-10, le=10, description="a number from -10 to 10")
+    time_std: float = Field(1.0, gt=0, le=10, description="a number above 0, 10 at most")
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
 
 
@@ -169,6 +170,7 @@ class FlowMap(Model):
 
     objective: Literal["flowmap"] = Field("flowmap", description="flowmap")
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
+    time_mean: float = Field(0.0, ge=-10, le=10, description="a number from -10 to 10")
     flow_first: of.Fraction = 0.25
     same_time: of.Fraction = 0.75
     ends: of.Fraction = 0.5
@@ -211,6 +213,7 @@ class ContinuousHead(of.Section):
     head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
     components: of.Count = 16
     head_width: of.Width = 64
+    head_repeats: of.Count = 2
 
 
 class ContinuousRaster(Model, RasterShape, ContinuousHead):
