@@ -1,11 +1,13 @@
 """Single images: the embedded data set's, byte for byte, and files of any mode as pixels."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,3 +137,32 @@ def test_a_killed_process_ends_decoding_in_one_line(processes):
     with pytest.raises(BadInput, match="a process that decoded images was killed") as refused:
         list(decode_all(files, 8))
     assert "\n" not in str(refused.value)
+
+
+def _fails_with(number: int) -> io.BytesIO:
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("many", [4, 1000], ids=["in processes", "in one"])
+def test_a_failing_disk_is_no_unreadable_image(many, processes, monkeypatch):
+    """Left out, it would be missing from the data set for good."""
+    monkeypatch.setattr(decode_all_module, "MANY", many)
+    files = [partial(_jpeg, i) for i in range(40)]
+    files[5] = partial(_fails_with, errno.EIO)
+    with pytest.raises(OSError) as error:
+        list(decode_all(files, 8))
+    assert error.value.errno == errno.EIO
+    files[5] = partial(_fails_with, errno.ENOENT)  # it was removed since it was listed
+    with pytest.raises(OSError):
+        list(decode_all(files, 8))
+
+
+def test_processes_are_few_and_none_where_none_may_be_started(monkeypatch):
+    monkeypatch.setattr(decode_all_module, "own_cores", lambda: list(range(128)))
+    assert decode_all_module._processes() == decode_all_module.MOST
+    monkeypatch.setattr(decode_all_module, "own_cores", lambda: [0])
+    assert decode_all_module._processes() == 0
+    monkeypatch.setattr(decode_all_module, "own_cores", lambda: [0, 1])
+    assert decode_all_module._processes() == 2
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
+    assert decode_all_module._processes() == 0

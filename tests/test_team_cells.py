@@ -261,7 +261,7 @@ def test_processes_that_were_started_unlike_end_in_one_line(tmp_path, other):
     code, err = ended_as(tmp_path, other, OTHERWISE)
     lines = said(err)
     assert code == 1 and len(lines) == 1, err
-    assert "processes see different arguments or code" in lines[0]
+    assert "processes see different arguments, code or devices" in lines[0]
     assert not (tmp_path / "results").exists()
 
 
@@ -287,3 +287,60 @@ def test_an_error_of_the_first_process_alone_is_a_row_and_ends_all(one, tmp_path
 def launched_again(folder: Path) -> int:
     """The exit code of the same bench, with nothing broken."""
     return ended(launched(folder, *BENCH, "model=dit"))[0]
+
+
+THROUGH = """\
+import sys
+import torch
+from benchmarks.core import team
+from benchmarks.core.settings import compose
+from benchmarks.core.store import tensors_digest
+from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space
+from benchmarks.frozen.extractors import load_extractors
+from benchmarks.frozen.latents import prepare_latents
+from benchmarks.images.dataset import load_dataset
+from benchmarks.stages import features
+from benchmarks.stages.floors import seen_through
+from benchmarks.stages.through import images_through
+
+LatentSpace.at_once = lambda self, size: 4
+features.BATCH = 8
+cache, cpu = sys.argv[1], torch.device("cpu")
+team.start()
+if team.leads():
+    sizes = ["data.image_size=16", "data.train_images=40", "data.reference_images=21"]
+    cfg = compose(*sizes, "features=local")
+    dataset = load_dataset(cfg.data, num_samples=10, cache=cache)
+    space = load_latent_space(cfg.autoencoder, dataset, cache=cache, device=cpu)
+    latents = prepare_latents(dataset, space, cache=cache, device=cpu)
+    images = images_through(seen_through(dataset), space, latents, cpu)
+    (extractor,) = load_extractors(cfg.features)
+    of_images = features.features_of(extractor, images["reference_through"], cpu)
+    all_of_it = {name: torch.from_numpy(some) for name, some in images.items()}
+    print("made", tensors_digest(all_of_it | {"features": of_images}), len(of_images))
+    team.dismiss()
+else:
+    team.follow()
+"""
+
+
+@pytest.mark.long
+def test_real_images_come_through_the_same_in_any_number_of_processes(tmp_path):
+    """Bit for bit, and the features of what comes out, too."""
+    program = tmp_path / "through.py"
+    program.write_text(THROUGH)
+    made = []
+    for launcher in ([], [*TORCHRUN], [*TORCHRUN[:-1], "3"]):
+        call = [sys.executable, *(["-m", *launcher] if launcher else []), str(program)]
+        done = subprocess.run(
+            [*call, str(tmp_path / "cache")],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        made += [line for line in done.stdout.splitlines() if line.startswith("made")]
+    assert len(made) == 3 and len(set(made)) == 1 and made[0].endswith(" 21")

@@ -6,7 +6,8 @@
 
 Without folders, all of results/ that hold records. A published folder stays one. With --into, the
 records of all folders, of this machine or of others, become one report in a new folder. Rows of
-different machines stand apart there, so that no seconds of one are compared with another's.
+different devices stand apart there, so that no seconds of one are compared with another's. Two
+machines with a device of one name are taken for one.
 """
 
 import shutil

@@ -83,7 +83,7 @@ def agree_on(arguments: Sequence[str], code: str) -> None:
     Raises BadInput in the leader where they were not; the others end without a word.
     """
     try:
-        same((list(arguments), code), "arguments or code")
+        same((list(arguments), code, torch.cuda.is_available()), "arguments, code or devices")
     except BadInput:
         if leads():
             session.team_lost = True  # nobody waits to be dismissed

@@ -2,6 +2,7 @@
 decoder of every command.
 """
 
+import errno
 import warnings
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,8 @@ MAX_BAD_FRACTION = 0.01  # of the images of a set may be unreadable
 # of image formats only: Pillow would start another program for PostScript
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 LAST_OF_16_BITS = 65535
+# a disk or a network that fails, and too many open files
+OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Unreadable(Exception):
@@ -48,7 +51,8 @@ def is_image(path: Path) -> bool:
 def decode(file: Path | IO[bytes], size: int | None = None) -> np.ndarray:
     """The pixels of a file as uint8 (3, H, W), as a viewer shows them.
 
-    With `size` a square of that side, as `to_pixels`. Raises Unreadable.
+    With `size` a square of that side, as `to_pixels`. Raises Unreadable; and OSError where it is
+    the machine's fault, not the image's.
     """
     try:
         with open_image(file) as image:
@@ -60,6 +64,8 @@ def decode(file: Path | IO[bytes], size: int | None = None) -> np.ndarray:
     # Pillow's decoders raise whatever a broken file leads them to
     except Exception as error:
         raise_if_stopped(error)
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise  # another time it may be read: it must not be left out for good
         reason = " ".join(str(error).split())
         name = type(error).__name__
         raise Unreadable(name if not reason else f"{name}: {reason[:80]}") from None

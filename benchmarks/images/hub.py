@@ -213,5 +213,7 @@ def _undecoded(split: Any, column: str) -> Any:
 
 def _row_file(split: Any, row: int, column: str) -> Path | IO[bytes]:
     """An image as `datasets` stores it undecoded: bytes in the table, or a path beside it."""
-    cell = split[row][column]
-    return io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"])
+    cell = split[row][column] or {}
+    if cell.get("path") and not cell.get("bytes"):
+        return Path(cell["path"])
+    return io.BytesIO(cell.get("bytes") or b"")  # of an empty cell nothing, which is no image

@@ -53,5 +53,10 @@ def _rebuild(own: Any, sent: Any) -> dict[str, dict[str, np.ndarray]]:
             share = reconstruct(images, name == CODED, space=space, data=data, device=device)
         shares = [share for share in team.gathered(share) if share]
         kinds = shares[0] if shares else {}
-        rebuilt[name] = {kind: torch.cat([s[kind] for s in shares]).numpy() for kind in kinds}
+        rebuilt[name] = {kind: _joined([share[kind] for share in shares]) for kind in kinds}
     return rebuilt
+
+
+def _joined(parts: list[torch.Tensor]) -> np.ndarray:
+    """All images, without a copy where they are in one piece."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
