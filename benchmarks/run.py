@@ -39,7 +39,7 @@ from benchmarks.results.columns import leading
 from benchmarks.stages import elsewhere, jointly, tune
 from benchmarks.stages.cell import Cell, results_folder
 from benchmarks.stages.floors import train_images
-from benchmarks.stages.model import image_cost, is_ar_without_codebook
+from benchmarks.stages.model import image_cost, is_ar_without_codebook, takes_a_guide
 from benchmarks.stages.prepare import prepare
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
@@ -257,18 +257,25 @@ def refuse_within_a_team(argv: Sequence[str]) -> None:
             raise BadInput(f"{word}: each process has the card of its number; give device=cuda")
 
 
-def refuse_unused_codebook(argv: Sequence[str]) -> None:
-    """Raises BadInput where a codebook is asked for, and every model that is named is an
-    autoregressive one without. Diffusion is not mistaken for a model of tokens.
+def refuse_unused(argv: Sequence[str]) -> None:
+    """Raises BadInput for what none of the models that are named would make use of: a codebook,
+    where all are autoregressive ones without (diffusion is not mistaken for a model of tokens), and
+    a guide that is not theirs. In a sweep of models that differ, it is left out with a line.
     """
     given = dict(word.lstrip("+").split("=", 1) for word in argv if "=" in word)
-    keys = [key for key in given if key.startswith("autoencoder.codebook")]
-    asked = [f"{key}={given[key]}" for key in keys if given[key] != "null"]
     models = [name for name in given.get("model", "").split(",") if name in config_names("model")]
+    codebooks = [key for key in given if key.startswith("autoencoder.codebook")]
+    asked = [f"{key}={given[key]}" for key in codebooks if given[key] != "null"]
     if asked and models and all(map(is_ar_without_codebook, models)):
         raise BadInput(
             f"{asked[0]}: {', '.join(models)} would make no use of it; leave it out, or choose a "
             "model that samples its entries, such as model=ar"
+        )
+    guide = given.get("sampler.guide", "")
+    if "snapshot" in guide and models and not any(map(takes_a_guide, models)):
+        raise BadInput(
+            f"sampler.guide={guide}: {', '.join(models)} cannot be guided by earlier weights; "
+            "leave it out, or choose a model that can, such as model=dit"
         )
 
 
@@ -281,7 +288,7 @@ def main(argv: Sequence[str]) -> None:
     if team.size() > 1:
         team.agree_on(argv, code_digest())
     refuse_within_a_team(argv)
-    refuse_unused_codebook(argv)
+    refuse_unused(argv)
     if not team.leads():
         team.follow()
         return

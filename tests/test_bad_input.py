@@ -4,7 +4,7 @@ import pytest
 from benches import run
 
 from benchmarks.core.errors import BadInput
-from benchmarks.run import refuse_unused_codebook
+from benchmarks.run import refuse_unused
 
 BAD = [
     (["data=imagefolder", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
@@ -47,10 +47,19 @@ def offline(monkeypatch) -> None:
 def test_a_codebook_is_refused_only_where_nobody_uses_it():
     asked = "autoencoder.codebook_size=64"
     for model in ("ar_block", "dit_flowmap", "unet,ar_continuous"):
-        refuse_unused_codebook([f"model={model}", asked])
-    refuse_unused_codebook(["model=ar_continuous", "autoencoder.codebook_size=null"])
+        refuse_unused([f"model={model}", asked])
+    refuse_unused(["model=ar_continuous", "autoencoder.codebook_size=null"])
     with pytest.raises(BadInput, match="ar_scale would make no use of it"):
-        refuse_unused_codebook(["model=ar_scale", asked])
+        refuse_unused(["model=ar_scale", asked])
+
+
+def test_a_guide_of_earlier_weights_is_refused_only_where_no_model_takes_it():
+    asked = "sampler.guide=snapshot:0.25"
+    for words in (["model=dit,ar_any"], ["model=masked"], ["experiment=guides"]):
+        refuse_unused([*words, asked])
+    refuse_unused(["model=dit_flowmap", "sampler.guide=unconditional"])
+    with pytest.raises(BadInput, match="unet_flowmap, ar_any cannot be guided by earlier weights"):
+        refuse_unused(["model=unet_flowmap,ar_any", asked])
 
 
 @pytest.mark.parametrize("overrides, message", BAD, ids=[message for _, message in BAD])

@@ -4,7 +4,7 @@ nothing.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,9 +236,11 @@ def random_latents(
     return LatentSet(latents, tokens, labels, mean, std, "").to(device)
 
 
-def generator(name: str, size: str, side: int, device: torch.device) -> tuple[GenerativeModel, Any]:
+def generator(
+    name: str, size: str, side: int, device: torch.device, overrides: Sequence[str] = ()
+) -> tuple[GenerativeModel, Any]:
     """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
-    cfg = compose(f"model={name}", f"size={size}", f"train.precision={PRECISION}")
+    cfg = compose(f"model={name}", f"size={size}", f"train.precision={PRECISION}", *overrides)
     model = build_model(cfg.model, (4, side, side), CLASSES, Codebook(codebook_size(cfg)))
     return place_on(model, device), cfg
 
@@ -255,7 +257,7 @@ def network_columns(cfg: Any, batch: int) -> dict[str, Any]:
         "family": cfg.model.family,
         "size": cfg.size.name,
         "batch": batch,
-        "dtype": PRECISION,
+        "dtype": cfg.train.precision,
     }
 
 

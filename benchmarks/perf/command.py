@@ -4,6 +4,7 @@ otherwise run.
     python -m benchmarks perf
     python -m benchmarks perf --quick
     python -m benchmarks perf --size b --out results/perf-b
+    python -m benchmarks perf --train dit,dit_flowmap,uvit --out results/perf-new
 
 Writes results/perf/perf.csv, and perf.json: machine, versions, least and most of each stage's
 ceilings and of each ratio over the turns. A row of role `ours` is the suite's own code; `baseline`
@@ -44,7 +45,7 @@ from benchmarks.core.environment import (
 from benchmarks.core.errors import raise_if_stopped
 from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.session import TO_BE_CONTINUED
-from benchmarks.core.settings import config_names
+from benchmarks.core.settings import config_names, trained_models
 from benchmarks.core.store import read_json, write_json
 from benchmarks.perf import bars
 from benchmarks.perf.bench import COLUMNS, Bench, ceiling
@@ -63,9 +64,21 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     # a U-Net halves the side twice, and --quick once more
     add("--side", type=int, default=16, choices=(4, 8, 16, 32, 64), help="of the latents")
     add("--batch", type=cli.whole, help="of training; 16 on a CPU, 128 on CUDA")
+    models = "models whose training steps are measured, separated by commas, and nothing else"
+    add("--train", type=_models, metavar="MODELS", help=models)
     add("--stop-at", type=cli.positive, help="seconds since the epoch")
     add("--out", type=cli.path, default=Path("results/perf"), help="results folder")
     return parser.parse_args(argv)
+
+
+def _models(text: str) -> list[str]:
+    """Names of models of latents, which argparse refuses by this function's error."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in trained_models():
+            known = ", ".join(trained_models())
+            raise argparse.ArgumentTypeError(f"no model {name}; there are {known}")
+    return names
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     extent = extent_on(
         device, args.size, args.side, args.batch, quick=args.quick, rehearse=args.rehearse
     )
-    planned = stage_list(extent, args.side, args.out)
+    planned = stage_list(extent, args.side, args.out, args.train)
     done = resume(bench, args.out, list(planned))
     reached = f"ceiling {bench.ceiling() / 1e9:.4g} GFLOP/s"
     print(f"{device_name(device)}, torch {torch.__version__}: {reached}", flush=True)

@@ -3,7 +3,7 @@ user would otherwise run.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ from benchmarks.images.decode import decode
 from benchmarks.perf import baselines, bounds
 from benchmarks.perf.bench import (
     CLASSES,
-    PRECISION,
     Bench,
     batches,
     codebook_size,
@@ -36,8 +35,10 @@ from benchmarks.stages.train_state import TrainState, build_train_state
 from metrics import speed
 from metrics.frechet import frechet_distance
 from models.autoregressive import Autoregressive
-from models.generator import Batch
+from models.generator import Batch, GenerativeModel
+from models.heads import FlowHead
 
+HEAD = "its head alone"
 LR = 1e-4  # of every training here; speed does not depend on it
 PIXELS_PER_LATENT = 4  # the shipped autoencoder's factor from latents to images, of each side
 
@@ -47,39 +48,81 @@ def train_step(state: TrainState, steps: Iterator[Batch]) -> None:
     state.step(next(steps), seeded("noise", 0))
 
 
-def training(bench: Bench, name: str, size: str, side: int, batch: int, *, compiled: bool) -> None:
+def training(
+    bench: Bench,
+    name: str,
+    size: str,
+    side: int,
+    batch: int,
+    *,
+    compiled: bool,
+    overrides: Sequence[str] = (),
+) -> None:
     """Whole training steps, batch included, `compiled` ones too, against eager float32 of the same
-    network and, for DiT, diffusers' own.
+    network and, for DiT, diffusers' own. Of a network with a head that is integrated, also a step
+    of that head alone.
+
+    In the precision that this machine multiplies faster in. `overrides` are of the configuration.
     """
-    mine, cfg = generator(name, size, side, bench.device)
+    precision = "bf16" if speed.faster_in_bf16(bench.device) else "fp32"
+    overrides = [f"train.precision={precision}", *overrides]
+    mine, cfg = generator(name, size, side, bench.device, overrides)
     data = random_latents(mine.latent_shape, codebook_size(cfg), bench.device)
     steps = batches(data, batch)
     state = build_train_state(mine, cfg.train, LR, bench.device)
     calls: dict[str, Callable[[], Any]] = {"ours": partial(train_step, state, steps)}
 
-    plain, _ = generator(name, size, side, bench.device)
+    plain, _ = generator(name, size, side, bench.device, overrides)
     calls["eager float32"] = baselines.eager_step(plain.train(), batches(data, batch))
     if name == "dit":
         shape = {key: cfg.model.denoiser[key] for key in ("width", "depth", "heads")}
         theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(bench.device)
-        calls["diffusers DiT, bf16 autocast"] = baselines.eager_step(
-            theirs.train(), batches(data, batch), autocast=True
+        in_bf16 = precision == "bf16"
+        theirs_is = "diffusers DiT, bf16 autocast" if in_bf16 else "diffusers DiT, float32"
+        calls[theirs_is] = baselines.eager_step(
+            theirs.train(), batches(data, batch), autocast=in_bf16
         )
-        eager, _ = generator(name, size, side, bench.device)
+        eager, _ = generator(name, size, side, bench.device, overrides)
         calls["eager float32, DataLoader that decodes and encodes"] = baselines.eager_step(
             eager.train(), _decoded_batches(side, batch, bench.device)
         )
     if compiled:
-        twin, _ = generator(name, size, side, bench.device)
-        settings = compose("train.compile=true", f"train.precision={PRECISION}").train
+        twin, _ = generator(name, size, side, bench.device, overrides)
+        settings = compose("train.compile=true", f"train.precision={precision}").train
         twin_state = build_train_state(twin, settings, LR, bench.device)
         calls["ours, compiled"] = partial(train_step, twin_state, steps)
 
+    if isinstance(getattr(mine, "head", None), FlowHead):
+        calls[HEAD] = _head_step(mine, cfg, batch, bench.device)
+
     # 2 FLOPs a MAC; a backward pass costs two forward passes
-    flops = 3 * 2 * forward_macs(on_meta(mine)) * batch
+    flops = 2 * (3 + mine.extra_passes) * forward_macs(on_meta(mine)) * batch
     columns = network_columns(cfg, batch)
+    head = cfg.model.get("head")
+    columns["model"] += f", head {head}" if head else ""
     medians = bench.compare(f"train {side}x{side}", calls, batch, flops, **columns)
+    for row in bench.rows:  # the FLOPs are of whole steps
+        if (row["role"], row.get("baseline")) == ("baseline", HEAD):
+            row["utilisation"] = None
     _input_path(bench, side, steps, columns, medians.get("ours", float("nan")))
+
+
+def _head_step(
+    model: GenerativeModel, cfg: Any, batch: int, device: torch.device
+) -> Callable[[], Any]:
+    """The loss and the gradient of the head alone, on hidden states of nothing."""
+    head, tokens = model.head, model.tokens
+    hidden = torch.randn(batch, tokens, cfg.model.width, device=device, requires_grad=True)
+    values = torch.randn(batch, tokens, head.channels, device=device)
+    inputs = [each.to(device) for each in head.inputs(batch, tokens, rng=seeded("noise", 0))]
+    in_bf16 = cfg.train.precision == "bf16"
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+            loss = head.error(hidden, values, *inputs).mean()
+        torch.autograd.grad(loss, [hidden, *head.parameters()])
+
+    return step
 
 
 def _input_path(

@@ -1,7 +1,7 @@
 """Which stages `perf` measures on a machine, and how much of each."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,15 @@ from benchmarks.perf import ablations, comparisons, growth
 from benchmarks.perf.bench import Bench
 
 Stage = Callable[[Bench], Any]
+# every step of a flow map is of the costly kind: a median of two kinds would be of one of them
+PAIRS = ["model.flow_first=0", "model.same_time=0"]
+HEADS = {f"head {head}": [f"model.head={head}"] for head in ("gmm", "flow")}
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "dit_flowmap": {"": PAIRS},
+    "unet_flowmap": {"": PAIRS},
+    "ar_continuous": HEADS,
+    "masked_continuous": HEADS,
+}
 GROWTH_REPEATS, QUICK_GROWTH_REPEATS = 5, 2
 
 
@@ -103,19 +112,29 @@ def extent_on(
     return extent(size, side, batch, quick=quick)
 
 
-def stage_list(extent: Extent, ablation_side: int, out: Path) -> dict[str, Stage]:
-    """The stages by name, most valuable first; `out` is where growth writes its table and plot."""
+def training_stages(extent: Extent, models: Sequence[str]) -> dict[str, Stage]:
+    """A stage for each of these models, and for each head that one may have."""
     by_name: dict[str, Stage] = {}
     for size, side, batch in extent.trained:
-        for name in ("dit", "ar", "unet"):
-            by_name[f"train {name} {size} {side}"] = partial(
-                comparisons.training,
-                name=name,
-                size=size,
-                side=side,
-                batch=batch,
-                compiled=extent.compiled,
-            )
+        for name in models:
+            settings = {"size": size, "side": side, "batch": batch, "compiled": extent.compiled}
+            for variant, overrides in VARIANTS.get(name, {"": []}).items():
+                by_name[f"train {name} {size} {side} {variant}".strip()] = partial(
+                    comparisons.training, name=name, overrides=overrides, **settings
+                )
+    return by_name
+
+
+def stage_list(
+    extent: Extent, ablation_side: int, out: Path, models: Sequence[str] | None = None
+) -> dict[str, Stage]:
+    """The stages by name, most valuable first; `out` is where growth writes its table and plot.
+
+    With `models` the training of these, and nothing else.
+    """
+    by_name = training_stages(extent, models or ("dit", "ar", "unet"))
+    if models:
+        return by_name
     sampled = {"size": extent.size, "side": extent.side}
     for batch in extent.token_batches:
         by_name[f"tokens {batch}"] = partial(comparisons.sampling_tokens, batch=batch, **sampled)

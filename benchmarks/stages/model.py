@@ -37,6 +37,12 @@ def is_ar_without_codebook(name: str) -> bool:
     return model.family == "ar" and not get_class(model._target_).uses_tokens
 
 
+def takes_a_guide(name: str) -> bool:
+    """Whether the model of conf/model/<name>.yaml can be guided by earlier weights of its own."""
+    options = getattr(get_class(compose(f"model={name}").model._target_), "sampler_defaults", {})
+    return "guide" in options
+
+
 def build_model(
     model_cfg: Any,
     latent_shape: Sequence[int],
