@@ -82,7 +82,7 @@ def test_presets_sweep_their_families(experiment):
         "blocks": "ar_block",
         "few_steps": "unet,unet_flowmap,dit,dit_flowmap",
         "hybrids": "unet,unet_conv,uvit,dit",
-        "no_codebook": "ar,ar_continuous,ar_scale,masked,masked_continuous",
+        "no_codebook": "unet,dit,ar,ar_continuous,ar_scale,masked,masked_continuous",
         "objectives": "unet,dit",
         "pixels": "dit_pixels",
         "guides": "unet,dit,ar",

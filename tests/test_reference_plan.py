@@ -31,6 +31,7 @@ SETTABLE = {
     "experiment",
     "features",
     "model.ends",
+    "model.objective",
     "model.flow_first",
     "model.least_alpha",
     "model.same_time",
