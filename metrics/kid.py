@@ -65,8 +65,7 @@ def kid(
     `labels` are those of the real and of the fake rows, where these are class-balanced by design:
     then only what varies within a class adds to the error. The distance is a little below zero for
     equals then, because pairs of one class are rarer within a set than between the two: compare it
-    with that of real images. Raises ValueError for fewer than three
-    rows, or differing d.
+    with that of real images. Raises ValueError for fewer than three rows, or differing d.
     """
     a, b = real.detach().to("cpu", torch.float64), fake.detach().to("cpu", torch.float64)
     n, m = len(a), len(b)

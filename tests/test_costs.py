@@ -46,8 +46,11 @@ def test_the_committed_counts_are_today_s():
         assert numbers == pytest.approx(row, rel=1e-9), name
 
 
-def test_an_image_costs_what_sampling_it_is_counted_to():
-    """Also of models whose steps are summed by a formula, because each would take long to count."""
+def test_an_image_costs_what_sampling_it_is_counted_to(monkeypatch):
+    """Also of models whose steps are summed by a formula, because each would take long to count:
+    here those of more than four.
+    """
+    monkeypatch.setattr(count_flops, "STEPS", 4)
     for name, _, size, side, steps, gflops, _ in count_flops.resolutions("xs", ENTRIES, [4]):
         shape = latents_of(name, side)
         model = count_flops.on_meta(name, size, shape, ENTRIES)

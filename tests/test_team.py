@@ -38,7 +38,7 @@ def test_images_are_divided_in_whole_batches(count, monkeypatch):
     assert team.share_of(images, lambda size: 4) is images, "one process has all"
     monkeypatch.setattr(team, "size", lambda: 3)
     monkeypatch.setattr(team, "scattered", lambda shares: shares)
-    assert team.share_of(None) is None, "who follows has nothing to divide"
+    assert team.share_of(None, lambda size: 4) is None, "who follows has nothing to divide"
     shares = team.share_of(images, lambda size: 2 * size)
     assert np.array_equal(np.concatenate(shares), images)
     lengths = [len(share) for share in shares]

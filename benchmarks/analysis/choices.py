@@ -4,6 +4,7 @@ samplings and several trainings as their means.
 
 import math
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -58,14 +59,14 @@ def leading_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["chosen"] | ~tuned]
 
 
-def is_borrowed(row: pd.Series) -> bool:
-    """Whether settings were chosen at another step count than the row's own."""
-    return bool(pd.notna(row["tuned_at"]) and row["tuned_at"] != row["steps"])
+def is_borrowed(rows: pd.DataFrame | pd.Series) -> Any:
+    """Whether settings were chosen at another step count than their own; of a row, or of each."""
+    return pd.notna(rows["tuned_at"]) & (rows["tuned_at"] != rows["steps"])
 
 
 def searched(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows whose settings are as configured, or were chosen at their own step count."""
-    return rows[rows["tuned_at"].isna() | (rows["tuned_at"] == rows["steps"])]
+    return rows[~is_borrowed(rows)]
 
 
 def over_samplings(rows: pd.DataFrame) -> pd.DataFrame:

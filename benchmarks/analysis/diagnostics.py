@@ -4,7 +4,6 @@ classes, ties, and whether another judge agrees.
 
 import math
 from itertools import combinations
-from typing import NamedTuple
 
 import pandas as pd
 from scipy.stats import spearmanr
@@ -12,7 +11,7 @@ from scipy.stats import spearmanr
 from benchmarks.analysis import verdicts
 from benchmarks.analysis.choices import CHOSEN, searched
 from benchmarks.analysis.curves import distance_name, in_order
-from benchmarks.analysis.differences import ACCURACY_MARGIN, Difference
+from benchmarks.analysis.differences import ACCURACY_MARGIN, MARGIN, Difference
 from benchmarks.analysis.panel import Panel
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
@@ -207,34 +206,33 @@ def _opposite_changes(first: Panel, second: Panel) -> list[str]:
     """
     mine, theirs = _changes(first), _changes(second)
     both = [name for name in mine if name in theirs]
-    opposite = [name for name in both if mine[name].sign * theirs[name].sign < 0]
+    opposite = [name for name in both if _sign(mine[name]) * _sign(theirs[name]) < 0]
     if not both:
         return []
     line = f"Of {len(both)} changes of settings or steps, {len(opposite)} are better by one judge"
     line += " and worse by the other, by more than two errors each"
     named = [
-        f"{name} ({mine[name].ratio:.3g}, {theirs[name].ratio:.3g})"
+        f"{name} ({math.exp(mine[name].value):.3g}, {math.exp(theirs[name].value):.3g})"
         for name in opposite[:MOST_NAMED]
     ]
     return [line + (f" (times the distance): {'; '.join(named)}." if named else ".")]
 
 
-class _Change(NamedTuple):
-    """What a change of settings did to a distance."""
-
-    ratio: float  # of the distance after it over that before
-    sign: int  # of its effect: 0 where that is within two errors
-
-    @classmethod
-    def between(cls, before: pd.Series, after: pd.Series) -> "_Change":
-        """Of two rows, each with the error of its mean."""
-        ratio = after["distance"] / before["distance"]
-        errors = [row["distance_std"] / row["distance"] for row in (before, after)]
-        clear = abs(math.log(ratio)) > verdicts.ENOUGH * math.hypot(*errors)
-        return cls(ratio, (1 if ratio > 1 else -1) if clear else 0)
+def _change(before: pd.Series, after: pd.Series) -> Difference:
+    """What a change of settings did to the log distance; each row has the error of its mean."""
+    value = math.log(after["distance"] / before["distance"])
+    errors = [row["distance_std"] / row["distance"] for row in (before, after)]
+    return Difference(value, math.hypot(*errors), math.inf, "unpaired", MARGIN)
 
 
-def _changes(panel: Panel) -> dict[str, _Change]:
+def _sign(change: Difference) -> int:
+    """1 for a higher distance, -1 for a lower one, 0 within the errors."""
+    if not abs(change.value) > verdicts.ENOUGH * change.error:
+        return 0
+    return 1 if change.value > 0 else -1
+
+
+def _changes(panel: Panel) -> dict[str, Difference]:
     """What each change did: chosen settings in place of those configured, at each step count, and
     the most steps in place of the fewest.
     """
@@ -243,10 +241,10 @@ def _changes(panel: Panel) -> dict[str, _Change]:
         by_pick = rows.drop_duplicates("pick").set_index("pick")
         if {"", CHOSEN} <= set(by_pick.index):
             name = f"{network} at {steps:.0f} steps, settings chosen"
-            found[name] = _Change.between(by_pick.loc[""], by_pick.loc[CHOSEN])
+            found[name] = _change(by_pick.loc[""], by_pick.loc[CHOSEN])
     for curve, rows in rows_of.groupby("curve", sort=False):
         few, many = rows.loc[rows["steps"].idxmin()], rows.loc[rows["steps"].idxmax()]
         if few["steps"] < many["steps"]:
             name = f"{curve} from {few['steps']:.0f} to {many['steps']:.0f} steps"
-            found[name] = _Change.between(few, many)
+            found[name] = _change(few, many)
     return found

@@ -226,7 +226,7 @@ def scattered(shares: list[Any] | None) -> Any:
     return own[0]
 
 
-def share_of(images: Any, at_once: Callable[[int], int] = lambda size: 1) -> Any:
+def share_of(images: Any, at_once: Callable[[int], int]) -> Any:
     """This process's part of the images (N, 3, H, W) that the leader has, and no other process.
 
     Whole batches of `at_once(W)` images, so that some processes may have none.

@@ -15,7 +15,7 @@ from benchmarks.core.errors import BadInput, raise_if_stopped
 from benchmarks.images.decode import Unreadable, decode
 
 MANY = 512  # images from which starting processes costs less than it saves
-MOST = 16  # processes: each holds a few hundred images
+MOST = 16  # processes
 AT_ONCE = 64  # images that a process decodes before it hands them over
 
 Opener = Callable[[], Path | IO[bytes]]  # an image's file, when it is its turn

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from benchmarks.core.settings import compose
 from benchmarks.core.store import seeded
 from benchmarks.frozen.autoencoder import LatentSpace, load_latent_space
+from benchmarks.frozen.latents import LatentSet
 from benchmarks.images import procedural
 from benchmarks.images.decode import decode
 from benchmarks.perf import baselines, bounds
@@ -36,7 +37,6 @@ from metrics import speed
 from metrics.frechet import frechet_distance
 from models.autoregressive import Autoregressive
 from models.generator import Batch, GenerativeModel
-from models.heads import FlowHead
 
 HEAD = "its head alone"
 LR = 1e-4  # of every training here; speed does not depend on it
@@ -65,46 +65,52 @@ def training(
     In the precision that this machine multiplies faster in. `overrides` are of the configuration.
     """
     precision = "bf16" if speed.faster_in_bf16(bench.device) else "fp32"
+    fresh = partial(generator, name, size, side, bench.device)
     overrides = [f"train.precision={precision}", *overrides]
-    mine, cfg = generator(name, size, side, bench.device, overrides)
+    mine, cfg = fresh(overrides)
     data = random_latents(mine.latent_shape, codebook_size(cfg), bench.device)
     steps = batches(data, batch)
     state = build_train_state(mine, cfg.train, LR, bench.device)
     calls: dict[str, Callable[[], Any]] = {"ours": partial(train_step, state, steps)}
-
-    plain, _ = generator(name, size, side, bench.device, overrides)
-    calls["eager float32"] = baselines.eager_step(plain.train(), batches(data, batch))
+    plain = fresh(overrides)[0].train()
+    calls["eager float32"] = baselines.eager_step(plain, batches(data, batch))
     if name == "dit":
-        shape = {key: cfg.model.denoiser[key] for key in ("width", "depth", "heads")}
-        theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(bench.device)
-        in_bf16 = precision == "bf16"
-        theirs_is = "diffusers DiT, bf16 autocast" if in_bf16 else "diffusers DiT, float32"
-        calls[theirs_is] = baselines.eager_step(
-            theirs.train(), batches(data, batch), autocast=in_bf16
-        )
-        eager, _ = generator(name, size, side, bench.device, overrides)
-        calls["eager float32, DataLoader that decodes and encodes"] = baselines.eager_step(
-            eager.train(), _decoded_batches(side, batch, bench.device)
-        )
+        calls |= _other_dits(mine, cfg, data, batch, bench.device)
     if compiled:
-        twin, _ = generator(name, size, side, bench.device, overrides)
-        settings = compose("train.compile=true", f"train.precision={precision}").train
-        twin_state = build_train_state(twin, settings, LR, bench.device)
+        twin, twin_cfg = fresh([*overrides, "train.compile=true"])
+        twin_state = build_train_state(twin, twin_cfg.train, LR, bench.device)
         calls["ours, compiled"] = partial(train_step, twin_state, steps)
-
-    if isinstance(getattr(mine, "head", None), FlowHead):
+    columns = network_columns(cfg, batch)
+    if head := cfg.model.get("head"):
+        columns["model"] += f", head {head}"
+    if head == "flow":
         calls[HEAD] = _head_step(mine, cfg, batch, bench.device)
 
     # 2 FLOPs a MAC; a backward pass costs two forward passes
     flops = 2 * (3 + mine.extra_passes) * forward_macs(on_meta(mine)) * batch
-    columns = network_columns(cfg, batch)
-    head = cfg.model.get("head")
-    columns["model"] += f", head {head}" if head else ""
     medians = bench.compare(f"train {side}x{side}", calls, batch, flops, **columns)
     for row in bench.rows:  # the FLOPs are of whole steps
         if (row["role"], row.get("baseline")) == ("baseline", HEAD):
             row["utilisation"] = None
     _input_path(bench, side, steps, columns, medians.get("ours", float("nan")))
+
+
+def _other_dits(
+    mine: GenerativeModel, cfg: Any, data: LatentSet, batch: int, device: torch.device
+) -> dict[str, Callable[[], Any]]:
+    """Steps of diffusers' own DiT, and of one whose images are decoded and encoded each time."""
+    shape = {key: cfg.model.denoiser[key] for key in ("width", "depth", "heads")}
+    theirs = baselines.DiffusersDiT(mine.latent_shape, CLASSES, **shape).to(device)
+    in_bf16 = cfg.train.precision == "bf16"
+    name = "diffusers DiT, bf16 autocast" if in_bf16 else "diffusers DiT, float32"
+    side = mine.latent_shape[1]
+    eager, _ = generator("dit", cfg.size.name, side, device)
+    return {
+        name: baselines.eager_step(theirs.train(), batches(data, batch), autocast=in_bf16),
+        "eager float32, DataLoader that decodes and encodes": baselines.eager_step(
+            eager.train(), _decoded_batches(side, batch, device)
+        ),
+    }
 
 
 def _head_step(

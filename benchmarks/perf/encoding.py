@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from benchmarks.core import cli
-from benchmarks.core.environment import device_name
+from benchmarks.core.environment import device_name, own_cores
 from benchmarks.core.files import atomic_file
 from benchmarks.core.settings import compose
 from benchmarks.frozen.autoencoder import load_latent_space
@@ -39,7 +39,7 @@ def watched(stage: str, make: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     wall, busy = time.perf_counter(), sum(os.times()[:4])
     made = make()
     seconds = time.perf_counter() - wall
-    share = (sum(os.times()[:4]) - busy) / seconds / len(os.sched_getaffinity(0))
+    share = (sum(os.times()[:4]) - busy) / seconds / len(own_cores())
     peak = speed.peak_memory_mb(CPU)
     return made, {"stage": stage, "seconds": seconds, "cores_busy": share, "peak_mib": peak}
 
