@@ -230,7 +230,8 @@ class GenerativeModel(nn.Module):
 
     def inputs(self, batch: Batch, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """What the loss is computed from: the arguments of `error`, on the batch's device, each
-        with a row for every image.
+        with a row for every image. A row may depend on no other image: of several processes each
+        has its own images, and zeros in place of the others.
 
         Noise, timesteps and orders are drawn from `rng` on the CPU and moved by `to_device`. So a
         batch has the same loss on every kind of device, and nothing waits.

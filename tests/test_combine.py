@@ -48,9 +48,25 @@ def test_a_record_that_two_folders_have_is_there_once(tmp_path):
     assert len(records.read(tmp_path / "once")) == len(records.read(OURS))
 
 
+def test_two_folders_by_themselves_are_one_report_which_can_be_made_again(
+    theirs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    own = len(records.read(OURS))
+    for count in (2 * own, 2 * own - 1):
+        report.main([str(OURS), str(theirs)])
+        assert len(pd.read_csv("results/cpu-procedural+theirs/results.csv")) == count
+        assert "cpu-procedural+theirs/summary.md" in capsys.readouterr().out
+        next((theirs / "records").glob("*.json")).unlink()
+    with pytest.raises(SystemExit, match="of other results; give a new --into"):
+        report.main([str(theirs), "--into", "results/cpu-procedural+theirs"])
+    report.main([str(theirs)])
+    assert (theirs / "results.csv").exists(), "one folder has its report where it is"
+
+
 def test_what_is_there_is_not_written_over(tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(SystemExit, match=r"--into .*there: it is there already"):
+    with pytest.raises(SystemExit, match=r"there: it is there already"):
         report.main([str(OURS), "--into", str(tmp_path / "there")])
     with pytest.raises(SystemExit, match="no records there"):
         report.main([str(tmp_path / "there"), "--into", str(tmp_path / "new")])

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.session import session
 from benchmarks.images import dataset as dataset_module
-from benchmarks.images import splits
+from benchmarks.images import splits, stored
 from benchmarks.images.dataset import load_dataset, remarks
 from benchmarks.images.decode import to_pixels
 from benchmarks.images.stored import Dataset, Split
@@ -263,6 +264,23 @@ def test_a_cut_short_cache_is_rebuilt(root, tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again = load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
     assert again.key == first.key and contents(again.reference) == expected
+
+
+def test_pixels_are_read_whole_once_until_they_change(root, tmp_path, monkeypatch):
+    """Not once a process: ImageNet's are 250 GB at 256 px."""
+    read, original = [], stored.fingerprints
+    monkeypatch.setattr(stored, "fingerprints", lambda folder: read.append(1) or original(folder))
+
+    def load() -> Dataset:
+        session.checked.clear()  # as another process begins
+        return load_dataset(folder_config(root), num_samples=6, cache=tmp_path / "cache")
+
+    first = load()
+    assert load().key == first.key and len(read) == 1, "the first one, after it wrote them"
+    path = next((tmp_path / "cache" / "data").glob("*/pixels.npy"))
+    path.write_bytes(path.read_bytes())
+    load()
+    assert len(read) == 2, "the same bytes, but something wrote to the file"
 
 
 def test_two_runs_begun_together_make_the_data_once(root, tmp_path, monkeypatch):

@@ -304,7 +304,8 @@ DAMAGES: list[Callable[[Path], None]] = [*DAMAGED] if ALL else [flip]
 def artefacts(folder: Path) -> list[Path]:
     """Everything a run reads again, one of each folder unless all are asked for."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if path.suffix in (".npy", ".json", ".safetensors")]
+    kinds = (".npy", ".json", ".safetensors", *[".checked"] * ALL)
+    files = [path for path in files if path.suffix in kinds]
     files = [path for path in files if path.name != "results.json"]  # written, never read here
     if ALL:
         return files

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.commands.score_images import read_shuffled
 from benchmarks.core.errors import BadInput
 from benchmarks.core.setting_types import EXPORT_KINDS
-from benchmarks.images import import_export
+from benchmarks.images import decode_all, import_export
 from benchmarks.images.procedural import generate
 
 IMAGES, LABELS = generate(48, 32, seed=0, stream="holdout")
@@ -38,6 +38,27 @@ def test_what_is_written_is_read_back_the_same(kind, tmp_path):
     images, labels = import_export.read(path, "IMAGES")
     assert np.array_equal(images, IMAGES)
     assert labels is None if kind == "png" else np.array_equal(labels, LABELS)
+
+
+def test_many_images_are_decoded_by_processes_and_are_the_same(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(decode_all, "MANY", 8)
+    monkeypatch.setattr(decode_all, "own_cores", lambda: {0, 1})
+    started, loader = [], decode_all.DataLoader
+    monkeypatch.setattr(
+        decode_all,
+        "DataLoader",
+        lambda *args, **options: started.append(options["num_workers"]) or loader(*args, **options),
+    )
+    files = [png(image) for image in IMAGES]
+    folder = folder_of(tmp_path / "set", files)
+    cells = [{"bytes": file, "path": None} for file in files]
+    pd.DataFrame({"image": cells}).to_parquet(tmp_path / "set.parquet")
+    for path in (folder, tmp_path / "set.parquet"):
+        assert np.array_equal(import_export.read(path, "IMAGES")[0], IMAGES)
+        assert import_export.read(path, "IMAGES", 16)[0].shape == (48, 3, 16, 16)
+        assert "of 1 size(s), 32x32 to 32x32, brought to 16x16" in capsys.readouterr().out
+    assert started == [2] * 4
 
 
 def test_an_npz_is_in_adm_s_layout(tmp_path):

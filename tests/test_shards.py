@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from benchmarks.core.session import session
 from benchmarks.core.settings import compose
 from benchmarks.core.store import ROOT, write_tensors
 from benchmarks.frozen import latents, shards
@@ -72,6 +73,20 @@ def test_batches_are_those_of_latents_that_are_held(images, tmp_path):
             assert torch.equal(one, other) and one.dtype == other.dtype
 
 
+def test_a_part_of_a_batch_reads_its_own_images_alone(images, tmp_path, monkeypatch):
+    encoded, rows = encode(images, tmp_path), slice(6, 12)
+    whole_batch = encoded.batch(3, 1, 24)
+    read, counted = shards._Place.read, []
+    monkeypatch.setattr(shards._Place, "read", lambda *a: (counted.append(a), read(*a)))
+    part = encoded.batch(3, 1, 24, rows)
+    assert len(counted) == 2 * 6, "latents and tokens of six images"
+    assert torch.equal(part.labels, whole_batch.labels), "labels are dropped for the whole batch"
+    for one, other in zip(part[:2], whole_batch[:2], strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert torch.equal(one[rows], other[rows]) and other[rows].any()
+        assert not one[:6].any() and not one[12:].any()
+
+
 def test_only_what_is_missing_or_damaged_is_encoded_again(images, tmp_path, monkeypatch, capsys):
     first = encode(images, tmp_path).latents[:, :]
     paths = sorted((tmp_path / "latents").glob("*/*.safetensors"))
@@ -85,6 +100,27 @@ def test_only_what_is_missing_or_damaged_is_encoded_again(images, tmp_path, monk
     assert torch.equal(encode(images, tmp_path).latents[:, :], first)
     assert sorted(each.start for each in encoded_again) == [0, 32]
     assert "it was changed" in capsys.readouterr().out
+
+
+def test_shards_are_read_whole_once_until_they_change(images, tmp_path, monkeypatch):
+    """Not once a process: ImageNet's are 50 GB."""
+    encode(images, tmp_path)
+    read, whole_shards = shards.read_tensors, []
+    monkeypatch.setattr(
+        shards, "read_tensors", lambda path, key: whole_shards.append(path.stem) or read(path, key)
+    )
+    counts = []
+    for change in (None, None, "00001"):
+        if change:  # the same bytes under the same date
+            path = next((tmp_path / "latents").glob(f"*/{change}.safetensors"))
+            date = path.stat().st_mtime_ns
+            path.write_bytes(path.read_bytes())
+            os.utime(path, ns=(date, date))
+        session.checked.clear()  # as another process begins
+        encode(images, tmp_path)
+        counts.append(whole_shards[:])
+        whole_shards.clear()
+    assert [sorted(each) for each in counts] == [["00000", "00001", "00002"], [], ["00001"]]
 
 
 def test_an_encoding_that_was_stopped_goes_on(images, tmp_path, monkeypatch):

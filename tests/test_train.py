@@ -73,10 +73,10 @@ def same(a: dict, b: dict) -> bool:
 class _Killed(LatentSet):
     """Stops the run the hard way, in the middle of a stretch between two checkpoints."""
 
-    def batch(self, seed, step, size):
+    def batch(self, seed, step, size, rows=None):
         if step == KILLED_AT:
             raise KeyboardInterrupt
-        return super().batch(seed, step, size)
+        return super().batch(seed, step, size, rows)
 
 
 def run_killed(folder: Path, name: str, *, cfg=CFG) -> None:

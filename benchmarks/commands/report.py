@@ -1,13 +1,14 @@
 """Rebuild tables, plots and pages from the records of results folders; nothing is measured anew.
 
     python -m benchmarks report
-    python -m benchmarks report results/cpu results/reference/cpu-procedural
-    python -m benchmarks report results/cpu results/reference/cpu-procedural --into results/both
+    python -m benchmarks report results/cpu
+    python -m benchmarks report results/cpu /theirs/cpu --into results/both
 
-Without folders, all of results/ that hold records. A published folder stays one. With --into, the
-records of all folders, of this machine or of others, become one report in a new folder. Rows of
-different devices stand apart there, so that no seconds of one are compared with another's. Two
-machines with a device of one name are taken for one.
+Without folders, all of results/ that hold records, each by itself. A published folder stays one.
+The records of several folders, of this machine or of others, become one report in a folder of its
+own: that of --into, or results/<names of the folders>. Rows of different devices stand apart there,
+so that no seconds of one are compared with another's. Two machines with a device of one name are
+taken for one.
 """
 
 import shutil
@@ -18,16 +19,18 @@ from pathlib import Path
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_folder
-from benchmarks.core.store import digest, seal, write_json
+from benchmarks.core.store import digest, read_json, seal, write_json
 from benchmarks.reports.summary import build_report
 from benchmarks.results import records
+
+SOURCES = "made_of.json"  # of a report of several folders: which
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = cli.parser("report", __doc__)
     where = "default: every folder of results/ with records"
     arguments.add_argument("folders", nargs="*", type=cli.path, help=where)
-    into = "a new folder for one report of all of them"
+    into = "where one report of all of them goes; default: results/<their names>"
     arguments.add_argument("--into", type=cli.path, metavar="FOLDER", help=into)
     args = arguments.parse_args(argv)
     folders = args.folders
@@ -37,26 +40,36 @@ def main(argv: Sequence[str]) -> None:
     try:
         for folder in folders:
             _check(folder)
-        if args.into:
-            combine(folders or there, args.into)
-            there, folders = [args.into], []
+        into = args.into or together(folders)
+        if into:
+            combine(folders or there, into)
+            folders = [into]
         for folder in folders or there:
             print(build_report(folder))
-        if len(folders) > 1:
-            print("each folder has its own report; --into FOLDER makes one of all of them")
+        if into:
+            print(f"one report of all: {into / 'summary.md'}")
     except BadInput as error:
         sys.exit(f"latentbench: {error}")
 
 
+def together(folders: Sequence[Path]) -> Path | None:
+    """Where the one report of several folders goes: results/cpu+seeds of two of these names."""
+    if len(folders) < 2:
+        return None
+    return Path("results") / "+".join(folder.resolve().name for folder in folders)
+
+
 def combine(folders: Sequence[Path], target: Path) -> None:
-    """Copy the records and sample strips of several results folders into a new one.
+    """Copy the records and sample strips of several results folders into one of their own.
 
     A record that two folders have is there once; two machines' records of one measurement both.
-    Raises BadInput where the folder is there already.
+    Made once more, it is replaced. Raises BadInput for a folder that was made of anything else.
     """
-    if target.exists():
-        raise BadInput(f"--into {target}: it is there already; give a new folder")
+    sources = [str(folder.resolve()) for folder in folders]
+    if target.exists() and read_json(target / SOURCES) != sources:
+        raise BadInput(f"{target}: it is there already, and of other results; give a new --into")
     with atomic_folder(target) as place:
+        write_json(place / SOURCES, sources)
         taken: dict[str, dict] = {}
         for folder in folders:
             for record in records.read(folder):

@@ -140,11 +140,6 @@ def read_tensors(
     return tensors, texts
 
 
-def is_checked(path: str | Path) -> bool:
-    """Whether this process has found a file whole, and it has not changed since."""
-    return Path(path).exists() and stamp_of(path) in session.checked
-
-
 def stamp_of(path: str | Path) -> tuple:
     """Changes with the file."""
     found = Path(path).stat()

@@ -251,6 +251,11 @@ def gathered(share: Any) -> list[Any]:
     return shares or []
 
 
+def own_rows(count: int) -> slice | None:
+    """Of a batch of `count` images those that this process needs; None: all of them."""
+    return None if size() == 1 else rows(count)
+
+
 def rows(count: int, part: int = 0, parts: int = 1) -> slice:
     """Of `count` images those that are this process's: its share, or `part` of `parts` of it.
 

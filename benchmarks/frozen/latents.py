@@ -50,25 +50,39 @@ class LatentSet:
                 moved[name] = each.held(device)
         return replace(self, **moved)
 
-    def batch(self, seed: int, step: int, size: int) -> Batch:
+    def batch(self, seed: int, step: int, size: int, rows: slice | None = None) -> Batch:
         """Training batch `step` of `size` images: a pure function of (seed, step).
 
-        Each epoch has a new order; each image is mirrored at a coin's toss.
+        Each epoch has a new order; each image is mirrored at a coin's toss. With `rows`, only these
+        images are read, and the latents and tokens of the others are zeros: one of several
+        processes needs its own part, and the shape of the whole.
         """
         device = self.labels.device
         at = batch_indices(len(self.labels), size, seed, step)
         mirror = torch.randint(2, (size,), generator=seeded("mirror", seed, step))
+        labels = self.labels[to_device(at, device)]
+        if rows:
+            mirror, at = mirror[rows], at[rows]
         there = (to_device(mirror, device), to_device(at, device))
         taken = [
             each[there] if isinstance(each, Tensor) else to_device(each[mirror, at], device)
             for each in (self.latents, self.tokens)
         ]
-        return Batch(taken[0], taken[1].long(), self.labels[there[1]])
+        if rows:
+            taken = [_in_whole(part, size, rows) for part in taken]
+        return Batch(taken[0], taken[1].long(), labels)
 
     def raw(self, latents: Tensor) -> Tensor:
         """Whitened latents (B, C, H, W) in the autoencoder's own units."""
         mean, std = (to_device(x, latents.device).to(latents.dtype) for x in (self.mean, self.std))
         return latents * std[:, None, None] + mean[:, None, None]
+
+
+def _in_whole(part: Tensor, size: int, rows: slice) -> Tensor:
+    """`rows` of a batch in one of `size` images, of which the others are zeros."""
+    whole = part.new_zeros(size, *part.shape[1:])
+    whole[rows] = part
+    return whole
 
 
 # a pure function; two, for a batch that spans the end of one epoch and the start of the next

@@ -20,7 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.core.store import is_checked, read_tensors, stamp_of
+from benchmarks.core.checked import is_whole
+from benchmarks.core.store import read_tensors, stamp_of
 
 IMAGES = 8192  # of a shard
 AT_ONCE = 1024  # images to copy to a device
@@ -51,15 +52,17 @@ class Shards:
         return f"{self.key} {number}"
 
     def moments(self, number: int) -> Tensor | None:
-        """The moments of a shard that is whole, read whole once a process; else None, with a
-        printed line if it is damaged.
-        """
+        """The moments of a shard that is whole; else None, with a printed line if it is damaged."""
         path = self.path(number)
-        if is_checked(path):
-            with safe_open(str(path), "pt") as file:
-                return file.get_tensor("moments")
-        shard = read_tensors(path, self.key_of(number))
-        return shard[0]["moments"] if shard else None
+        mark = path.with_suffix(".checked")
+
+        def check() -> bool:
+            return read_tensors(path, self.key_of(number)) is not None
+
+        if not path.exists() or not is_whole([path], mark, check):
+            return None
+        with safe_open(str(path), "pt") as file:
+            return file.get_tensor("moments")
 
     def paths(self) -> list[Path]:
         return [self.path(number) for number in range(len(self))]

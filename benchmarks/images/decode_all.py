@@ -24,7 +24,7 @@ Opener = Callable[[], Path | IO[bytes]]  # an image's file, when it is its turn
 class _Decoded(Dataset):
     """Image i as pixels, or in words why there are none."""
 
-    def __init__(self, files: Sequence[Opener], size: int) -> None:
+    def __init__(self, files: Sequence[Opener], size: int | None) -> None:
         self.files, self.size = files, size
 
     def __len__(self) -> int:
@@ -39,8 +39,9 @@ class _Decoded(Dataset):
             return error
 
 
-def decode_all(files: Sequence[Opener], size: int) -> Iterator[np.ndarray | str]:
-    """Each file's pixels, uint8 (3, size, size), in order; in words why where it has none.
+def decode_all(files: Sequence[Opener], size: int | None) -> Iterator[np.ndarray | str]:
+    """Each file's pixels, uint8 (3, size, size), in order; in words why where it has none. Without
+    a size each has its own.
 
     In processes: on small images threads would wait for Python's lock more than they decode.
     Raises BadInput where one of them was killed, and OSError where a disk fails.

@@ -4,8 +4,9 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,8 @@ from PIL import Image
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file, atomic_folder
 from benchmarks.core.text import printable
-from benchmarks.images.decode import MAX_BAD_FRACTION, Unreadable, decode, open_image, to_pixels
+from benchmarks.images.decode import MAX_BAD_FRACTION, open_image, to_pixels
+from benchmarks.images.decode_all import decode_all
 from benchmarks.images.files import Walk, list_images
 
 IMAGE_COLUMNS = ("image", "img")
@@ -85,13 +87,13 @@ def _decode_files(
     decoded: dict[int, np.ndarray] = {}
     names: dict[tuple[int, int], str] = {}  # of each width and height one image, as an example
     unreadable: list[str] = []
-    for i, (name, file) in enumerate(files):
-        try:
-            decoded[i] = decode(file, size)
-        except Unreadable as error:
-            unreadable.append(f"{name} ({error})")
+    images = decode_all([partial(_as_it_is, file) for _, file in files], size)
+    for i, ((name, file), image) in enumerate(zip(files, images, strict=True)):
+        if isinstance(image, str):
+            unreadable.append(f"{name} ({image})")
         else:
-            names.setdefault(_width_and_height(file, decoded[i], size), name)
+            decoded[i] = image
+            names.setdefault(_width_and_height(file, image, size), name)
     if len(unreadable) > MAX_BAD_FRACTION * len(files):
         raise BadInput(
             f"{where}: {len(unreadable)} of {len(files)} images are unreadable (over 1%), "
@@ -107,6 +109,11 @@ def _decode_files(
         print(f"{what}: {len(unreadable)} unreadable image(s) skipped, e.g. {unreadable[0]}")
     _say_resized(len(decoded), list(names), size, what)
     return np.stack(list(decoded.values())), list(decoded)
+
+
+def _as_it_is(file: Path | IO[bytes]) -> Path | IO[bytes]:
+    """What opens a file for `decode_all`: a path, or what is in memory."""
+    return file
 
 
 def _width_and_height(file: Any, pixels: np.ndarray, size: int | None) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.core.checked import is_whole
 from benchmarks.core.store import digest, first_line, read_sealed
 from benchmarks.images.splits import SPLITS
 
@@ -62,12 +63,12 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
         labels = np.load(folder / "labels.npy")
         index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
         # of what is there, not of what was written: a byte may have changed since
-        there = _fingerprints_once(folder, _written(folder))
+        files = [folder / "meta.json", *sorted(folder.glob("*.npy"))]
+        whole = is_whole(files, folder / "images.checked", partial(_is_stated, meta, folder))
     except Exception as error:  # whatever damaged files lead their readers to
         print(f"data: the cache in {folder} is damaged ({first_line(error)}); rebuilding it")
         return None
-    stated = {name: meta[name] for name in there}
-    if pixels.shape != (len(labels), 3, size, size) or there != stated:
+    if pixels.shape != (len(labels), 3, size, size) or not whole:
         print(f"data: the cache in {folder} is not what was written; rebuilding it")
         return None
     key_of_all, key_of_train = meta["fingerprints"]
@@ -85,18 +86,10 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
     )
 
 
-def _written(folder: Path) -> tuple:
-    """Changes with any of the files."""
-    stats = [path.stat() for path in sorted(folder.glob("*.npy"))]
-    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in stats)
-
-
-@lru_cache(maxsize=8)
-def _fingerprints_once(folder: Path, written: tuple) -> dict[str, Any]:
-    """`fingerprints`, once in a process for files that were `written` then: every cell of a sweep
-    asks, and reading all images may take long.
-    """
-    return fingerprints(folder)
+def _is_stated(meta: dict[str, Any], folder: Path) -> bool:
+    """Whether a folder holds what its description states."""
+    there = fingerprints(folder)
+    return there == {name: meta[name] for name in there}
 
 
 def fingerprints(folder: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def loop(
     began, losses = time.perf_counter() - progress.seconds, []
     while (done := budget.done(progress)) < 1:
         state.begin_step(done, rate(done))
-        batch = data.batch(seed, progress.step, budget.batch)
+        batch = data.batch(seed, progress.step, budget.batch, team.own_rows(budget.batch))
         losses.append(state.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
         run.compiler.after(state, progress.step, batch)
