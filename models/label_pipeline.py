@@ -293,6 +293,7 @@ def matched(
     elif imagenet_labels is not None and own == IMAGENET_CLASSES:
         labels, how = list(imagenet_labels), "by ImageNet's order of WordNet ids"
     elif len(classes) == own:
+        _refuse_another_order(classes, called)
         labels, how = list(range(own)), _how_alike(classes, names)
     else:
         raise ValueError(
@@ -304,6 +305,16 @@ def matched(
         reason = f"{wrong[0]} is not among its {own}" if wrong else "a label is given twice"
         raise ValueError(f"labels: {reason}")
     return labels, how
+
+
+def _refuse_another_order(classes: Sequence[str], called: dict[str, list[int]]) -> None:
+    """Raises ValueError where a class is there by its name, at another label than its own."""
+    for label, name in enumerate(classes):
+        if len(called.get(name, [])) == 1 and called[name] != [label]:
+            raise ValueError(
+                f"{name} is label {called[name][0]} there and {label} in the data, and other names "
+                "fit nothing; give model.labels=[...], the pipeline's label of each class in order"
+            )
 
 
 def _how_alike(classes: Sequence[str], names: dict[int, str]) -> str:

@@ -1,10 +1,12 @@
 """Several results folders, of one machine or of two, in one report."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
 from benchmarks.commands import report
-from benchmarks.core.store import ROOT, seal, write_json
+from benchmarks.core.store import ROOT, read_json, seal, write_json
 from benchmarks.reports import summary
 from benchmarks.results import records
 
@@ -62,6 +64,37 @@ def test_two_folders_by_themselves_are_one_report_which_can_be_made_again(
         report.main([str(theirs), "--into", "results/cpu-procedural+theirs"])
     report.main([str(theirs)])
     assert (theirs / "results.csv").exists(), "one folder has its report where it is"
+
+
+def test_of_one_measurement_made_twice_by_one_machine_the_newer_is_there(tmp_path, capsys):
+    """Not their mean, under the error of one."""
+    older = tmp_path / "older"
+    for record in records.read(OURS):
+        row = record["row"] | {"started_at": "2026-01-01T00:00:00"}
+        row["fd_generator"] *= 3
+        write_json(records.path_of(older, row["run_id"]), seal(record | {"row": row}))
+    for folders in ([OURS, older], [older, OURS]):
+        report.combine(folders, tmp_path / f"from-{folders[0].name}")
+        assert "machines of one name, and differ: the newer" in capsys.readouterr().out
+        both = records.read(tmp_path / f"from-{folders[0].name}")
+        distances = {r["row"]["run_id"]: r["row"]["fd_generator"] for r in both}
+        assert distances == {
+            r["row"]["run_id"]: r["row"]["fd_generator"] for r in records.read(OURS)
+        }
+
+
+def test_all_results_in_one_report_do_not_count_that_report(theirs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "build_report", lambda folder: str(folder))
+    for name in ("a", "b"):
+        shutil.copytree(theirs, tmp_path / "results" / name)
+    for _ in range(2):
+        report.main(["--into", "results/all"])
+        assert read_json(tmp_path / "results/all/made_of.json") == [
+            str(tmp_path / "results" / name) for name in ("a", "b")
+        ]
+        (tmp_path / "results/all/README.md").write_text("What we think of it.")
+    assert (tmp_path / "results/all/README.md").exists()
 
 
 def test_what_is_there_is_not_written_over(tmp_path):

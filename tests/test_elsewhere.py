@@ -137,6 +137,12 @@ def test_a_name_that_two_labels_have_is_no_match_but_others_are():
     assert labels == [0, 1, 2, 3] and how == "in the order of both, where 3 of 4 have the same name"
 
 
+def test_names_that_are_there_in_another_order_are_refused_though_some_fit_nothing():
+    names = {0: "dog", 1: "cat", 2: "parrot"}
+    with pytest.raises(ValueError, match="cat is label 1 there and 0 in the data"):
+        matched(["cat", "dog", "bird"], names, None, 3, None)
+
+
 @pytest.mark.parametrize(
     "given, reason",
     [

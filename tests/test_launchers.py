@@ -131,6 +131,32 @@ def test_what_waits_for_its_turn_is_not_told_that_the_disk_is_another(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("missing", ["results_dir", "cache_dir"])
+def test_a_machine_that_does_not_see_what_is_shared_runs_no_cell(missing, tmp_path, monkeypatch):
+    """It would make everything once more, and nobody would see it."""
+    ran, shared = [], {name: tmp_path / name for name in ("results_dir", "cache_dir")}
+    hydra = SimpleNamespace(
+        launcher=SimpleNamespace(_target_="Joblib"),
+        sweep=SimpleNamespace(dir=shared["results_dir"]),
+    )
+    cfg = SimpleNamespace(hydra=hydra, cache_dir=str(shared["cache_dir"]))
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: hydra)
+    session.__init__()
+    job = jobs.Job(ran.append, full_error="0", launched_by=("another machine", 1))
+    session.job_name = job.name
+    jobs.NoteSweep().on_multirun_start(cfg)
+    job(cfg)
+    assert ran == [cfg], "a machine that sees both"
+    shared[missing].rename(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match=f"^{missing}: .* does not see .*{missing}"):
+        job(cfg)
+    job(SimpleNamespace(cache_dir="another")) if missing == "cache_dir" else None
+    assert len(ran) == (2 if missing == "cache_dir" else 1), "a cell may have a cache of its own"
+    (tmp_path / "elsewhere").rename(shared[missing])
+    jobs.merge_outcomes(job)
+    assert not list(tmp_path.rglob("outcomes"))
+
+
 def test_a_cell_that_finds_other_code_than_its_launcher_had_is_not_run(tmp_path, monkeypatch):
     ran = []
     job = jobs.Job(ran.append, full_error="0", launched_by=("another machine", 1))

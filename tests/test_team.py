@@ -8,7 +8,9 @@ from conftest import FAMILIES, random_batch, rng, tiny
 from benchmarks.core import team
 from benchmarks.core.errors import BadInput, PeerLost, raise_if_stopped
 from benchmarks.core.session import Session
+from benchmarks.core.settings import compose
 from benchmarks.run import refuse_within_a_team
+from benchmarks.stages import prepare
 
 # --- a part of a batch
 
@@ -37,6 +39,12 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     assert [team.rows(6, part, 3) for part in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(BadInput, match=r"train.batch=6 .* give a multiple of 4"):
         team.rows(6, 0, 4)
+
+
+def test_that_is_said_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(prepare, "load_dataset", None)
+    with pytest.raises(BadInput, match=r"train.batch=32 cannot be divided .* multiple of 3"):
+        prepare.prepare(compose("model=dit", "train.batch=32", "train.accumulate=3"))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 25, 64])

@@ -105,6 +105,8 @@ def test_two_processes_train_sample_and_score_as_one(one, tmp_path, launcher):
     tables = [pd.read_csv(file).sort_values("steps") for file in files]
     for name in ("train_processes", "sample_processes"):
         assert [table[name].unique().tolist() for table in tables] == [[1], [2]]
+    batches = [table["sample_batch"].unique().tolist() for table in tables]
+    assert batches == [[16], [10]], "each of two processes has ten of the twenty images"
     each = tables[1].train_images_per_second_each
     assert each.tolist() == pytest.approx((tables[1].train_images_per_second / 2).tolist())
     for name in ("fd_generator", "fd", "kid", "recall", "fd_floor_real", "label_accuracy"):

@@ -19,6 +19,7 @@ from benchmarks.stages.budget import make_budget
 from benchmarks.stages.checkpoint import Checkpoints
 from benchmarks.stages.train import _loss, learning_rate, train
 from benchmarks.stages.train_state import InPlaceEMA
+from metrics import speed
 
 CFG = SimpleNamespace(
     budget=60,
@@ -97,6 +98,27 @@ def test_a_resumed_run_is_the_run(tmp_path, name):
     # but for the seconds
     assert [row[:4] for row in summary["log"]] == [row[:4] for row in again["log"]]
     assert not (broken / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("kept", [None, 1, 3])
+def test_a_training_that_went_on_says_how_many_processes_it_had(tmp_path, kept):
+    """By the seconds that each had; a checkpoint of an earlier version says nothing of them."""
+    run_killed(tmp_path, "dit")
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    progress = checkpoint["progress"]
+    assert progress["process_seconds"] == pytest.approx(progress["seconds"])
+    if kept is None:
+        del progress["process_seconds"]
+    else:
+        progress |= {"seconds": 100.0, "process_seconds": 100.0 * kept}
+    torch.save(checkpoint, path)
+    _, summary = run(tmp_path, "dit")
+    seconds = summary["seconds"]
+    mean = (100 * (kept or 1) + seconds - 100) / seconds
+    assert summary["processes"] == (pytest.approx(mean, abs=0.001) if kept == 3 else 1)
+    flops = summary["utilisation"] * speed.ceiling_flops(torch.device("cpu"))
+    assert flops * summary["processes"] == pytest.approx(summary["flops"] / seconds, rel=0.01)
 
 
 def test_weights_kept_on_the_way_are_the_average_then_and_survive_a_kill(tmp_path):

@@ -24,6 +24,7 @@ from benchmarks.reports.summary import build_report
 from benchmarks.results import records
 
 SOURCES = "made_of.json"  # of a report of several folders: which
+NOTES = "README.md"  # what somebody wrote about a report
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
             _check(folder)
         into = args.into or together(folders)
         if into:
-            combine(folders or there, into)
+            combine(folders or [path for path in there if not (path / SOURCES).exists()], into)
             folders = [into]
         for folder in folders or there:
             print(build_report(folder))
@@ -62,28 +63,47 @@ def together(folders: Sequence[Path]) -> Path | None:
 def combine(folders: Sequence[Path], target: Path) -> None:
     """Copy the records and sample strips of several results folders into one of their own.
 
-    A record that two folders have is there once; two machines' records of one measurement both.
-    Made once more, it is replaced. Raises BadInput for a folder that was made of anything else.
+    A record that two folders have is there once; two machines' records of one measurement both. Of
+    two that one machine made of it, the newer one is, and a line says so. Made once more, it is
+    replaced. Raises BadInput for a folder that was made of anything else.
     """
     sources = [str(folder.resolve()) for folder in folders]
     if target.exists() and read_json(target / SOURCES) != sources:
         raise BadInput(f"{target}: it is there already, and of other results; give a new --into")
     with atomic_folder(target) as place:
         write_json(place / SOURCES, sources)
-        taken: dict[str, dict] = {}
-        for folder in folders:
-            for record in records.read(folder):
-                name = record["row"]["run_id"]
-                own = name
-                if name in taken and taken[name] != record:
-                    own = digest(name, record)[:12]
-                    record = seal(record | {"row": record["row"] | {"run_id": own}})
-                taken[own] = record
-                write_json(records.path_of(place, own), record)
-                for suffix in (".png", "-nearest.png"):
-                    strip = folder / "records" / f"{name}{suffix}"
-                    if strip.exists():
-                        shutil.copyfile(strip, place / "records" / f"{own}{suffix}")
+        if (target / NOTES).exists():
+            shutil.copyfile(target / NOTES, place / NOTES)
+        for (name, device), (folder, record) in _newest(folders).items():
+            own = name
+            if records.path_of(place, name).exists():  # another machine's
+                own = digest(name, device)[:12]
+                record = seal(record | {"row": record["row"] | {"run_id": own}})
+            write_json(records.path_of(place, own), record)
+            for suffix in (".png", "-nearest.png"):
+                strip = folder / "records" / f"{name}{suffix}"
+                if strip.exists():
+                    shutil.copyfile(strip, place / "records" / f"{own}{suffix}")
+
+
+def _newest(folders: Sequence[Path]) -> dict[tuple[str, str], tuple[Path, dict]]:
+    """Of each measurement, on each kind of machine, the newest record and its folder."""
+    newest: dict[tuple[str, str], tuple[Path, dict]] = {}
+    left_out = 0
+    for folder in folders:
+        for record in records.current(records.read(folder)):
+            row = record["row"]
+            key = row["run_id"], row.get("device") or ""
+            _, other = newest.get(key, (folder, record))
+            left_out += other["row"] != row
+            if (other["row"].get("started_at") or "") <= (row.get("started_at") or ""):
+                newest[key] = folder, record
+    if left_out:
+        print(
+            f"{left_out} measurement(s) are in two folders, of machines of one name, and differ: "
+            "the newer of each is in the report"
+        )
+    return newest
 
 
 def _check(folder: Path) -> None:

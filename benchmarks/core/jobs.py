@@ -26,6 +26,8 @@ from benchmarks.core.files import OLD, runs
 from benchmarks.core.session import session
 from benchmarks.core.store import read_json, write_json
 
+LAUNCHERS_CACHE = "cache_dir.txt"  # beside the outcomes: which cache the launching process has
+
 
 def _this_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
@@ -48,7 +50,12 @@ class Job:
         elsewhere = _this_process() != self.launched_by
         if elsewhere:
             session.launched_by = self.launched_by
-            _refuse_another_disk(_outcomes(Path(HydraConfig.get().sweep.dir), self.name))
+            folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
+            _refuse_another_disk(folder, "results_dir")
+            noted = folder / LAUNCHERS_CACHE
+            # a sweep may give a cell a cache of its own
+            if noted.exists() and str(cfg.cache_dir) == noted.read_text():
+                _refuse_another_disk(_outcomes(Path(cfg.cache_dir), self.name), "cache_dir")
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
             session.guard(self._like_the_launcher if elsewhere else self.task, cfg)
@@ -69,14 +76,14 @@ class Job:
         self.task(cfg)
 
 
-def _refuse_another_disk(folder: Path) -> None:
+def _refuse_another_disk(folder: Path, key: str) -> None:
     """Raises BadInput where the folder that the launching process made is not seen: what is done
-    here would be lost.
+    here would be lost, or what is there would be made once more.
     """
     if not folder.is_dir():
         raise BadInput(
-            f"{socket.gethostname()} does not see {folder.parent}, which the launching process "
-            "made: results_dir and cache_dir must be on a disk that all machines share"
+            f"{key}: {socket.gethostname()} does not see {folder.parent}, which the launching "
+            "process made: results_dir and cache_dir must be on a disk that all machines share"
         )
 
 
@@ -105,11 +112,20 @@ class NoteSweep(Callback):
         if config.hydra.launcher._target_.endswith("BasicLauncher"):
             return  # every cell runs in this process
         session.sweep_folder = Path(config.hydra.sweep.dir)
+        session.sweep_cache = Path(config.cache_dir)
         if session.job_name:  # what cannot be written is said by whoever writes there first
             with suppress(OSError):
-                own = _outcomes(session.sweep_folder, session.job_name)
-                own.mkdir(parents=True)
-                _remove_forgotten(own.parent)
+                _meet(session.sweep_folder, session.job_name)
+                _meet(session.sweep_cache, session.job_name)
+                noted = _outcomes(session.sweep_folder, session.job_name) / LAUNCHERS_CACHE
+                noted.write_text(str(session.sweep_cache))
+
+
+def _meet(folder: Path, name: str) -> None:
+    """Make in a shared folder what the cells of a call must see there."""
+    own = _outcomes(folder, name)
+    own.mkdir(parents=True)
+    _remove_forgotten(own.parent)
 
 
 def _remove_forgotten(folder: Path) -> None:
@@ -140,10 +156,12 @@ def merge_outcomes(job: Job) -> None:
         session.merge(read_json(path) or {})
     if session.cells_left:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # the folder of another call's is there, too
-        folder.parent.rmdir()
+    for shared in filter(None, (session.sweep_folder, session.sweep_cache)):
+        folder = _outcomes(shared, job.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # the folder of another call's is there, too
+            folder.parent.rmdir()
 
 
-def _outcomes(sweep_folder: Path, name: str) -> Path:
-    return sweep_folder / "outcomes" / name
+def _outcomes(shared: Path, name: str) -> Path:
+    return shared / "outcomes" / name

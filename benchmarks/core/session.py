@@ -54,6 +54,7 @@ class Session:
     begun: bool = False  # whether a cell was
     printed: set[str] = field(default_factory=set)  # lines that are printed once only
     sweep_folder: Path | None = None  # of a sweep, for its launcher
+    sweep_cache: Path | None = None  # where its cells find what is made once
     job_name: str = ""  # of what a launcher may run elsewhere
     # of a process in a team: networks and cells like the leader's, by their keys
     from_leader: dict[str, Any] = field(default_factory=dict)

@@ -59,7 +59,7 @@ class Shards:
         def check() -> bool:
             return read_tensors(path, self.key_of(number)) is not None
 
-        if not path.exists() or not is_whole([path], mark, check):
+        if not path.exists() or not is_whole([path], self.key_of(number), mark, check):
             return None
         with safe_open(str(path), "pt") as file:
             return file.get_tensor("moments")

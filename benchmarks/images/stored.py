@@ -64,7 +64,7 @@ def load(folder: Path, key: str, size: int) -> Dataset | None:
         index = {name: np.load(folder / f"{name}.npy") for name in SPLITS}
         # of what is there, not of what was written: a byte may have changed since
         files = [folder / "meta.json", *sorted(folder.glob("*.npy"))]
-        whole = is_whole(files, folder / "images.checked", partial(_is_stated, meta, folder))
+        whole = is_whole(files, key, folder / "images.checked", partial(_is_stated, meta, folder))
     except Exception as error:  # whatever damaged files lead their readers to
         print(f"data: the cache in {folder} is damaged ({first_line(error)}); rebuilding it")
         return None

@@ -67,8 +67,8 @@ def build_report(folder: Path) -> str:
     if not current:
         return f"{folder}: no records yet"
     if left_out := len(everything) - len(current):
-        old = f"{left_out} record(s) of earlier versions of the models or libraries"
-        print(f"{folder}: {old} are left out")
+        since = "the same trainings were done later with other versions of models or libraries"
+        print(f"{folder}: {left_out} record(s) are left out: {since}")
     table = records.table(current)
     report = Report(folder, current, table, panels(table))
 

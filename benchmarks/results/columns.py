@@ -50,7 +50,12 @@ COLUMNS = [
     Column("train_fraction", 0, "", "fraction of the training budget behind these weights"),
     Column("train_seconds", -1, "s", "wall time of the training loop"),
     Column("train_images_per_second", 1, "images/s", "training throughput, of all processes"),
-    Column("train_processes", 0, "", "processes that trained it together"),
+    Column(
+        "train_processes",
+        0,
+        "",
+        "processes that trained it together: their mean, where it went on with another number",
+    ),
     Column(
         "train_images_per_second_each", 1, "images/s", "training throughput of one of the processes"
     ),

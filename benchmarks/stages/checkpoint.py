@@ -33,10 +33,16 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    process_seconds: float = 0.0  # of all processes, whose number may have changed on the way
     # rows of images, training FLOPs, mean loss, learning rate, seconds
     log: list[list[float]] = field(default_factory=list)
     # fraction of the budget -> images, flops, seconds, weights
     snapshots: dict[str, dict] = field(default_factory=dict)
+
+    def take(self, seconds: float, processes: int) -> None:
+        """The clock stands at `seconds`, and as many processes trained since it was last read."""
+        self.process_seconds += processes * (seconds - self.seconds)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ class Checkpoints:
             _check_bytes(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
             self._check(state)
-            progress = Progress(**state["progress"])
+            # a checkpoint of an earlier version does not say how many processes there were
+            one_process = {"process_seconds": state["progress"]["seconds"]}
+            progress = Progress(**one_process | state["progress"])
             self._check_kept(progress)
             average, moments = state["ema"], state["optimizer"]
             fits, reason = load(generator, state["model"]), "its tensors are another network's"

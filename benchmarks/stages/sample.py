@@ -234,6 +234,7 @@ def _on_the_clock(
             "batch_seconds_spread": speed.spread(timed),
             "others_cpu": team.of_others(others),
             "others_gpu": speed.others_gpu(device),
+            "sample_batch": batch,
             "sample_processes": team.size(),
         },
     )

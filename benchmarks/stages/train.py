@@ -114,7 +114,7 @@ def loop(
         losses.append(state.step(batch, seeded("noise", seed, progress.step)))
         progress.step += 1
         run.compiler.after(state, progress.step, batch)
-        progress.seconds = team.agreed(time.perf_counter() - began)
+        progress.take(team.agreed(time.perf_counter() - began), team.size())
         bar.update(budget.batch)
 
         # weights kept on the way, for distance against training FLOPs
@@ -133,7 +133,7 @@ def loop(
         if late:
             raise OutOfTime(f"{run.files.folder.name} is trained to {budget.done(progress):.0%}")
     speed.synchronise(run.device)
-    progress.seconds = time.perf_counter() - began
+    progress.take(time.perf_counter() - began, team.size())
     bar.close()
 
 
@@ -231,13 +231,14 @@ def _finish(run: Run) -> dict:
     if not team.leads():
         return {}
     spent = run.budget.spent(progress)
+    processes = progress.process_seconds / progress.seconds  # their mean, where it changed
     flops_per_second = spent["flops"] / spent["seconds"]
     summary = spent | {
         "steps": progress.step,
         "images_per_second": spent["images"] / spent["seconds"],
         "others_cpu": team.of_others(run.others),
-        "utilisation": flops_per_second / (speed.ceiling_flops(run.device) * team.size()),
-        "processes": team.size(),
+        "utilisation": flops_per_second / (speed.ceiling_flops(run.device) * processes),
+        "processes": round(processes, 3),
         "log": progress.log,
         "snapshots": progress.snapshots,
         "trained_by": provenance(run.device),
