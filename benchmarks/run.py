@@ -117,6 +117,7 @@ def load_or_train(cell: Cell) -> dict | None:
     try:
         with session.stage("training"):
             trained = jointly.train(cell)
+        _say_by_how_many("trained", trained.get("processes", 1))
     except (BadInput, OutOfTime, OSError):  # of the setting or the machine, not of the training
         raise
     except Exception as error:
@@ -182,6 +183,7 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     cell.set_sampler(config)
     with session.stage("sampling"):
         samples = load_or_sample(path, path.stem, partial(jointly.sample, cell, config))
+    _say_by_how_many("samples", samples.made.get("sample_processes", 1))
     labels = labels_for(config.count, cell.model.num_classes)
     with session.stage("counting"):
         autoencoder = cell.latent_space and cell.latent_space.autoencoder
@@ -198,6 +200,14 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
     leads = leading(scores.row)
     name = distance_title(evaluator.extractor.name, generator=leads == "fd_generator")
     print(f"  {setting}: {name} {scores.row[leads]:.2f}", flush=True)
+
+
+def _say_by_how_many(what: str, processes: float) -> None:
+    """A line where something is from the cache, and its seconds are of another team."""
+    if processes != team.size():
+        session.print_once(
+            f"{what}: from the cache, by {processes:g} process(es), not the {team.size()} of now"
+        )
 
 
 def is_recorded(cell: Cell, asked: Measurement) -> bool:

@@ -102,15 +102,23 @@ class OtherPrograms:
         self.device = device
         self.began, self.busy, self.own = _cpu_seconds()
 
-    def share(self) -> float | None:
-        """Of the cores' time since it was made, 0 to 1; None where the system does not say."""
-        now, busy, own = _cpu_seconds()
+    def own_seconds(self) -> float:
+        """CPU seconds of this process since it was made."""
+        return _cpu_seconds()[2] - self.own
+
+    def share(self, own: float | None = None) -> float | None:
+        """Of the cores' time since it was made, 0 to 1; None where the system does not say.
+
+        `own`: CPU seconds of what is no other program; default: those of this process.
+        """
+        now, busy, _ = _cpu_seconds()
+        own = self.own_seconds() if own is None else own
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         if self.device.type != "cpu" or busy is None or self.busy is None:
             return None
         if now - self.began < LEAST_WATCHED:
             return None
-        others = (busy - self.busy) - (own - self.own)
+        others = (busy - self.busy) - own
         return min(1.0, max(0.0, others / (cores * (now - self.began))))
 
 

@@ -202,7 +202,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> tuple[DiffusionPipeline, 
     name = index.get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(kind) and issubclass(kind, DiffusionPipeline)):
-        raise ValueError(f"{name} is no pipeline of diffusers, and no other code is run")
+        what = f"its _class_name, {name}," if name else f"{INDEX} has no _class_name, which"
+        raise ValueError(f"{what} is no pipeline of diffusers, and no other code is run")
     if "class_labels" not in inspect.signature(kind.__call__).parameters:
         raise ValueError(f"{name} takes no class labels")
     parts: dict[str, Any] = {}

@@ -232,7 +232,7 @@ def with_code(folder):
     [
         (
             in_index(_class_name="Evil"),
-            "Evil is no pipeline of diffusers, and no",
+            "its _class_name, Evil, is no pipeline of diffusers, and no",
         ),
         (with_code, "is no pipeline of diffusers, and no other code is run"),
         (in_index(_class_name="StableDiffusionPipeline"), "takes no class labels"),

@@ -58,7 +58,9 @@ def test_many_images_are_decoded_by_processes_and_are_the_same(tmp_path, monkeyp
         assert np.array_equal(import_export.read(path, "IMAGES")[0], IMAGES)
         assert import_export.read(path, "IMAGES", 16)[0].shape == (48, 3, 16, 16)
         assert "of 1 size(s), 32x32 to 32x32, brought to 16x16" in capsys.readouterr().out
-    assert started == [2] * 4
+        assert import_export.read(path, "IMAGES", 40)[0].shape == (48, 3, 40, 40)
+        assert "; 48 of them were smaller, and are blurred" in capsys.readouterr().out
+    assert started == [2] * 6
 
 
 def test_an_npz_is_in_adm_s_layout(tmp_path):

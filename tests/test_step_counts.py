@@ -57,7 +57,7 @@ def test_steps_that_three_trainings_agree_on_by_chance_are_not_called_worse():
     """Above the best count by 2.1 errors, of three trainings: p is 0.17."""
     table = trained({"a": {4: [5.0, 5.0, 5.0], 8: [5.2, 5.35, 5.75]}})
     (line,) = verdicts.enough_steps(table)
-    assert line == "a: 4 steps are best (5)."
+    assert line == "a: 4 steps are best (5), and no other count is told apart from it."
     (line,) = verdicts.enough_steps(trained({"a": {4: [5.2, 5.35, 5.75], 8: [5.0, 5.0, 5.0]}}))
     assert line.endswith("are best (5); fewer are more than two errors above it.")
 

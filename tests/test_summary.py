@@ -141,7 +141,7 @@ def test_records_of_an_earlier_version_are_left_out_and_other_recipes_stay(tmp_p
     other = record("dit", 15.0, steps=16) | {"config": recipe | {"model": {"lr": 2}}}
     other["fingerprints"]["training"] = "lr2"
     text = summary_of(tmp_path, [old, new, other])
-    assert "1 record(s) of earlier versions" in capsys.readouterr().out
+    assert "1 record(s) are left out: the same trainings" in capsys.readouterr().out
     assert "| 4 |" not in text and "| dit, lr 1 | 8 |" in text and "| dit, lr 2 | 16 |" in text
 
 

@@ -1,5 +1,7 @@
 """What the processes of a team agree on, divide and refuse, each tried in one process."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,17 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     assert [team.rows(6, part, 3) for part in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(BadInput, match=r"train.batch=6 .* give a multiple of 4"):
         team.rows(6, 0, 4)
+
+
+def test_the_processes_of_a_team_are_no_other_programs(monkeypatch):
+    monkeypatch.setattr(team, "size", lambda: 3)
+
+    def gather(into, own):
+        into[:] = [own, (own[0], 2.0), ("another machine", 50.0)]
+
+    monkeypatch.setattr(team.dist, "all_gather_object", gather)
+    watched = SimpleNamespace(own_seconds=lambda: 3.0, share=lambda own: own)
+    assert team.of_others(watched) == 5
 
 
 def test_that_is_said_before_anything_is_computed(monkeypatch):

@@ -21,6 +21,7 @@ from benchmarks.core.store import ROOT
 
 BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
 BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
+BENCH += ["sample_batch=32"]
 BENCH += ["model.lr=1e-3"]  # sums round otherwise in two processes, and high rates enlarge that
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -106,7 +107,8 @@ def test_two_processes_train_sample_and_score_as_one(one, tmp_path, launcher):
     for name in ("train_processes", "sample_processes"):
         assert [table[name].unique().tolist() for table in tables] == [[1], [2]]
     batches = [table["sample_batch"].unique().tolist() for table in tables]
-    assert batches == [[16], [10]], "each of two processes has ten of the twenty images"
+    assert batches == [[32], [20]], "each of two processes has twenty of the forty images"
+    assert [table.device.str.endswith(", 2 processes").all() for table in tables] == [False, True]
     each = tables[1].train_images_per_second_each
     assert each.tolist() == pytest.approx((tables[1].train_images_per_second / 2).tolist())
     for name in ("fd_generator", "fd", "kid", "recall", "fd_floor_real", "label_accuracy"):

@@ -128,6 +128,8 @@ def _enough_of(at: dict[float, pd.DataFrame]) -> str:
         line += f" count, {_steps(best)} ({_mean(at[best])})"
     worse = _worse_than(at, best)
     fewer = [steps for steps in at if steps < enough]
+    if enough == best and not worse and not fewer:
+        line += ", and no other count is told apart from it"
     if fewer:
         surely = set(fewer) <= set(worse)
         line += "; fewer are worse" if surely else "; fewer are more than two errors above it"

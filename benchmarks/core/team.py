@@ -5,6 +5,7 @@ wait for its calls and do their share of what all do at once. They need the same
 """
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -206,8 +207,19 @@ def anywhere(fact: bool) -> bool:
 
 
 def of_others(watched: speed.OtherPrograms) -> float | None:
-    """What other programs took of the cores; unknown in a team, whose processes are others, too."""
-    return watched.share() if size() == 1 else None
+    """What other programs took of this machine's cores; the processes of a team are no others."""
+    if size() == 1:
+        return watched.share()
+    all_own: list[Any] = [None] * size()
+    dist.all_gather_object(all_own, (socket.gethostname(), watched.own_seconds()))
+    return watched.share(sum(own for host, own in all_own if host == socket.gethostname()))
+
+
+def on(device: str) -> str:
+    """A device's name in a record, with the number of processes: rows of two and rows of one stand
+    in sections of their own.
+    """
+    return device if size() == 1 else f"{device}, {size()} processes"
 
 
 def mean(value: Tensor) -> Tensor:

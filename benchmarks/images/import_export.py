@@ -3,6 +3,7 @@
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def read(path: Path, what: str, size: int | None = None) -> tuple[np.ndarray, np
         pixels, labels = _read_npz(path, what)
         if size is None:
             return pixels, labels
-        _say_resized(len(pixels), [(pixels.shape[3], pixels.shape[2])], size, what)
+        _say_resized(Counter({(pixels.shape[3], pixels.shape[2]): len(pixels)}), size, what)
         pictures = (Image.fromarray(image) for image in pixels.transpose(0, 2, 3, 1))
         return np.stack([to_pixels(picture, size) for picture in pictures]), labels
     if path.suffix == ".parquet":
@@ -85,7 +86,9 @@ def _decode_files(
     if not files:
         raise BadInput(f"{where}: no images in it")
     decoded: dict[int, np.ndarray] = {}
-    names: dict[tuple[int, int], str] = {}  # of each width and height one image, as an example
+    # of each width and height how many, and one of them as an example
+    sizes: Counter[tuple[int, int]] = Counter()
+    names: dict[tuple[int, int], str] = {}
     unreadable: list[str] = []
     images = decode_all([partial(_as_it_is, file) for _, file in files], size)
     for i, ((name, file), image) in enumerate(zip(files, images, strict=True)):
@@ -93,7 +96,9 @@ def _decode_files(
             unreadable.append(f"{name} ({image})")
         else:
             decoded[i] = image
-            names.setdefault(_width_and_height(file, image, size), name)
+            of_file = _width_and_height(file, image, size)
+            sizes[of_file] += 1
+            names.setdefault(of_file, name)
     if len(unreadable) > MAX_BAD_FRACTION * len(files):
         raise BadInput(
             f"{where}: {len(unreadable)} of {len(files)} images are unreadable (over 1%), "
@@ -107,7 +112,7 @@ def _decode_files(
         )
     if unreadable:
         print(f"{what}: {len(unreadable)} unreadable image(s) skipped, e.g. {unreadable[0]}")
-    _say_resized(len(decoded), list(names), size, what)
+    _say_resized(sizes, size, what)
     return np.stack(list(decoded.values())), list(decoded)
 
 
@@ -124,14 +129,17 @@ def _width_and_height(file: Any, pixels: np.ndarray, size: int | None) -> tuple[
         return image.size
 
 
-def _say_resized(count: int, sizes: Sequence[tuple[int, int]], size: int | None, what: str) -> None:
+def _say_resized(sizes: Counter[tuple[int, int]], size: int | None, what: str) -> None:
     """Print how many images, of which widths and heights, were brought to `size`, if any were."""
     if size is None or set(sizes) == {(size, size)}:
         return
     widths, heights = (sorted(side) for side in zip(*sizes, strict=True))
+    enlarged = sum(count for of_file, count in sizes.items() if min(of_file) < size)
+    blurred = f"; {enlarged} of them were smaller, and are blurred" if enlarged else ""
     print(
-        f"{what}: {count} images of {len(sizes)} size(s), {widths[0]}x{heights[0]} to "
+        f"{what}: {sizes.total()} images of {len(sizes)} size(s), {widths[0]}x{heights[0]} to "
         f"{widths[-1]}x{heights[-1]}, brought to {size}x{size} (centre crop, antialiased bicubic)"
+        f"{blurred}"
     )
 
 

@@ -270,7 +270,12 @@ COLUMNS = [
         "",
         "share of the GPU's memory that other programs held while it was timed; empty on a CPU",
     ),
-    Column("device", 0, "", "GPU, or CPU with its number of threads"),
+    Column(
+        "device",
+        0,
+        "",
+        "GPU, or CPU with its threads; and the processes, where several sampled",
+    ),
     Column("dtype", 0, "", "precision of training"),
     Column("torch", 0, "", "version of the library"),
     Column("git_sha", 0, "", "commit of the code"),

@@ -206,7 +206,8 @@ def _recipe(record: Record) -> dict[str, Any]:
     fingerprints = record.get("fingerprints", {})
     train = config.get("train") or {}
     train = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
-    machine = (row.get("device") or "").split(" (")[0]  # however many threads
+    # however many threads and processes
+    machine = (row.get("device") or "").split(" (")[0].split(", ")[0]
     columns = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
     return {
         "train": train,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.core import team
-from benchmarks.core.environment import now, provenance
+from benchmarks.core.environment import device_name, now, provenance
 from benchmarks.core.errors import Diverged
 from benchmarks.core.files import check_writable
 from benchmarks.core.locks import load_or_make
@@ -234,6 +234,7 @@ def _on_the_clock(
             "batch_seconds_spread": speed.spread(timed),
             "others_cpu": team.of_others(others),
             "others_gpu": speed.others_gpu(device),
+            "device": team.on(device_name(device)),
             "sample_batch": batch,
             "sample_processes": team.size(),
         },

@@ -228,6 +228,7 @@ def _load_kept(run: Run, fraction: float) -> None:
 def _finish(run: Run) -> dict:
     """The weights to disk, by the leader, with what the training took and made."""
     generator, progress = run.state.generator.eval(), run.progress
+    others = team.of_others(run.others)
     if not team.leads():
         return {}
     spent = run.budget.spent(progress)
@@ -236,7 +237,7 @@ def _finish(run: Run) -> dict:
     summary = spent | {
         "steps": progress.step,
         "images_per_second": spent["images"] / spent["seconds"],
-        "others_cpu": team.of_others(run.others),
+        "others_cpu": others,
         "utilisation": flops_per_second / (speed.ceiling_flops(run.device) * processes),
         "processes": round(processes, 3),
         "log": progress.log,
