@@ -78,6 +78,7 @@ NONE = dict.fromkeys(
         "not_judged",
         "not_comparable",
         "refused",
+        "same_measurement",
     ),
     0,
 )
@@ -136,6 +137,21 @@ def test_a_distance_that_one_side_lacks_is_not_comparable(tmp_path, capsys):
     records.write(tmp_path / "b", b | {"run_id": "b"}, fingerprints=prints, sampling_seed=0)
     lines, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert (counts["rows"], counts["not_comparable"]) == (1, 1) and "not comparable" in lines[2]
+
+
+def test_a_measurement_is_not_compared_with_itself(tmp_path, capsys):
+    """Two results folders of one cache."""
+    for folder in ("a", "b"):
+        _record(tmp_path / folder, 3.0, started_at="2026-11-30")
+    _, counts = compared(capsys, tmp_path / "a", tmp_path / "b")
+    assert counts == {
+        "matched": 1,
+        "rows": 1,
+        **NONE,
+        "same_measurement": 1,
+        "only_a": 0,
+        "only_b": 0,
+    }
 
 
 def test_what_the_decoder_hides_gets_no_verdict(tmp_path, capsys):

@@ -208,6 +208,11 @@ def score(cfg: DictConfig, path: Path, reference: str, size: int | None) -> None
     wanted = cfg.num_samples  # of the floors; null: as many as there are images, which need 2 too
     cfg.num_samples = 2 if wanted is None else wanted
     check(cfg)
+    if wanted is not None and Path(reference).exists():
+        raise BadInput(
+            f"num_samples={wanted}: all images of REFERENCE={reference} are used; it is for the "
+            "floors of a data set, named by a file of conf/data"
+        )
     check_writable(Path(cfg.results_dir) / "score", "results_dir")
     images, labels = read_shuffled(path, "IMAGES", size)
     cfg.num_samples = len(images) if wanted is None else wanted

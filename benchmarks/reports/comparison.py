@@ -47,7 +47,11 @@ COSTS = ("gmacs_generator", "gflops_per_image")
 MEANS = ("fd_generator", "fd", *COSTS, "seconds_per_image")
 OTHER_MACHINE = "other machine"  # in place of seconds
 UNLIKE, REFUSED = "not comparable", "refused"  # where there is no verdict at all
-VERDICTS = ("tie", "better", "worse", "inconclusive", "unknown", NOT_JUDGED, UNLIKE, REFUSED)
+SAME = "same measurement"
+VERDICTS = (
+    *("tie", "better", "worse", "inconclusive", "unknown"),
+    *(NOT_JUDGED, UNLIKE, REFUSED, SAME),
+)
 
 
 def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
@@ -84,6 +88,9 @@ def table(pairs: list[Pair]) -> tuple[list[str], Counter]:
 
 def _why_none(group: list[Pair], difference: Difference | None) -> str:
     """Why there is no verdict on a group, as a table says it; empty where there may be one."""
+    # two results folders of one cache
+    if all(a["row"] == b["row"] and a["row"].get("started_at") for a, b in group):
+        return SAME
     if difference is None or not same_evaluator(*group[0]):
         return UNLIKE
     recalls = [record["row"].get("recall_autoencoder") for pair in group for record in pair]
