@@ -41,6 +41,8 @@ GROUPS = [
 
 
 MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]  # of the presets
+NEWER = ["uvit", "unet_conv", "unet_flowmap", "dit_flowmap"]
+NEWER += ["ar_continuous", "ar_scale", "masked_continuous"]
 EQUAL = [*MODELS, "unet_conv", "uvit", "ar_scale"]  # in parameters, with match=params
 FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 
@@ -86,7 +88,7 @@ def test_presets_sweep_their_families(experiment):
         "objectives": "unet,dit",
         "pixels": "dit_pixels",
         "guides": "unet,dit,ar",
-        "tradeoff": every,
+        "tradeoff": ",".join([every, *NEWER]),
         "tradeoff_gpu": every,
         "lr_sweep": every,
         "dit_paper_ranks": "dit",
