@@ -174,16 +174,6 @@ def test_a_cell_that_finds_other_code_than_its_launcher_had_is_not_run(tmp_path,
     assert "is not what the launching process began with" in outcome.read_text()
 
 
-def test_a_cell_that_does_not_see_the_launcher_s_folder_is_refused(tmp_path, monkeypatch):
-    job = jobs.Job(print, full_error="0", launched_by=("another machine", 1))
-    hydra = SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
-    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: hydra)
-    session.__init__()
-    with pytest.raises(BadInput, match="must be on a disk that all machines share"):
-        job("the cell")
-    session.__init__()
-
-
 def test_the_example_for_a_cluster_is_one_that_hydra_takes():
     launcher("submitit_local")
     with initialize_config_dir(str(CONF), version_base="1.3"):

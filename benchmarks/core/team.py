@@ -263,6 +263,12 @@ def gathered(share: Any) -> list[Any]:
     return shares or []
 
 
+def refuse_batch(count: int, accumulate: int) -> None:
+    """Raises BadInput for a batch that cannot be divided among the processes and their passes."""
+    if size() > 1 or accumulate > 1:
+        rows(count, parts=accumulate)
+
+
 def own_rows(count: int) -> slice | None:
     """Of a batch of `count` images those that this process needs; None: all of them."""
     return None if size() == 1 else rows(count)

@@ -252,8 +252,9 @@ def codebook_size(cfg: Any) -> int:
 
 def network_columns(cfg: Any, batch: int) -> dict[str, Any]:
     """The columns of a network of configuration `cfg` at a batch."""
+    head = cfg.model.get("head")
     return {
-        "model": cfg.model.name,
+        "model": f"{cfg.model.name}, head {head}" if head else cfg.model.name,
         "family": cfg.model.family,
         "size": cfg.size.name,
         "batch": batch,

@@ -59,8 +59,7 @@ def training(
     overrides: Sequence[str] = (),
 ) -> None:
     """Whole training steps, batch included, `compiled` ones too, against eager float32 of the same
-    network and, for DiT, diffusers' own. Of a network with a head that is integrated, also a step
-    of that head alone.
+    network and, for DiT, diffusers' own; of a head that is integrated also a step of it alone.
 
     In the precision that this machine multiplies faster in. `overrides` are of the configuration.
     """
@@ -72,22 +71,19 @@ def training(
     steps = batches(data, batch)
     state = build_train_state(mine, cfg.train, LR, bench.device)
     calls: dict[str, Callable[[], Any]] = {"ours": partial(train_step, state, steps)}
-    plain = fresh(overrides)[0].train()
-    calls["eager float32"] = baselines.eager_step(plain, batches(data, batch))
+    calls["eager float32"] = baselines.eager_step(fresh(overrides)[0].train(), batches(data, batch))
     if name == "dit":
         calls |= _other_dits(mine, cfg, data, batch, bench.device)
     if compiled:
         twin, twin_cfg = fresh([*overrides, "train.compile=true"])
         twin_state = build_train_state(twin, twin_cfg.train, LR, bench.device)
         calls["ours, compiled"] = partial(train_step, twin_state, steps)
-    columns = network_columns(cfg, batch)
-    if head := cfg.model.get("head"):
-        columns["model"] += f", head {head}"
-    if head == "flow":
+    if cfg.model.get("head") == "flow":
         calls[HEAD] = _head_step(mine, cfg, batch, bench.device)
 
     # 2 FLOPs a MAC; a backward pass costs two forward passes
     flops = 2 * (3 + mine.extra_passes) * forward_macs(on_meta(mine)) * batch
+    columns = network_columns(cfg, batch)
     medians = bench.compare(f"train {side}x{side}", calls, batch, flops, **columns)
     for row in bench.rows:  # the FLOPs are of whole steps
         if (row["role"], row.get("baseline")) == ("baseline", HEAD):

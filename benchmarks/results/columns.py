@@ -50,12 +50,7 @@ COLUMNS = [
     Column("train_fraction", 0, "", "fraction of the training budget behind these weights"),
     Column("train_seconds", -1, "s", "wall time of the training loop"),
     Column("train_images_per_second", 1, "images/s", "training throughput, of all processes"),
-    Column(
-        "train_processes",
-        0,
-        "",
-        "processes that trained it together: their mean, where it went on with another number",
-    ),
+    Column("train_processes", 0, "", "processes that trained it; a mean, if their number changed"),
     Column(
         "train_images_per_second_each", 1, "images/s", "training throughput of one of the processes"
     ),
@@ -342,8 +337,8 @@ def as_page() -> str:
     ]
     better = {-1: "lower", 1: "higher", 0: ""}
     for column in COLUMNS:
-        cells = [f"`{column.name}`", better[column.better], column.unit, column.meaning]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = (f"`{column.name}`", better[column.better], column.unit, column.meaning)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

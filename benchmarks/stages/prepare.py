@@ -44,8 +44,7 @@ def prepare(cfg: DictConfig) -> Cell:
     if cfg.model.family == elsewhere.FAMILY:
         return elsewhere.prepare(cfg, device)
     # what cannot be is refused before anything is computed
-    if team.size() > 1 or cfg.train.accumulate > 1:
-        team.rows(cfg.train.batch, parts=cfg.train.accumulate)
+    team.refuse_batch(cfg.train.batch, cfg.train.accumulate)
     shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
     extractors = load_extractors(cfg.features)
     with session.stage("images"):

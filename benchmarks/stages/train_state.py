@@ -95,7 +95,7 @@ def build_train_state(
     """
     alone = alone or team.size() == 1
     if not alone or cfg.accumulate > 1:
-        team.rows(cfg.batch, parts=cfg.accumulate)  # refused where a batch cannot be divided
+        team.rows(cfg.batch, parts=cfg.accumulate)  # raises where a batch cannot be divided
     # cells of one process may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"bf16": "bf16", "fp32": "no"}[cfg.precision]  # `auto` is settled before
