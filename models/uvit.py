@@ -3,7 +3,7 @@ skips of a U-Net.
 
 Time, label and patches are all tokens. The blocks of the first half hand what they made to those of
 the second, the last to the first, as a U-Net's levels do. There is no adaLN, positions are learned,
-and norms have weights: beside DiT it does not tell what the skips alone are worth.
+and norms have weights: what the skips alone are worth is told by the same network without them.
 """
 
 import torch
@@ -37,7 +37,8 @@ class UViT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
     Label `num_classes` is the null label. `mlp` is the width inside the MLPs. `depth` is odd: a
-    block in the middle, and as many with skips behind it as before. `conditions` further numbers
+    block in the middle, and as many with skips behind it as before; without `skips` the blocks are
+    all alike. `conditions` further numbers
     (B,) follow the labels, each in [0, 1000]; untrained they change nothing. Raises ValueError for
     an even depth, and where the patch does not tile the latents.
     """
@@ -53,6 +54,7 @@ class UViT(nn.Module):
         depth: int,
         heads: int,
         mlp: int,
+        skips: bool = True,
         patch: int = 1,
         conditions: int = 0,
     ):
@@ -75,7 +77,8 @@ class UViT(nn.Module):
         self.first = nn.ModuleList(
             Block(width, heads, mlp, skips=False) for _ in range(depth // 2 + 1)
         )
-        self.second = nn.ModuleList(Block(width, heads, mlp, skips=True) for _ in range(depth // 2))
+        later = (Block(width, heads, mlp, skips=skips) for _ in range(depth // 2))
+        self.second = nn.ModuleList(later)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, patch * patch * channels)
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)  # over the borders of patches

@@ -38,6 +38,7 @@ SETTABLE = {
     "guidance",
     "model",
     "model.denoiser.patch",
+    "model.denoiser.skips",
     "model.head",
     "model.lr",
     "num_samples",

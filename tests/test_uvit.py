@@ -1,5 +1,7 @@
 """The transformer with a U-Net's skips."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import CLASSES, SHAPE
@@ -22,6 +24,18 @@ def test_the_last_block_s_skip_comes_from_the_first():
     model(torch.randn(2, *SHAPE), torch.rand(2) * 1000, torch.arange(2))
     assert torch.equal(seen["fifth"][1], seen["first"])
     assert torch.equal(seen["fourth"][1], seen["second"])
+
+
+def test_without_skips_no_block_sees_what_an_earlier_one_made():
+    model = uvit(skips=False)
+    assert not any("skip" in name for name, _ in model.named_parameters())
+    seen = []
+    for block in (*model.first, *model.second):
+        block.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    model(torch.randn(2, *SHAPE), torch.rand(2) * 1000, torch.arange(2))
+    assert len(seen) == 5
+    for (_, before), (after, _) in itertools.pairwise(seen):
+        assert torch.equal(before, after), "each has what the one before it made"
 
 
 class Given(torch.nn.Module):

@@ -130,6 +130,7 @@ class UViT(DiTShape, Partial):
     """The denoiser `models.uvit.UViT`."""
 
     mlp: of.Width
+    skips: bool = True
     patch: of.Width = 1
 
     @model_validator(mode="after")
