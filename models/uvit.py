@@ -4,13 +4,16 @@ skips of a U-Net.
 Time, label and patches are all tokens. The blocks of the first half hand what they made to those of
 the second, the last to the first, as a U-Net's levels do. There is no adaLN, positions are learned,
 and norms have weights: what the skips alone are worth is told by the same network without them.
+
+Positions begin as DiT's sines. In the released code they begin near zero, which the brief trainings
+here never get over.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
-from models.dit import GELU, Attention
+from models.dit import GELU, Attention, sine_positions
 from models.layers import Conditions, TimestepEmbedder
 
 
@@ -85,13 +88,17 @@ class UViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As the released code: normal, 0.02; but a zero output, as of the other denoisers here."""
+        """As the released code: normal, 0.02; but positions, and a zero output, as of the other
+        denoisers here.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for table in (self.labels.weight, self.positions):
             nn.init.trunc_normal_(table, std=0.02)
+        with torch.no_grad():
+            self.positions[2:] = sine_positions(self.positions.shape[1], *self.grid)
         self.conditions.initialise()
         nn.init.zeros_(self.smooth.weight)
         nn.init.zeros_(self.smooth.bias)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES, SHAPE
 
+from models.dit import sine_positions
 from models.uvit import UViT
 
 
@@ -24,6 +25,13 @@ def test_the_last_block_s_skip_comes_from_the_first():
     model(torch.randn(2, *SHAPE), torch.rand(2) * 1000, torch.arange(2))
     assert torch.equal(seen["fifth"][1], seen["first"])
     assert torch.equal(seen["fourth"][1], seen["second"])
+
+
+def test_positions_begin_as_those_of_dit_and_are_learned():
+    model = uvit()
+    expected = sine_positions(32, *SHAPE[1:])
+    torch.testing.assert_close(model.positions[2:].detach(), expected.view(-1, 32))
+    assert model.positions.requires_grad and model.positions[:2].abs().max() < 0.1
 
 
 def test_without_skips_no_block_sees_what_an_earlier_one_made():
