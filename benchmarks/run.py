@@ -203,10 +203,10 @@ def measure(cell: Cell, asked: Measurement, trained: dict) -> None:
 
 
 def _say_by_how_many(what: str, processes: float) -> None:
-    """A line where something is from the cache, and its seconds are of another team."""
+    """A line where something was in the cache, or begun, and its seconds are of another team."""
     if processes != team.size():
         session.print_once(
-            f"{what}: from the cache, by {processes:g} process(es), not the {team.size()} of now"
+            f"{what}: found in the cache, of {processes:g} process(es) and not of {team.size()}"
         )
 
 
