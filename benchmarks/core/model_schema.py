@@ -130,7 +130,7 @@ class UViT(DiTShape, Partial):
     """The denoiser `models.uvit.UViT`."""
 
     mlp: of.Width
-    skips: bool = True
+    skips: bool = Field(True, description="true or false")
     patch: of.Width = 1
 
     @model_validator(mode="after")
