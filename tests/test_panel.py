@@ -185,6 +185,23 @@ def test_a_plot_of_training_has_axes_by_model_where_its_curves_are_many(tmp_path
     assert [len(axis.containers) for axis in figures[0].get_axes()] == [5, 5]
 
 
+def test_names_in_axes_leave_out_the_model_and_leave_the_axes_their_width(tmp_path, figures):
+    made_up = []
+    for model in ("unet", "dit"):
+        for rate in range(5):
+            some = kept_on_the_way(model, 0, float(rate))
+            for one in some:
+                one["config"]["model"]["a_setting_of_a_very_long_name"] = "x" * 60 + str(rate)
+            made_up += some
+    plots.training_plot([panel_of(made_up)], tmp_path)
+    figure = figures[0]
+    figure.draw_without_rendering()
+    for axis in figure.get_axes():
+        assert axis.get_window_extent().width > 0.3 * figure.bbox.width
+        texts = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert len(texts) == 5 and not any(text.startswith(axis.get_title()) for text in texts)
+
+
 def test_a_plot_of_guidance_is_of_settings_as_configured(tmp_path, figures):
     """Tuned settings of one guidance at each step count are no sweep, and nothing to plot."""
     alone = [tuned(record("dit", 9.0, steps=steps), guidance=steps / 2.0) for steps in (4, 8)]

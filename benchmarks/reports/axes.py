@@ -121,7 +121,11 @@ def _shared_legend(axes: list[Any], looks: dict[str, Look]) -> tuple[list[Any], 
             else:
                 inside.append((handle, label))
         if inside:
-            axis.legend(*zip(*inside, strict=True), fontsize=SMALL - 2)
+            shown = [handle for handle, _ in inside]
+            model = f"{axis.get_title()}, "  # the title of the axis says it
+            names = [label.removeprefix(model) for _, label in inside]
+            own = axis.legend(shown, names, fontsize=SMALL - 3, framealpha=0.6)
+            own.set_in_layout(False)  # long names would leave the axes no width
     return handles, texts
 
 
