@@ -67,8 +67,7 @@ def training(folder: Path, *overrides: str) -> subprocess.Popen:
 
 @pytest.mark.long
 def test_cells_in_several_processes_give_the_rows_of_one(tmp_path, monkeypatch):
-    """Of as many threads each: sums over others round differently."""
-    for library in ("OMP", "OPENBLAS", "MKL"):
+    for library in ("OMP", "OPENBLAS", "MKL"):  # sums over other threads round differently
         monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
     cells = [*BENCH, "model=dit,ar", "seed=0,1"]
     two = start(tmp_path / "two", *cells, *launcher("joblib"))
