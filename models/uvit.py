@@ -5,8 +5,8 @@ Time, label and patches are all tokens. The blocks of the first half hand what t
 the second, the last to the first, as a U-Net's levels do. There is no adaLN, positions are learned,
 and norms have weights: what the skips alone are worth is told by the same network without them.
 
-Positions begin as DiT's sines. In the released code they begin near zero, with which a brief
-training here (size xs, 7.4e12 FLOPs) ended at a loss of 1.00 where it is 0.90 now.
+Positions begin as DiT's sines. In the released code they begin near zero, with which one brief
+training here (size xs, 7.4e12 FLOPs) ended at a loss of 1.00 where one as it is now ends at 0.90.
 """
 
 import torch

@@ -80,7 +80,6 @@ def training(
         calls["ours, compiled"] = partial(train_step, twin_state, steps)
     if cfg.model.get("head") == "flow":
         calls[HEAD] = _head_step(mine, cfg, batch, bench.device)
-
     # 2 FLOPs a MAC; a backward pass costs two forward passes
     flops = 2 * (3 + mine.extra_passes) * forward_macs(on_meta(mine)) * batch
     columns = network_columns(cfg, batch)

@@ -59,9 +59,7 @@ def prepare(cfg: DictConfig) -> Cell:
 
     model = _initial_model(cfg, shape, len(dataset.classes), space, latents)
     space = space.to(device)
-    model.guide_with(model)  # what is measured of untrained weights costs as much with any
     cfg = _as_measured(cfg, model, space, latents, device)
-    model.guide_with(None)
     unguided, grid = sampling_grid(cfg, model)
     return Cell(
         cfg=cfg,
@@ -155,6 +153,7 @@ def _as_measured(
     device: torch.device,
 ) -> DictConfig:
     """The configuration with what this machine is fastest at wherever it says `auto`."""
+    model.guide_with(model)  # what is measured of untrained weights costs as much with any
     shape, settled = model.latent_shape, cfg.train.precision != "auto"
     if not settled:
         precision = _measured_precision(cfg, model, latents, device, shape)
@@ -168,6 +167,7 @@ def _as_measured(
     if cfg.sample_batch == "auto":
         batch = _measured_batch(cfg, model, space, latents, device, machine_key)
         cfg = OmegaConf.merge(cfg, {"sample_batch": batch})
+    model.guide_with(None)
     return cfg
 
 
