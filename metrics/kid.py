@@ -19,11 +19,16 @@ class Kernel(NamedTuple):
     error: float  # by a delete-one jackknife over both samples
 
 
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """Of all pairs of rows (N, d) and (M, d), (N, M)."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
 def _kernel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(a.b / d + 1)^3 of all pairs, summed over b for each a (N,) and over a for each b (M,)."""
+    """The kernel of all pairs, summed over b for each a (N,) and over a for each b (M,)."""
     per_a, per_b = [], a.new_zeros(len(b))
     for rows in a.split(ROWS):
-        kernel = (rows @ b.T / a.shape[1] + 1) ** 3
+        kernel = _kernel(rows, b)
         per_a.append(kernel.sum(1))
         per_b += kernel.sum(0)
     return torch.cat(per_a), per_b
@@ -31,8 +36,15 @@ def _kernel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _without_self(a: Tensor) -> Tensor:
     """Kernel sums of each row with all others (N,)."""
+    sums = a.new_zeros(len(a))
+    for start in range(0, len(a), ROWS):
+        stop = min(start + ROWS, len(a))
+        # Each pair once: k(i, j) = k(j, i), so the columns past the block are sums of later rows.
+        kernel = _kernel(a[start:stop], a[start:])
+        sums[start:stop] += kernel.sum(1)
+        sums[stop:] += kernel[:, stop - start :].sum(0)
     # With the pairs (i, i) the estimate would be biased.
-    return _kernel_sums(a, a)[0] - (a.square().sum(1) / a.shape[1] + 1) ** 3
+    return sums - (a.square().sum(1) / a.shape[1] + 1) ** 3
 
 
 def _jackknife_variance(left_out: Tensor, labels: Tensor | None) -> Tensor:

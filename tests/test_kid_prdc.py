@@ -6,7 +6,7 @@ import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from metrics.kid import kid
-from metrics.prdc import prdc
+from metrics.prdc import prdc, recall
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -32,6 +32,22 @@ def test_kid_of_the_full_sets_is_torchmetrics():
     assert kid(real, fake).distance == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
 
 
+def test_kid_of_more_rows_than_a_block_is_of_all_pairs():
+    """1,100 rows: two blocks of kernel, of which the second is short."""
+    real, fake = gaussian(1100, 4, 0), gaussian(1060, 4, 1, 0.3)
+    within = [kernel_mean_by_hand(x, x, same=True) for x in (real, fake)]
+    across = kernel_mean_by_hand(real, fake, same=False)
+    assert kid(real, fake).distance == pytest.approx(sum(within) - 2 * across, rel=1e-9)
+
+
+def kernel_mean_by_hand(a: torch.Tensor, b: torch.Tensor, same: bool) -> float:
+    """Of (a.b / d + 1)^3 over all pairs, or over those of different rows."""
+    kernel = (a.double() @ b.double().T / a.shape[1] + 1) ** 3
+    if same:
+        kernel.fill_diagonal_(0)
+    return (kernel.sum() / (len(a) * (len(b) - same))).item()
+
+
 def test_kid_is_unbiased_at_fifty():
     """600 pairs of samples of one distribution: their mean is within three errors of zero."""
     distances = []
@@ -42,7 +58,7 @@ def test_kid_is_unbiased_at_fifty():
     assert apart > 10 * np.std(distances)
 
 
-@pytest.mark.parametrize("call", [kid, prdc])
+@pytest.mark.parametrize("call", [kid, prdc, recall])
 def test_features_that_cannot_be_compared_are_refused(call):
     with pytest.raises(ValueError, match="must be"):
         call(torch.zeros(1, 4), torch.zeros(9, 4))
@@ -75,6 +91,7 @@ def by_hand(real: np.ndarray, fake: np.ndarray, k: int) -> list[float]:
 def test_precision_recall_density_coverage_are_their_papers():
     real, fake = gaussian(40, 3, 0), gaussian(40, 3, 1, 0.7)
     assert list(prdc(real, fake, k=3)) == pytest.approx(by_hand(real.numpy(), fake.numpy(), 3))
+    assert recall(real, fake, k=3) == prdc(real, fake, k=3).recall
 
 
 def test_two_samples_of_one_distribution_and_of_two_apart():

@@ -20,7 +20,7 @@ from benchmarks.stages.score import Evaluator, analytic_floor
 from metrics.features import frechet_features
 from metrics.frechet import frechet_distance
 from metrics.kid import kid
-from metrics.prdc import NEIGHBOURS, prdc
+from metrics.prdc import NEIGHBOURS, recall
 from metrics.probe import Probe, fit_probe
 
 PROBE_IMAGES = 5000
@@ -204,7 +204,7 @@ def measure_floors(
             if min(len(through), len(rebuilt)) >= 3:
                 scalars[f"kid_generator_floor_{name}"] = kid(through, rebuilt).distance
         if min(len(reference), len(holdout)) > NEIGHBOURS + 1:
-            scalars["recall_autoencoder"] = prdc(reference, tensors["holdout_through"]).recall
+            scalars["recall_autoencoder"] = recall(reference, tensors["holdout_through"])
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
 
 

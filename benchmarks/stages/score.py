@@ -20,7 +20,7 @@ from metrics.frechet import bootstrap, frechet_bias, frechet_distance, frechet_i
 from metrics.kid import kid
 from metrics.memorisation import memorisation
 from metrics.per_class import frechet_per_class, kid_per_class
-from metrics.prdc import NEIGHBOURS, prdc
+from metrics.prdc import NEIGHBOURS, prdc, recall
 from metrics.probe import Probe
 
 PAIRS = 8  # samples shown beside the training images they are closest to
@@ -97,7 +97,7 @@ class Evaluator:
             return {}
         chosen_by = {"fd_generator_train": self.frechet(self.train_through, features)}
         if min(len(features), len(self.train_through)) > NEIGHBOURS + 1:
-            chosen_by["recall_train"] = prdc(self.train_through, features).recall
+            chosen_by["recall_train"] = recall(self.train_through, features)
         return chosen_by
 
     def frechet(self, real: Tensor, fake: Tensor) -> float:
