@@ -1,12 +1,13 @@
 """python -m benchmarks <command> [arguments]: every command of the suite."""
 
+import os
 import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from benchmarks.core.errors import PeerLost
+from benchmarks.core.errors import NobodyReads, PeerLost
 
 # command -> the module whose `main(arguments)` it is, what it does
 COMMANDS = {
@@ -44,7 +45,14 @@ def usage() -> str:
 def main() -> None:
     listen()  # before anything that takes long to import
     try:
-        run(sys.argv[1:])
+        try:
+            run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except (NobodyReads, BrokenPipeError):
+        # silently, as the shell's own programs end; or Python would complain at its last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (KeyboardInterrupt, Terminated) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard
         name, number = ("SIGTERM", 15) if isinstance(error, Terminated) else ("Ctrl-C", 2)

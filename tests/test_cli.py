@@ -12,7 +12,7 @@ import pytest
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import __main__ as cli
-from benchmarks.core.errors import BadInput, OutOfTime
+from benchmarks.core.errors import BadInput, NobodyReads, OutOfTime
 from benchmarks.core.session import Session, session
 from benchmarks.core.settings import presets
 from benchmarks.core.store import ROOT
@@ -216,3 +216,22 @@ def test_make_hands_on_the_name_of_a_folder_as_it_is(tmp_path, name):
         done = subprocess.run(call, cwd=tmp_path, env=own, capture_output=True, text=True)
         assert done.stdout.splitlines() == ["-m", "benchmarks", *expected], done.stderr
     assert not (tmp_path / "x").exists(), "nothing in a name is run"
+
+
+def test_a_command_ends_silently_where_nobody_reads_what_it_prints():
+    """As `head` does after a few lines: the exit code is that of SIGPIPE, as a shell counts it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    call = [sys.executable, "-m", "benchmarks", "--help"]
+    done = subprocess.run(call, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_nobody_reads_is_no_failed_cell():
+    with pytest.raises(NobodyReads):
+        Session().guard(_prints_to_nobody)
+
+
+def _prints_to_nobody() -> None:
+    raise BrokenPipeError(32, "Broken pipe")

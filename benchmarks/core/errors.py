@@ -27,15 +27,23 @@ class PeerLost(BaseException):
     """
 
 
+class NobodyReads(BaseException):
+    """What the command prints goes to a program that has ended, as `head` does after ten lines. No
+    Exception: nothing may take it for a failed cell.
+    """
+
+
 def raise_if_stopped(error: Exception) -> None:
-    """Raise the Ctrl-C or SIGTERM that led to an error, if one did; PeerLost, if another process of
-    the team had ended.
+    """Raise the Ctrl-C or SIGTERM that led to an error, if one did; NobodyReads and PeerLost for
+    what these are.
 
     What is interrupted in the middle of its work may break on its way out, and Python raises the
     last error. Whoever takes any error for a fault of a task asks this first.
     """
     if stopped := _behind(error):
         raise stopped from None
+    if isinstance(error, BrokenPipeError):
+        raise NobodyReads from error
     if isinstance(error, RuntimeError) and _in_a_team() and LOST.search(str(error)):
         raise PeerLost(" ".join(str(error).split())[:200]) from error
 
