@@ -71,6 +71,17 @@ def test_every_model_instantiates_at_every_size(model, size):
     assert isinstance(built, GenerativeModel) and 0 < cfg.model.lr < 0.1
 
 
+@pytest.mark.parametrize(
+    "model, kin", [("dit_flowmap", "dit"), ("masked_continuous", "ar_continuous")]
+)
+def test_a_model_with_the_network_of_another_has_its_rate_where_a_size_has_none_of_its_own(
+    model, kin
+):
+    cfg = composed(f"model={model}", "size=xs")
+    assert cfg.model.lr == cfg.size[model].lr != cfg.size[kin].lr
+    assert composed(f"model={model}", "size=xs", f"~size.{model}").model.lr == cfg.size[kin].lr
+
+
 @pytest.mark.parametrize("experiment", config_names("experiment"))
 def test_presets_sweep_their_families(experiment):
     cfg = composed(f"experiment={experiment}")

@@ -286,6 +286,12 @@ class DiTSize(DiTShape):
     lr: of.Positive
 
 
+class OwnRate(of.Section):
+    """Of a model that has the network of another, and its own learning rate."""
+
+    lr: of.Positive
+
+
 class UViTSize(DiTShape):
     mlp: of.Width
     lr: of.Positive
@@ -322,6 +328,7 @@ class ContinuousSize(TransformerShape):
 # by their key in a file of conf/size; a user's own models may have keys of their own beside them
 SIZES: dict[str, type[BaseModel]] = {
     "dit": DiTSize,
+    "dit_flowmap": OwnRate,
     "unet": UNetSize,
     "unet_conv": UNetSize,
     "uvit": UViTSize,
@@ -329,6 +336,7 @@ SIZES: dict[str, type[BaseModel]] = {
     "ar_any": AnyOrderSize,
     "masked": MaskedSize,
     "ar_continuous": ContinuousSize,
+    "masked_continuous": OwnRate,
     "ar_scale": ScalesSize,
 }
 
