@@ -10,7 +10,7 @@ gflops_vs_resolution.png: a whole image's GFLOPs, decoder left out, at 8x8 to 64
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from omegaconf import DictConfig
 
 from benchmarks.analysis.panel import MARKERS
 from benchmarks.core import cli
@@ -43,12 +44,18 @@ CHANNELS = {"dit_pixels": 3 * 4**2}  # a patch of 4 x 4 pixels; latents have fou
 ORDER = ["xs", "xs16", "s", "b", "l", "xl"]
 
 
+@cache
+def settings_of(name: str, size: str) -> DictConfig:
+    """The configuration of a model, which several counts need."""
+    return compose(f"model={name}", f"size={size}")
+
+
 def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> GenerativeModel:
     """A model of conf/ without data: only its shapes, which are all that is counted.
 
     `codebook_size` is of sizes that have none of their own.
     """
-    cfg = compose(f"model={name}", f"size={size}")
+    cfg = settings_of(name, size)
     codebook = Codebook(cfg.size.get("codebook_size") or codebook_size)
     with torch.device("meta"):
         model = build_model(cfg.model, shape, NUM_CLASSES, codebook)
@@ -79,7 +86,7 @@ def configured(codebook_size: int, wanted: Sequence[str] | None = None) -> Itera
     sizes = wanted or config_names("size")
     for size in sorted(sizes, key=lambda size: (place.get(size, len(ORDER)), size)):
         for name in trained_models():
-            family = compose(f"model={name}").model.family
+            family = settings_of(name, size).model.family
             model = on_meta(name, size, latents_of(name, side_of(size)), codebook_size)
             yield row(name, family, size, model)
 
@@ -93,7 +100,7 @@ def resolutions(
     for side in sides:
         for name in trained_models():
             model = on_meta(name, size, latents_of(name, side), codebook_size)
-            cfg = compose(f"model={name}", f"size={size}").model
+            cfg = settings_of(name, size).model
             forward = forward_macs(model)
             has_choice = len(model.supported_steps([1, STEPS])) == 2
             steps = STEPS if has_choice else model.supported_steps(range(1, side**2 + 1))[0]
@@ -147,8 +154,7 @@ def discounted(size: str, codebook_size: int) -> str:
     """
     side = side_of(size)
     model = on_meta("ar", size, latents_of("ar", side), codebook_size)
-    cfg = compose("model=ar", f"size={size}")
-    macs = forward_macs(model) - later_macs(cfg.model, side**2)
+    macs = forward_macs(model) - later_macs(settings_of("ar", size).model, side**2)
     return f"ar {size} {macs / 1e9:.4g}"
 
 
@@ -192,13 +198,15 @@ def main(argv: Sequence[str]) -> None:
     check_writable(args.out, "--out")
     entries = shipped_codebook_size()
     if args.rehearse:
-        rows = list(configured(entries, ["xs"]))
+        sizes = ["xs"]
+        rows = list(configured(entries, sizes))
         grown = resolutions("xs", entries, SIDES[:2])
     else:
+        sizes = ORDER
         rows = [*configured(entries), *paper()]
         grown = resolutions("s", entries)
     write_costs(rows, args.out / "cost.csv")
-    causal = ", ".join(discounted(size, entries) for size in ORDER)
+    causal = ", ".join(discounted(size, entries) for size in sizes)
     print("\ncausal attention is counted in full;")
     print(f"discounted to the pairs it needs, GMACs are: {causal}")
 
