@@ -84,8 +84,9 @@ def finish(block: Any, title: str, x: str, y: str, looks: dict[str, Look]) -> No
         handles, labels = block.axes[0].get_legend_handles_labels()
     else:
         handles, labels = _shared_legend(block.axes, looks)
-    place = {"loc": "outside lower center", "ncols": 3, "handlelength": 3.5}
-    block.legend(handles, labels, fontsize=SMALL, **place)
+    if handles:  # else it would be a small empty frame
+        place = {"loc": "outside lower center", "ncols": 3, "handlelength": 3.5}
+        block.legend(handles, labels, fontsize=SMALL, **place)
 
 
 def _lowest(axes: list[Any]) -> list[Any]:

@@ -45,6 +45,8 @@ FLOORS = {
 TICK = "\\mathdefault"  # in the text of a tick, which is a formula
 MADE_BY = "latentbench"  # what a PNG says of itself
 FAR_BELOW = 4  # a floor lower by more is left off the axis
+# what names a training, in a plot of losses
+TRAINING = ["model", "size", "data", "seed", "train_flops", "variant"]
 AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
     "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
@@ -167,21 +169,14 @@ def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) 
 
     `variants` tells records of one model apart. Kinds do not compare with each other.
     """
-    kinds: dict[str, dict[str, np.ndarray]] = {}
-    models: dict[str, str] = {}
-    for record, variant in zip(records, variants, strict=True):
-        log = record.get("train_log")
-        if not log or record["row"].get("train_fraction") != 1:
-            continue
-        kind, name = _kind_of_loss(record["row"]), _training_name(record["row"], variant)
-        kinds.setdefault(kind, {})[name] = np.array(log, dtype=float)
-        models[name] = record["row"]["model"]
-    if not kinds:
+    trainings = _finished(records, variants)
+    if trainings.empty:
         return None
-    ordered = sorted(kinds.items())
-    groups = [facets({name: models[name] for name in sorted(logs)}) for _, logs in ordered]
+    kinds = [(kind, part, *_told_apart(part)) for kind, part in trainings.groupby("kind")]
+    groups = [facets(dict(zip(labels, part["model"], strict=True))) for _, part, _, labels in kinds]
     figure, places = blocks(groups)
-    for (kind, logs), group, block in zip(ordered, groups, places, strict=True):
+    for (kind, part, common, labels), group, block in zip(kinds, groups, places, strict=True):
+        logs = dict(zip(labels, part["log"], strict=True))
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for place, name in enumerate(names):
                 flops, loss = logs[name][:, 1], logs[name][:, 2]
@@ -190,20 +185,37 @@ def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) 
             axis.set(xscale="log")
             axis.set_title(title, fontsize=SMALL + 1)
             plain_log_ticks(axis)
-        finish(block, "", "training FLOPs (3 x forward)", kind, {})
+        finish(block, common, "training FLOPs (3 x forward)", kind, {})
     return save(figure, folder / "loss_vs_flops.png")
+
+
+def _finished(records: list[dict[str, Any]], variants: list[str]) -> pd.DataFrame:
+    """The trainings that came to their end, each once: TRAINING in words, kind and log of loss."""
+    rows = []
+    for record, variant in zip(records, variants, strict=True):
+        row, log = record["row"], record.get("train_log")
+        if not log or row.get("train_fraction") != 1:
+            continue
+        words = [row["model"], row["size"], f"{row['data']} {row['image_size']} px"]
+        words += [f"seed {row['seed']}", f"{row['train_flops']:.2g} FLOPs", variant]
+        named = dict(zip(TRAINING, map(str, words), strict=True))
+        rows.append({**named, "kind": _kind_of_loss(row), "log": np.array(log, dtype=float)})
+    table = pd.DataFrame(rows, columns=[*TRAINING, "kind", "log"])
+    return table.drop_duplicates([*TRAINING, "kind"], keep="last").sort_values(TRAINING)
+
+
+def _told_apart(trainings: pd.DataFrame) -> tuple[str, list[str]]:
+    """What all of them have in common, and the name of each, which is the rest."""
+    differs = [name for name in TRAINING if name == "model" or trainings[name].nunique() > 1]
+    common = [trainings[name].iloc[0] for name in TRAINING if name not in differs]
+    names = [", ".join(filter(None, words)) for words in trainings[differs].values]
+    return ", ".join(filter(None, common)), names
 
 
 def _kind_of_loss(row: dict[str, Any]) -> str:
     if row["family"] == "ar":
         return f"{row['objective']} cross-entropy (nats)"
     return f"{row['objective']} mean squared error"
-
-
-def _training_name(row: dict[str, Any], variant: str) -> str:
-    name = f"{row['model']} {row['size']}, {row['data']} {row['image_size']} px, "
-    name += f"seed {row['seed']}, {row['train_flops']:.2g} FLOPs"
-    return f"{name}, {variant}" if variant else name
 
 
 def _on_the_way(rows: pd.DataFrame) -> pd.DataFrame:
