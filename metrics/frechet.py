@@ -118,19 +118,19 @@ def _bias_constant(features: Tensor, labels: Tensor) -> float:
     return (within.sum() + (products / (values[:, None] + values)).sum() / 2).item()
 
 
-def _resampled_rows(count: int, labels: Tensor | None, rng: torch.Generator) -> Tensor:
-    """`count` row indices chosen with replacement.
-
-    Within each class where labels (count,) are given, so that what was balanced stays balanced.
-    """
+def _strata(count: int, labels: Tensor | None) -> list[Tensor]:
+    """The row indices of each class, where labels (count,) are given; else those of all rows."""
     if labels is None:
-        return torch.randint(count, (count,), generator=rng)
-    # A class's places are filled from its own rows.
-    rows = torch.empty(count, dtype=torch.long)
-    for label in labels.unique():
-        own = (labels == label).nonzero()[:, 0]
-        rows[own] = own[torch.randint(len(own), (len(own),), generator=rng)]
-    return rows
+        return [torch.arange(count)]
+    return [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+
+
+def _resampled_rows(strata: list[Tensor], rng: torch.Generator) -> Tensor:
+    """As many row indices, chosen with replacement within each of `strata`, so that what was
+    balanced stays balanced.
+    """
+    chosen = [own[torch.randint(len(own), (len(own),), generator=rng)] for own in strata]
+    return torch.cat(chosen)
 
 
 def bootstrap(
@@ -150,10 +150,11 @@ def bootstrap(
     of the differences is that of a paired comparison, in which what the samples share cancels.
     """
     real, fake = real.detach().to("cpu", torch.float64), fake.detach().to("cpu", torch.float64)
+    real_strata, fake_strata = _strata(len(real), labels[0]), _strata(len(fake), labels[1])
     distances = []
     for _ in range(repeats):
-        real_rows = _resampled_rows(len(real), labels[0], rng)
-        fake_rows = _resampled_rows(len(fake), labels[1], rng)
+        real_rows = _resampled_rows(real_strata, rng)
+        fake_rows = _resampled_rows(fake_strata, rng)
         if min(len(real), len(fake)) < real.shape[1]:
             distances.append(frechet_distance(real[real_rows], fake[fake_rows]))
         else:
