@@ -45,8 +45,15 @@ FLOORS = {
 TICK = "\\mathdefault"  # in the text of a tick, which is a formula
 MADE_BY = "latentbench"  # what a PNG says of itself
 FAR_BELOW = 4  # a floor lower by more is left off the axis
-# what names a training, in a plot of losses
-TRAINING = ["model", "size", "data", "seed", "train_flops", "variant"]
+# what names a training in a plot of losses, and how it is written
+TRAINING = {
+    "model": "{}",
+    "size": "{}",
+    "data": "{}",
+    "seed": "seed {}",
+    "train_flops": "{:.2g} FLOPs",
+    "variant": "{}",
+}
 AXES = {
     "steps": ("sampling steps", "fd_vs_steps"),
     "gflops_per_image": ("GFLOPs per image (generator + decoder)", "fd_vs_gflops"),
@@ -190,26 +197,34 @@ def loss_plot(records: list[dict[str, Any]], variants: list[str], folder: Path) 
 
 
 def _finished(records: list[dict[str, Any]], variants: list[str]) -> pd.DataFrame:
-    """The trainings that came to their end, each once: TRAINING in words, kind and log of loss."""
+    """The trainings that came to their end, each once: its TRAINING, kind and log of loss."""
     rows = []
     for record, variant in zip(records, variants, strict=True):
         row, log = record["row"], record.get("train_log")
         if not log or row.get("train_fraction") != 1:
             continue
-        words = [row["model"], row["size"], f"{row['data']} {row['image_size']} px"]
-        words += [f"seed {row['seed']}", f"{row['train_flops']:.2g} FLOPs", variant]
-        named = dict(zip(TRAINING, map(str, words), strict=True))
+        named = {
+            **{name: row[name] for name in ("model", "size", "seed")},
+            "data": f"{row['data']} {row['image_size']} px",
+            "train_flops": float(f"{row['train_flops']:.2g}"),  # equal as they are written
+            "variant": variant,
+        }
         rows.append({**named, "kind": _kind_of_loss(row), "log": np.array(log, dtype=float)})
     table = pd.DataFrame(rows, columns=[*TRAINING, "kind", "log"])
-    return table.drop_duplicates([*TRAINING, "kind"], keep="last").sort_values(TRAINING)
+    return table.drop_duplicates([*TRAINING, "kind"], keep="last").sort_values([*TRAINING])
 
 
 def _told_apart(trainings: pd.DataFrame) -> tuple[str, list[str]]:
     """What all of them have in common, and the name of each, which is the rest."""
     differs = [name for name in TRAINING if name == "model" or trainings[name].nunique() > 1]
-    common = [trainings[name].iloc[0] for name in TRAINING if name not in differs]
-    names = [", ".join(filter(None, words)) for words in trainings[differs].values]
-    return ", ".join(filter(None, common)), names
+    common = [name for name in TRAINING if name not in differs]
+    names = [_in_words(row[differs]) for _, row in trainings.iterrows()]
+    return _in_words(trainings.iloc[0][common]), names
+
+
+def _in_words(values: pd.Series) -> str:
+    words = [TRAINING[str(name)].format(value) for name, value in values.items()]
+    return ", ".join(word for word in words if word)
 
 
 def _kind_of_loss(row: dict[str, Any]) -> str:
