@@ -169,6 +169,16 @@ def test_the_lowest_within_a_budget_and_what_is_not_told_apart_from_it():
     )
 
 
+def test_no_budget_of_seconds_is_judged_where_other_programs_were_busy():
+    busy = SEVERAL.assign(others_cpu=[0.0] * (len(SEVERAL) - 1) + [0.3])
+    *of_gflops, latency = verdicts.best_under(busy, choices.over_trainings(busy))
+    assert [line.split(",")[0] for line in of_gflops] == [
+        "Up to 1 GFLOPs per image",
+        "Up to 4 GFLOPs per image",
+    ]
+    assert latency.startswith("Budgets in seconds of latency are not judged: other programs")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "networks, steps, of_training, of_steps",

@@ -23,10 +23,12 @@ from benchmarks.analysis.differences import (
     paired_error,
     spread,
 )
+from benchmarks.results.columns import is_busy
 
 COSTS = {"gflops_per_image": "GFLOPs per image", "latency_seconds": "seconds of latency"}
 BUDGETS = 2  # of each cost
 MOST_LINES = 12  # of all panels of a report together
+BESIDE = "other programs were busy while some rows were timed"
 ENOUGH = 2.0  # errors that fewer steps may lie above the best count
 
 
@@ -204,31 +206,36 @@ def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
 
 def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     """For two budgets of each cost, the network with the lowest distance and those that are not
-    told apart from it, each at its own best step count within the budget.
+    told apart from it, each at its own best step count within the budget. Nothing of seconds that
+    are marked busy.
     """
-    affordable, compared = {}, {}
+    affordable, compared, not_judged = {}, {}, []
     for column, meaning in COSTS.items():
+        if any(is_busy(row, column) for _, row in rows.iterrows()):
+            not_judged.append(f"Budgets in {meaning} are not judged: {BESIDE}.")
+            continue
         for budget in _budgets(means, column):
             under = means[means[column] <= budget].sort_values("distance").drop_duplicates("curve")
             affordable[f"Up to {budget:.2g} {meaning}, each at its best step count"] = under
             # the same two points within two budgets are one comparison
             compared = _differences_at(_points(under), rows) | compared
     verdicts = judged(compared)  # of all budgets together
-    lines = []
-    for words, under in affordable.items():
-        lowest, *others = _points(under)
-        alike = [
-            point[0]
-            for point in others
-            if verdicts[min(lowest, point), max(lowest, point)] not in ("better", "worse")
-        ]
-        line = f"{_named(under.iloc[0])} is lowest"
-        if alike and len(alike) == len(others):
-            line = f"no network is told apart from the lowest, {_named(under.iloc[0])}"
-        elif alike:
-            line += f"; not told apart from it: {', '.join(alike)}"
-        lines.append(f"{words}: {line}.")
-    return lines
+    judged_lines = [f"{words}: {_lowest(at, verdicts)}." for words, at in affordable.items()]
+    return judged_lines + not_judged
+
+
+def _lowest(under: pd.DataFrame, verdicts: dict[Any, str]) -> str:
+    """Which of the rows, lowest first, is lowest, and which others are not told apart from it."""
+    lowest, *others = _points(under)
+    alike = [
+        point[0]
+        for point in others
+        if verdicts[min(lowest, point), max(lowest, point)] not in ("better", "worse")
+    ]
+    if alike and len(alike) == len(others):
+        return f"no network is told apart from the lowest, {_named(under.iloc[0])}"
+    line = f"{_named(under.iloc[0])} is lowest"
+    return f"{line}; not told apart from it: {', '.join(alike)}" if alike else line
 
 
 def _points(means: pd.DataFrame) -> list[tuple[str, float]]:
