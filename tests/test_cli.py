@@ -9,11 +9,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import __main__ as cli
 from benchmarks.core.errors import BadInput, NobodyReads, OutOfTime
-from benchmarks.core.session import Session, session
+from benchmarks.core.session import Session, in_words, session
 from benchmarks.core.settings import presets
 from benchmarks.core.store import ROOT
 from benchmarks.images.decode import decode
@@ -226,6 +227,14 @@ def test_a_command_ends_silently_where_nobody_reads_what_it_prints():
     done = subprocess.run(call, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_setting_of_another_model_than_the_default_asks_for_that_model():
+    """A preset that sweeps over `ar_block` does not help: Hydra reads the setting before."""
+    error = HydraException("Could not override 'model.block'.\nTo append use +model.block=4")
+    line = in_words(error)
+    assert line.startswith("configuration: Could not override 'model.block'.")
+    assert "+model.block" not in line and line.endswith("give model=<that one>, too")
 
 
 def test_output_that_nobody_reads_is_no_failed_cell():
