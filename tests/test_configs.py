@@ -7,6 +7,7 @@ import torch
 from conftest import composed
 from hydra.errors import HydraException
 
+from benchmarks.core import versions
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import config_names, trained_models
 from benchmarks.frozen.autoencoder import latent_shape, shipped_codebook_size
@@ -153,6 +154,20 @@ def test_a_budget_names_its_training_under_every_match(match, budget, tmp_path):
 
     assert key(f"train.{budget}=3") != key(f"train.{budget}=7")
     assert key() == key("train.snapshots=[0.5]", "train.checkpoint_seconds=7", "train.compile=true")
+
+
+def test_a_network_that_changed_alone_is_trained_again_and_no_other(tmp_path, monkeypatch):
+    tiny = ["data.train_images=20", "data.reference_images=10", "num_samples=10"]
+    tiny += ["data.image_size=32", "features=local", f"cache_dir={tmp_path}"]
+
+    def keys() -> list[str]:
+        return [prepare(composed(f"model={name}", *tiny)).key for name in ("uvit", "dit")]
+
+    uvit, dit = keys()
+    monkeypatch.setitem(versions.NETWORKS, "models.uvit.UViT", 1000)
+    assert keys()[0] != uvit and keys()[1] == dit
+    monkeypatch.setattr(versions, "TRAINING", 1000)
+    assert keys()[0] != uvit and keys()[1] != dit
 
 
 def test_another_codebook_is_another_training_of_models_of_tokens_only(tmp_path):

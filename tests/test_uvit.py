@@ -34,6 +34,12 @@ def test_positions_begin_as_those_of_dit_and_are_learned():
     assert model.positions.requires_grad and model.positions[:2].abs().max() < 0.1
 
 
+def test_matrices_begin_by_their_shape():
+    """Xavier's: at this width 0.02, as in the released code, would be a third of it."""
+    layer = uvit(width=128, mlp=448).first[0].mlp[0]
+    assert layer.weight.std().item() == pytest.approx((2 / (128 + 448)) ** 0.5, rel=0.05)
+
+
 def test_without_skips_no_block_sees_what_an_earlier_one_made():
     model = uvit(skips=False)
     assert not any("skip" in name for name, _ in model.named_parameters())

@@ -223,7 +223,14 @@ def _training_key(cfg: DictConfig, data: str, device: torch.device) -> str:
     installed = library_versions()
     libraries = {name: installed.get(name) for name in ("torch", "diffusers", "transformers")}
     model, lr, seed = model_arguments(cfg.model), float(cfg.model.lr), int(cfg.seed)
-    return digest("cell", versions.TRAINING, libraries, model, lr, recipe, seed, data, device.type)
+    return digest("cell", _version(cfg), libraries, model, lr, recipe, seed, data, device.type)
+
+
+def _version(cfg: DictConfig) -> int | list[int]:
+    """Of the models, and of this one's network where it has its own."""
+    network = (cfg.model.get("denoiser") or {}).get("_target_")
+    own = versions.NETWORKS.get(network)
+    return versions.TRAINING if own is None else [versions.TRAINING, own]
 
 
 def _machine_key(cfg: DictConfig, shape: tuple[int, int, int], device: torch.device) -> str:
