@@ -48,10 +48,11 @@ def main() -> None:
         try:
             run(sys.argv[1:])
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None: closed, as by `>&-`
+                sys.stdout.flush()
     except (NobodyReads, BrokenPipeError):
         # silently, as the shell's own programs end; or Python would complain at its last flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except (KeyboardInterrupt, Terminated) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)  # it was heard

@@ -5,10 +5,10 @@ Time, label and patches are all tokens. The blocks of the first half hand what t
 the second, the last to the first, as a U-Net's levels do. There is no adaLN, positions are learned,
 and norms have weights: what the skips alone are worth is told by the same network without them.
 
-Positions begin as DiT's sines, and matrices as DiT's, by their shape. In the released code both are
-normal, 0.02, which suits its widths of 512 and more. Here, at a width of 128, one brief training
-each (size xs, 7.4e12 FLOPs) ended at a loss of 1.00 with both as released, at 0.90 with the
-positions changed, and at 0.83 as it is now.
+Positions begin as DiT's sines, and matrices by their shape, as those of DiT's blocks. In the
+released code both are normal, 0.02, for widths of 512 and more. Here, at a width of 128, one brief
+training each (size xs, 7.4e12 FLOPs) ended at a loss of 1.00 with both as released, at 0.90 with
+the positions changed, and at 0.83 as it is now.
 """
 
 import torch
@@ -90,7 +90,7 @@ class UViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As DiT: Xavier's for matrices, normal with 0.02 for tables, and a zero output."""
+        """Xavier's for matrices, normal with 0.02 for tables, and a zero output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -149,7 +149,7 @@ def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(s
     assert "2 of 2 measurements are there" in ended.out
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
-    # the other judge is slow, and new reference images are new work for both
+    # by one judge: the other is slow, and what is new for one is new for both
     dit = ["experiment=smoke", "model=dit", "steps=[2,3]", "features=local"]
     ended = run(folder, *dit, "data.reference_images=50")
     assert ended.code == 0 and "0 of 2 measurements are there" in ended.out, ended

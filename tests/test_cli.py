@@ -6,16 +6,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from hydra.errors import HydraException
+from benches import command
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import __main__ as cli
-from benchmarks.core.errors import BadInput, NobodyReads, OutOfTime
-from benchmarks.core.session import Session, in_words, session
-from benchmarks.core.settings import presets
+from benchmarks.core.errors import BadInput, NobodyReads, OutOfTime, raise_if_stopped
+from benchmarks.core.session import Session, session
+from benchmarks.core.settings import models_with, presets
 from benchmarks.core.store import ROOT
 from benchmarks.images.decode import decode
 from benchmarks.results.columns import COLUMNS, as_page
@@ -231,16 +232,35 @@ def test_a_command_ends_silently_where_nobody_reads_what_it_prints():
 
 def test_a_setting_of_another_model_than_the_default_asks_for_that_model():
     """A preset that sweeps over `ar_block` does not help: Hydra reads the setting before."""
-    error = HydraException("Could not override 'model.block'.\nTo append use +model.block=4")
-    line = in_words(error)
-    assert line.startswith("configuration: Could not override 'model.block'.")
-    assert "+model.block" not in line and line.endswith("give model=<that one>, too")
+    ended = command("run", "experiment=blocks", "model.block=4")
+    assert (ended.code, ended.err) == (
+        1,
+        "latentbench: model.block: the model of this command line has no such setting; "
+        "give model= as well, of ar, ar_block\n",
+    )
+    assert "no such setting" not in command("run", "model.blok=4").err, "no model has it"
 
 
-def test_output_that_nobody_reads_is_no_failed_cell():
-    with pytest.raises(NobodyReads):
-        Session().guard(_prints_to_nobody)
+def test_models_are_found_by_their_settings():
+    assert models_with("block") == ["ar", "ar_block"]
+    assert "ar_block" in models_with("width") and "dit_flowmap" in models_with("denoiser.patch")
 
 
-def _prints_to_nobody() -> None:
-    raise BrokenPipeError(32, "Broken pipe")
+@pytest.mark.parametrize("lost", ["stdout", "stderr", ""])
+def test_only_output_that_nobody_reads_is_taken_for_it(lost, monkeypatch):
+    """A broken pipe to another process, of a compiler say, is an error like any other."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb", 0) as nobody:
+        if lost:
+            monkeypatch.setattr(sys, lost, nobody)
+        with pytest.raises(NobodyReads) if lost else nullcontext():
+            raise_if_stopped(BrokenPipeError(32, "Broken pipe"))
+
+
+def test_a_command_without_any_output_ends_well(monkeypatch):
+    """As in `command >&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    monkeypatch.setattr(cli, "listen", lambda: None)
+    cli.main()

@@ -78,9 +78,10 @@ def test_every_model_instantiates_at_every_size(model, size):
 def test_a_model_with_the_network_of_another_has_its_rate_where_a_size_has_none_of_its_own(
     model, kin
 ):
-    cfg = composed(f"model={model}", "size=xs")
-    assert cfg.model.lr == cfg.size[model].lr != cfg.size[kin].lr
-    assert composed(f"model={model}", "size=xs", f"~size.{model}").model.lr == cfg.size[kin].lr
+    given = composed(f"model={model}", "size=xs", f"size.{model}.lr=1e-5")
+    assert given.model.lr == 1e-5
+    without = composed(f"model={model}", "size=xs", f"~size.{model}")
+    assert without.model.lr == without.size[kin].lr
 
 
 @pytest.mark.parametrize("experiment", config_names("experiment"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
+import metrics.kid
 from metrics.kid import kid
 from metrics.prdc import prdc, recall
 
@@ -32,12 +33,15 @@ def test_kid_of_the_full_sets_is_torchmetrics():
     assert kid(real, fake).distance == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
 
 
-def test_kid_of_more_rows_than_a_block_is_of_all_pairs():
-    """1,100 rows: two blocks of kernel, of which the second is short."""
-    real, fake = gaussian(1100, 4, 0), gaussian(1060, 4, 1, 0.3)
+def test_kid_and_its_error_are_the_same_in_blocks_of_any_size(monkeypatch):
+    """Blocks of 7 of 100 and 93 rows, of which the last are short; and one block of all."""
+    real, fake = gaussian(100, 4, 0), gaussian(93, 4, 1, 0.3)
     within = [kernel_mean_by_hand(x, x, same=True) for x in (real, fake)]
     across = kernel_mean_by_hand(real, fake, same=False)
-    assert kid(real, fake).distance == pytest.approx(sum(within) - 2 * across, rel=1e-9)
+    whole = kid(real, fake)
+    assert whole.distance == pytest.approx(sum(within) - 2 * across, rel=1e-9)
+    monkeypatch.setattr(metrics.kid, "ROWS", 7)
+    assert kid(real, fake) == pytest.approx(whole, rel=1e-9)
 
 
 def kernel_mean_by_hand(a: torch.Tensor, b: torch.Tensor, same: bool) -> float:

@@ -9,7 +9,7 @@ from conftest import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_up_studies import GIVEN, entry, plan_of
 
-from benchmarks.core import environment
+from benchmarks.core import environment, versions
 from benchmarks.core.environment import git_state
 from benchmarks.core.errors import BadInput
 from benchmarks.reference import commands, plan
@@ -112,6 +112,20 @@ def test_an_entry_is_made_where_the_versions_are_todays(tmp_path):
     assert entry("there", made={"models": today["models"]}).state(tmp_path) == "out of date"
     assert entry("there", made=None).state(tmp_path) == "missing"
     assert entry("gone", made=today).state(tmp_path) == "missing"
+
+
+def test_a_network_that_changed_alone_puts_only_what_trains_it_out_of_date(tmp_path, monkeypatch):
+    """Whether a run names the model or its preset sweeps over it."""
+    (tmp_path / "there").mkdir()
+    today = plan.todays_versions()
+    monkeypatch.setitem(versions.NETWORKS, "models.uvit.UViT", 1000)
+    named, swept = "bench experiment=seeds model=dit,uvit", "bench experiment=hybrids"
+    states = [entry("there", line, made=today).state(tmp_path) for line in (named, swept)]
+    assert states == ["out of date"] * 2
+    without = {name: value for name, value in today.items() if name != "networks"}
+    for line in ("bench experiment=cpu", "perf --train uvit"):
+        assert entry("there", line, made=without).state(tmp_path) == "made"
+    assert entry("there", named, made=plan.todays_versions()).state(tmp_path) == "made"
 
 
 @pytest.fixture

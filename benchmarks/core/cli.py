@@ -20,7 +20,7 @@ from benchmarks.core.environment import refuse_foreign_settings, variable
 from benchmarks.core.errors import BadInput
 from benchmarks.core.jobs import Job, merge_outcomes
 from benchmarks.core.session import session
-from benchmarks.core.settings import CONF, PATHS, in_home
+from benchmarks.core.settings import CONF, PATHS, in_home, models_with
 
 # what the launchers' libraries raise where a process was killed; they need not be installed
 PROCESS_ENDED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
@@ -59,7 +59,8 @@ def _raising(composed: Callable[[], None]) -> None:
     try:
         with variable("HYDRA_FULL_ERROR", "1"):
             composed()
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse_setting_of_another_model(error)
         raise
     except ValueError as error:  # of `model=null`, say, where Hydra wants a name
         raise HydraException(str(error)) from error
@@ -75,6 +76,18 @@ def _raising(composed: Callable[[], None]) -> None:
         raise BadInput(
             "a process of the sweep ended before its cell did, for want of memory perhaps; "
             "the same command goes on"
+        ) from error
+
+
+def refuse_setting_of_another_model(error: Exception) -> None:
+    """Raise BadInput for `model.block=4`, say, where only the default model was given, which has no
+    such setting: Hydra reads it before it looks at the models that a preset sweeps over.
+    """
+    found = re.search(r"override 'model\.([\w.]+)'", str(error))
+    if found and (models := models_with(found[1])):
+        raise BadInput(
+            f"model.{found[1]}: the model of this command line has no such setting; "
+            f"give model= as well, of {', '.join(models)}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The ways in which a task ends badly that are foreseen, and those that are no fault of a task."""
 
 import re
+import select
 import sys
 
 # what torch says, as a RuntimeError, where the connection to another process of a team breaks
@@ -42,10 +43,23 @@ def raise_if_stopped(error: Exception) -> None:
     """
     if stopped := _behind(error):
         raise stopped from None
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
         raise NobodyReads from error
     if isinstance(error, RuntimeError) and _in_a_team() and LOST.search(str(error)):
         raise PeerLost(" ".join(str(error).split())[:200]) from error
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed goes to a pipe at whose other end nobody is."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+        except (AttributeError, ValueError, OSError):  # closed, or no file at all
+            continue
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            return True
+    return False
 
 
 def _in_a_team() -> bool:

@@ -177,14 +177,9 @@ def unforeseen(error: Exception) -> str:
 def in_one_line(error: HydraException) -> str:
     """What Hydra says over many lines, without where it has looked and where to read on."""
     text = str(error).split("Config search path")[0].split("See https:")[0]
-    of_a_model = "override 'model." in text
-    if of_a_model:
-        text = text.splitlines()[0]  # without Hydra's advice to add what the model does not have
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):  # says what Hydra leaves out
         text += f" ({str(cause).splitlines()[0]})"
-    if of_a_model:  # which Hydra reads before it looks at the models that a preset sweeps over
-        text += "; where another model has it, give model=<that one>, too"
     return " ".join(text.split())
 
 

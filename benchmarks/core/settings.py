@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra import compose as hydra_compose
@@ -52,6 +52,25 @@ def _diffusion_class(objective: Any) -> str:
 
 OmegaConf.register_new_resolver("home", _results_home, replace=True)
 OmegaConf.register_new_resolver("diffusion_class", _diffusion_class, replace=True)
+
+
+def models_with(setting: str) -> list[str]:
+    """The models of conf/ that have a setting, such as `block` or `denoiser.patch`."""
+    return [name for name in config_names("model") if _has(_model_file(name), setting)]
+
+
+def _model_file(name: str) -> dict[str, Any]:
+    """What conf/model/<name>.yaml says, on top of the files that it begins with."""
+    said = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    earlier = [_model_file(str(other)) for other in said.pop("defaults", []) if other != "_self_"]
+    merged = OmegaConf.merge(*earlier, said)
+    return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))
+
+
+def _has(values: Any, setting: str) -> bool:
+    first, _, rest = setting.partition(".")
+    there = isinstance(values, dict) and first in values
+    return there and (not rest or _has(values[first], rest))
 
 
 def config_names(group: str) -> list[str]:

@@ -22,7 +22,7 @@ from benchmarks.core.store import ROOT, SHIPPED_FOLDERS, digest
 
 PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
-PRESETS = ROOT / "conf" / "experiment"
+PRESETS, MODELS = ROOT / "conf" / "experiment", ROOT / "conf" / "model"
 # the keys of an entry and the type of their values
 NEEDED = {
     "name": str,
@@ -83,7 +83,18 @@ class Entry:
             return False
         today = todays_versions()
         needed = {name for kind in self.kinds for name in DEPENDS[kind]}
-        return all(made.get(name) == today[name] for name in needed)
+        then = made.get("networks") or {}
+        return all(made.get(name) == today[name] for name in needed) and all(
+            then.get(name) == versions.NETWORKS[name] for name in self.networks()
+        )
+
+    def networks(self) -> list[str]:
+        """The networks of `versions.NETWORKS` that are trained for it."""
+        benches = [line for line in self.runs if line.startswith("bench ")]
+        presets = re.findall(r"\bexperiment=(\w+)", " ".join(benches))
+        read = [(PRESETS / f"{name}.yaml").read_text(encoding="utf-8") for name in presets]
+        words = set(re.findall(r"\w+", " ".join([*benches, *read])))
+        return [name for name in versions.NETWORKS if words & _models_with(name)]
 
     def state(self, folder: Path) -> str:
         """`made`, `out of date` or `missing`; `folder` is results/reference."""
@@ -92,12 +103,19 @@ class Entry:
         return "made" if self.is_todays(self.made) else "out of date"
 
 
-def todays_versions() -> dict[str, int | str]:
-    """Today's versions of the models and their training, of the scoring, of the search for settings
-    of sampling, and of the weights that come with the suite.
+def _models_with(network: str) -> set[str]:
+    """The models of conf/ that have this class as their network."""
+    files = {path.stem: path.read_text(encoding="utf-8") for path in MODELS.glob("*.yaml")}
+    return {name for name, text in files.items() if f"_target_: {network}\n" in text}
+
+
+def todays_versions() -> dict[str, Any]:
+    """Today's versions of the models and their training, of networks that changed alone, of the
+    scoring, of the search for settings of sampling, and of the weights that come with the suite.
     """
     return {
         "models": versions.TRAINING,
+        "networks": dict(versions.NETWORKS),
         "scoring": versions.SCORING,
         "search": versions.SEARCH,
         "weights": _shipped_weights(),
