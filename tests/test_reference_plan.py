@@ -123,7 +123,7 @@ def test_a_network_that_changed_alone_puts_only_what_trains_it_out_of_date(tmp_p
     states = [entry("there", line, made=today).state(tmp_path) for line in (named, swept)]
     assert states == ["out of date"] * 2
     without = {name: value for name, value in today.items() if name != "networks"}
-    for line in ("bench experiment=cpu", "perf --train uvit"):
+    for line in ("bench experiment=cpu", "bench experiment=hybrids model=dit", "perf --train uvit"):
         assert entry("there", line, made=without).state(tmp_path) == "made"
     assert entry("there", named, made=plan.todays_versions()).state(tmp_path) == "made"
 

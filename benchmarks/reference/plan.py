@@ -90,10 +90,12 @@ class Entry:
 
     def networks(self) -> list[str]:
         """The networks of `versions.NETWORKS` that are trained for it."""
-        benches = [line for line in self.runs if line.startswith("bench ")]
-        presets = re.findall(r"\bexperiment=(\w+)", " ".join(benches))
-        read = [(PRESETS / f"{name}.yaml").read_text(encoding="utf-8") for name in presets]
-        words = set(re.findall(r"\w+", " ".join([*benches, *read])))
+        texts = [line for line in self.runs if line.startswith("bench ")]
+        for line in list(texts):
+            preset = re.search(r"\bexperiment=(\w+)", line)
+            if preset and " model=" not in line:  # then the preset says which
+                texts.append((PRESETS / f"{preset[1]}.yaml").read_text(encoding="utf-8"))
+        words = set(re.findall(r"\w+", " ".join(texts)))
         return [name for name in versions.NETWORKS if words & _models_with(name)]
 
     def state(self, folder: Path) -> str:

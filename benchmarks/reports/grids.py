@@ -81,7 +81,7 @@ def _sample_grid(title: str, rows: pd.DataFrame, strips: Path) -> plt.Figure:
         axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), box_aspect=0.5)
         axis.set_frame_on(False)
     for j, step in enumerate(steps):
-        axes[0][j].set_title(f"{step:.0f} steps", fontsize=9)
+        axes[0][j].set_title("1 step" if step == 1 else f"{step:.0f} steps", fontsize=9)
     for i, name in enumerate(names):
         axes[i][0].set_ylabel("\n".join(name.split(", ")), fontsize=8)
         for j, step in enumerate(steps):
