@@ -106,10 +106,6 @@ def tiny(name: str, **extra) -> GenerativeModel:
             for module in model.modules():
                 if isinstance(module, torch.nn.Embedding):  # classes and tokens weigh the same
                     module.weight.normal_()
-        if family == "uvit":  # begun so small that a tiny one would hardly see its labels
-            for module in model.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.weight.mul_(10)
     return model
 
 
