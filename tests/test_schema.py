@@ -52,8 +52,8 @@ def test_every_cell_of_every_preset_passes(preset):
 def test_every_size_passes_with_the_settings_of_every_model(size):
     cfg = compose(f"size={size}", "match=params")
     check(cfg)
-    for name, schema in model_schema.SIZES.items():
-        fitted = name != "dit" and schema is not model_schema.OwnRate  # to dit's parameters
+    for name, of_size in model_schema.SIZES.items():
+        fitted = name != "dit" and of_size is not model_schema.OwnRate  # to dit's parameters
         assert not fitted or cfg.size[name] == cfg.size.params[name], name
 
 
