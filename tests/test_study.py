@@ -1,11 +1,13 @@
 """How images are degraded, what the study of it measures, and which rules it reports as broken."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from benches import command
+from benches import Ended, command
 from conftest import composed
 
 from benchmarks.core.errors import BadInput
@@ -254,14 +256,18 @@ def test_fd_of_the_local_extractor_rises_at_each_level_of_all_that_is_to_raise_i
 def study(tmp_path_factory):
     """The folder that a small study writes, over a fast extractor."""
     folder = tmp_path_factory.mktemp("study")
+    ended = small_study(folder)
+    assert ended.code == 0, ended.err
+    return folder / "judge" / "procedural-32-coarse"
+
+
+def small_study(folder: Path) -> Ended:
     extractor = FeatureExtractor(name="coarse", net=Coarse(), weights="0" * 64)
     settings = ["data.train_images=600", "data.reference_images=200", "num_samples=200"]
     places = [f"cache_dir={folder}/cache", f"results_dir={folder}", "device=cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_command, "load_extractors", lambda cfg: [extractor])
-        ended = command("study", "features=local", *settings, *places)
-    assert ended.code == 0, ended.err
-    return folder / "judge" / "procedural-32-coarse"
+        return command("study", "features=local", *settings, *places)
 
 
 def test_the_study_measures_every_level_of_real_and_of_reconstructed_images(study):
@@ -278,6 +284,27 @@ def test_the_study_measures_every_level_of_real_and_of_reconstructed_images(stud
     assert first["fd"].item() == pytest.approx(rebuilt["fd"].iloc[0])
     swaps = table[table["degradation"] == "label swaps"].groupby("images")
     assert (swaps["fd"].nunique() == 1).all() and (swaps["label_accuracy"].nunique() == 6).all()
+
+
+def test_a_study_that_was_stopped_goes_on_where_it_was(study, monkeypatch):
+    """A ladder that is kept is not measured again; one that was cut short is."""
+    before = pd.read_csv(study / "study.csv")
+    kept = sorted((study.parent.parent / "cache" / "judge").glob("*/*.json"))
+    assert len(kept) == 2 * len(DEGRADATIONS)
+    kept[3].unlink()
+    kept[5].write_bytes(kept[5].read_bytes()[:-40])
+    measured, measure = [], study_command.measure_ladder
+
+    def counted(*args):
+        measured.append(args[4].name)
+        return measure(*args)
+
+    monkeypatch.setattr(study_command, "measure_ladder", counted)
+    for drawn in ("plot", "show", "shrink"):  # figures take most of the time
+        monkeypatch.setattr(study_command, drawn, lambda *_: None)
+    assert small_study(study.parent.parent).code == 0
+    assert len(measured) == 2
+    pd.testing.assert_frame_equal(pd.read_csv(study / "study.csv"), before)
 
 
 def test_the_study_s_page_has_rules_first_then_weights_and_small_figures(study):

@@ -7,10 +7,10 @@ Thirteen degradations of five levels over `num_samples` training images, once as
 through the autoencoder, as samples are decoded. Both are compared with the `reference` split
 (`fd`), the latter also with the reference through the autoencoder (`fd_generator`). Rules that are
 fixed in the code say what passes. Writes results/judge/<data>: study.csv, study.md, study.png,
-degradations.png.
+degradations.png. A study that was stopped goes on where it was, by what the cache keeps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from benchmarks.core import versions
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
 from benchmarks.core.files import atomic_file, check_writable
 from benchmarks.core.settings import check
+from benchmarks.core.store import digest, read_sealed, write_sealed
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
 from benchmarks.images.dataset import load_dataset
@@ -198,14 +200,34 @@ def measure_ladder(
     return ladder
 
 
-def measure_all(targets: Targets, material: Material) -> pd.DataFrame:
-    """One row per kind of images, degradation and level, level 0 being the images as they are."""
+def kept_ladder(path: Path, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What `measure` gives, once: `path` keeps it, so that a study that was stopped goes on."""
+    kept = read_sealed(path)
+    if kept is None:
+        rows = [row | {"resampled": row["resampled"].tolist()} for row in measure()]
+        kept = {"rows": rows}
+        write_sealed(path, kept)
+    return [
+        row | {"resampled": torch.tensor(row["resampled"], dtype=torch.float64)}
+        for row in kept["rows"]
+    ]
+
+
+def measure_all(targets: Targets, material: Material, kept: Path) -> pd.DataFrame:
+    """One row per kind of images, degradation and level, level 0 being the images as they are.
+
+    The folder `kept` keeps each ladder as soon as it is measured.
+    """
     known, n = pool_features(targets, material), material.n
     rows = []
     for kind, pool in known.pools.items():
         untouched = measures(targets, kind, pool[:n], torch.from_numpy(material.labels[:n]))
         for degradation in DEGRADATIONS:
-            ladder = measure_ladder(targets, material, known, kind, degradation, untouched)
+            measure = partial(
+                measure_ladder, targets, material, known, kind, degradation, untouched
+            )
+            name = f"{kind}-{degradation.name}-{digest(amounts_of(degradation))}.json"
+            ladder = kept_ladder(kept / name.replace(" ", "_"), measure)
             for row in ladder:
                 change = row["resampled"] - untouched["resampled"]
                 row[f"{LEADING[kind]}_change_std"] = change.std().item()
@@ -229,7 +251,9 @@ def study(cfg: DictConfig) -> None:
     for extractor in extractors:
         net = extractor.net.to(device)
         targets = prepare_targets(net, device, material, len(dataset.classes))
-        table = measure_all(targets, material).merge(
+        made_of = (extractor.fingerprint, dataset.key, space.autoencoder_key, n)
+        key = digest(versions.SCORING, *made_of, device.type, torch.__version__)
+        table = measure_all(targets, material, Path(cfg.cache_dir) / "judge" / key).merge(
             distances, how="left", on=["images", "degradation", "level"]
         )
         write(table, material, about(cfg, dataset, extractor, space), Path(cfg.results_dir))
