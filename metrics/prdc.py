@@ -45,7 +45,7 @@ def _recall(between: Tensor, fake_radii: Tensor) -> float:
 
 
 def recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> float:
-    """`prdc(real, fake, k=k).recall`, in two thirds of its time."""
+    """`prdc(real, fake, k=k).recall` alone, which needs no radii of the real rows."""
     real, fake = _equally_many(real, fake, k)
     return _recall(torch.cdist(real, fake), _radii(fake, k))
 

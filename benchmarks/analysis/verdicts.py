@@ -28,7 +28,6 @@ from benchmarks.results.columns import is_busy
 COSTS = {"gflops_per_image": "GFLOPs per image", "latency_seconds": "seconds of latency"}
 BUDGETS = 2  # of each cost
 MOST_LINES = 12  # of all panels of a report together
-BESIDE = "other programs were busy while some rows were timed"
 ENOUGH = 2.0  # errors that fewer steps may lie above the best count
 
 
@@ -212,7 +211,8 @@ def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     affordable, compared, not_judged = {}, {}, []
     for column, meaning in COSTS.items():
         if any(is_busy(row, column) for _, row in rows.iterrows()):
-            not_judged.append(f"Budgets in {meaning} are not judged: {BESIDE}.")
+            reason = "other programs were busy while some rows were timed"
+            not_judged.append(f"Budgets in {meaning} are not judged: {reason}.")
             continue
         for budget in _budgets(means, column):
             under = means[means[column] <= budget].sort_values("distance").drop_duplicates("curve")

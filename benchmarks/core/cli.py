@@ -20,7 +20,7 @@ from benchmarks.core.environment import refuse_foreign_settings, variable
 from benchmarks.core.errors import BadInput
 from benchmarks.core.jobs import Job, merge_outcomes
 from benchmarks.core.session import session
-from benchmarks.core.settings import CONF, PATHS, in_home, models_with
+from benchmarks.core.settings import CONF, PATHS, in_home, model_settings
 
 # what the launchers' libraries raise where a process was killed; they need not be installed
 PROCESS_ENDED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
@@ -84,9 +84,12 @@ def refuse_setting_of_another_model(error: Exception) -> None:
     such setting: Hydra reads it before it looks at the models that a preset sweeps over.
     """
     found = re.search(r"override 'model\.([\w.]+)'", str(error))
-    if found and (models := models_with(found[1])):
+    if not found:
+        return
+    setting = found[1]
+    if models := [name for name, settings in model_settings().items() if setting in settings]:
         raise BadInput(
-            f"model.{found[1]}: the model of this command line has no such setting; "
+            f"model.{setting}: the model of this command line has no such setting; "
             f"give model= as well, of {', '.join(models)}"
         ) from error
 

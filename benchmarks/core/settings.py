@@ -54,9 +54,9 @@ OmegaConf.register_new_resolver("home", _results_home, replace=True)
 OmegaConf.register_new_resolver("diffusion_class", _diffusion_class, replace=True)
 
 
-def models_with(setting: str) -> list[str]:
-    """The models of conf/ that have a setting, such as `block` or `denoiser.patch`."""
-    return [name for name in config_names("model") if _has(_model_file(name), setting)]
+def model_settings() -> dict[str, dict[str, Any]]:
+    """What the files of conf/model say, flat and unresolved, by model."""
+    return {name: flatten(_model_file(name)) for name in config_names("model")}
 
 
 def _model_file(name: str) -> dict[str, Any]:
@@ -65,12 +65,6 @@ def _model_file(name: str) -> dict[str, Any]:
     earlier = [_model_file(str(other)) for other in said.pop("defaults", []) if other != "_self_"]
     merged = OmegaConf.merge(*earlier, said)
     return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=False))
-
-
-def _has(values: Any, setting: str) -> bool:
-    first, _, rest = setting.partition(".")
-    there = isinstance(values, dict) and first in values
-    return there and (not rest or _has(values[first], rest))
 
 
 def config_names(group: str) -> list[str]:

@@ -18,11 +18,12 @@ from benchmarks.core import versions
 from benchmarks.core.environment import device_name, git_state, now
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import atomic_file
+from benchmarks.core.settings import model_settings
 from benchmarks.core.store import ROOT, SHIPPED_FOLDERS, digest
 
 PLAN = ROOT / "results" / "reference" / "plan.yaml"
 DEVICES = ("cpu", "cuda", "either")
-PRESETS, MODELS = ROOT / "conf" / "experiment", ROOT / "conf" / "model"
+PRESETS = ROOT / "conf" / "experiment"
 # the keys of an entry and the type of their values
 NEEDED = {
     "name": str,
@@ -105,10 +106,11 @@ class Entry:
         return "made" if self.is_todays(self.made) else "out of date"
 
 
+@cache
 def _models_with(network: str) -> set[str]:
     """The models of conf/ that have this class as their network."""
-    files = {path.stem: path.read_text(encoding="utf-8") for path in MODELS.glob("*.yaml")}
-    return {name for name, text in files.items() if f"_target_: {network}\n" in text}
+    target = "denoiser._target_"
+    return {name for name, said in model_settings().items() if said.get(target) == network}
 
 
 def todays_versions() -> dict[str, Any]:
