@@ -71,7 +71,10 @@ class LabelPipeline(ImageModel):
         return self._fingerprint
 
     def _check_size(self, image_size: int) -> None:
-        side = self.denoiser.config.sample_size * self._factor()
+        size, kind = self.denoiser.config.sample_size, type(self.pipeline).__name__
+        if not isinstance(size, int):
+            raise ValueError(f"its sample_size is {size}, where {kind} takes one number")
+        side = size * self._factor()
         if side != image_size:
             raise ValueError(f"it makes images of {side} px, data.image_size is {image_size}")
 
@@ -169,6 +172,8 @@ class LabelPipeline(ImageModel):
                 f"its network was evaluated {sum(rows) / len(labels):g} times an image, "
                 f"where {evaluations} are counted: this pipeline cannot be measured"
             )
+        if not isinstance(images, Tensor):  # as earlier versions of diffusers gave them, 0.37 too
+            images = torch.from_numpy(images).permute(0, 3, 1, 2)
         if not images.isfinite().all():  # as bytes they would be black, and scored
             raise FloatingPointError(f"its images are not finite, at {steps} steps")
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)

@@ -45,6 +45,28 @@ def test_two_machines_stand_side_by_side_and_their_seconds_apart(theirs, tmp_pat
     assert "Another CPU" in capsys.readouterr().out
 
 
+def test_two_people_with_one_kind_of_machine_and_other_versions_stay_apart(tmp_path, capsys):
+    """Neither is an older state of the other; and one's seeds are not more seeds of the other."""
+    theirs, both, ours = tmp_path / "theirs", tmp_path / "both", records.read(OURS)
+    for record in ours:
+        row = record["row"] | {"started_at": "2030-01-01T00:00:00", "torch": "3.0"}
+        row["device"] = row["device"].replace("2 threads", "8 threads")
+        name = f"{records.training(record)}, by another torch"
+        other = record | {"fingerprints": record["fingerprints"] | {"training": name}}
+        row["run_id"] = f"their-{row['run_id']}"
+        write_json(records.path_of(theirs, row["run_id"]), seal(other | {"row": row}))
+    for _ in range(2):  # and made once more
+        report.main([str(OURS), str(theirs), "--into", str(both)])
+    table = pd.read_csv(both / "results.csv")
+    assert len(table) == 2 * len(ours) and "left out" not in capsys.readouterr().out
+    whose = table["device"].str.rsplit(", of ", n=1).str[1].value_counts().to_dict()
+    assert whose == {"cpu-procedural": len(ours), "theirs": len(ours)}
+    assert (both / "summary.md").read_text().count(", of theirs") >= 2, "sections of their own"
+    again = table["device"].tolist()
+    report.main([str(both)])
+    assert pd.read_csv(both / "results.csv")["device"].tolist() == again
+
+
 def test_a_record_that_two_folders_have_is_there_once(tmp_path):
     report.combine([OURS, OURS], tmp_path / "once")
     assert len(records.read(tmp_path / "once")) == len(records.read(OURS))

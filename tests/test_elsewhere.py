@@ -1,6 +1,7 @@
 """Models that were trained elsewhere: pipelines of diffusers in the hub's format, and one's own."""
 
 import copy
+import functools
 import json
 import shutil
 
@@ -78,6 +79,27 @@ def test_its_images_are_those_that_the_pipeline_itself_gives(hub, guidance):
     pixels = pipeline([3, 5], generator=generators, **settings).images
     expected = torch.from_numpy((pixels * 255).round()).permute(0, 3, 1, 2).to(torch.uint8)
     assert images.dtype == torch.uint8 and torch.equal(images, expected)
+
+
+def test_images_come_as_numpy_too_from_a_diffusers_that_knows_nothing_else(hub, monkeypatch):
+    """`DiTPipeline` of 0.35 to 0.37, at least, takes no notice of "pt"."""
+    expected, own = sampled(loaded(hub / "dit"), [3, 5]), DiTPipeline.__call__
+
+    @functools.wraps(own)
+    def of_before(self, *args, **call):
+        return own(self, *args, **(call | {"output_type": "np"}))
+
+    monkeypatch.setattr(DiTPipeline, "__call__", of_before)
+    assert torch.equal(sampled(loaded(hub / "dit"), [3, 5]), expected)
+
+
+def test_a_size_that_is_no_number_is_refused(hub, tmp_path):
+    """A U-Net may have it for each side, but the pipelines of diffusers cannot use that."""
+    shutil.copytree(hub / "consistency", tmp_path / "sides")
+    config = tmp_path / "sides/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": [16, 16]}))
+    with pytest.raises(ValueError, match=r"sample_size is \[16, 16\], where .* takes one number"):
+        loaded(tmp_path / "sides")
 
 
 def test_an_image_does_not_depend_on_its_batch_nor_on_what_ran_before(hub):

@@ -23,7 +23,8 @@ from benchmarks.core.session import session
 from benchmarks.core.settings import CONF, PATHS, in_home, model_settings
 
 # what the launchers' libraries raise where a process was killed; they need not be installed
-PROCESS_ENDED = ("TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError")
+PROCESS_ENDED = {"TerminatedWorkerError", "BrokenProcessPool", "UncompletedJobError"}
+JOB_FAILED = "FailedJobError"  # of submitit, whose message is the traceback
 
 
 def run_hydra(
@@ -70,13 +71,27 @@ def _raising(composed: Callable[[], None]) -> None:
         reason = f"{error.filename} cannot be written ({error.strerror})"
         raise BadInput(f"results_dir: {reason}; give a folder that can") from error
     except Exception as error:
-        if type(error).__name__ not in PROCESS_ENDED:
+        # submitit's FailedJobError is one, too: what broke outside of a cell's own work
+        if not {kind.__name__ for kind in type(error).__mro__} & PROCESS_ENDED:
             raise
         session.cells_left = True
+        failed = type(error).__name__ == JOB_FAILED
+        why = _of_a_job(error) if failed else "for want of memory perhaps"
         raise BadInput(
-            "a process of the sweep ended before its cell did, for want of memory perhaps; "
-            "the same command goes on"
+            f"a process of the sweep ended before its cell did ({why}); the same command goes on"
         ) from error
+
+
+def _of_a_job(error: Exception) -> str:
+    """What submitit says of a job that failed: of the traceback between two rules its last line,
+    and of the files that it names below them the last, the job's own log.
+    """
+    message = str(error)
+    between = re.split(r"^-+$", message, flags=re.MULTILINE)
+    trace = (between[1] if len(between) > 1 else message).split("\n")
+    said = [line.strip() for line in trace if line.strip()]
+    log = re.findall(r"^\s*- (\S.*)$", between[-1], flags=re.MULTILINE)
+    return "; ".join([*said[-1:], *(f"its log is {path}" for path in log[:1])])
 
 
 def refuse_setting_of_another_model(error: Exception) -> None:

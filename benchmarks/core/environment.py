@@ -88,10 +88,18 @@ def git_state() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """sha256 of the suite's own code, committed or not, when first asked. Configurations are not
-    part of it: those of a run are composed once, by whoever starts it.
+    part of it: every record holds its own.
     """
     folders = [ROOT / name for name in ("benchmarks", "metrics", "models")]
     return file_digest(*sorted(path for folder in folders for path in folder.rglob("*.py")))
+
+
+@lru_cache(maxsize=1)
+def conf_digest() -> str:
+    """sha256 of the suite's configurations, when first asked: each process of a launcher composes
+    its cell's from them anew.
+    """
+    return file_digest(*sorted((ROOT / "conf").rglob("*.yaml")))
 
 
 def _git(*args: str) -> str | None:
@@ -148,6 +156,11 @@ def refuse_foreign_settings() -> None:
                 "process holds the whole model, so launch without it"
             )
     launched = [name for name in os.environ if name in RANKS or name.startswith(OF_LAUNCHERS)]
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and launched:
+        raise BadInput(
+            "accelerate launch was asked for several processes and started one, as it does on "
+            "fewer than two GPUs: add --multi_gpu, or start them with torchrun"
+        )
     for name in launched:
         del os.environ[name]
     if launched:

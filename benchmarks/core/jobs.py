@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from benchmarks.core.environment import code_digest, variable
+from benchmarks.core.environment import code_digest, conf_digest, variable
 from benchmarks.core.errors import BadInput
 from benchmarks.core.files import OLD, runs
 from benchmarks.core.session import session
@@ -45,17 +45,13 @@ class Job:
     launched_by: tuple[str, int] = field(default_factory=_this_process)
     name: str = field(default_factory=lambda: secrets.token_hex(4))  # of this call of the command
     code: str = field(default_factory=code_digest)
+    conf: str = field(default_factory=conf_digest)
 
     def __call__(self, cfg: DictConfig) -> None:
         elsewhere = _this_process() != self.launched_by
         if elsewhere:
             session.launched_by = self.launched_by
-            folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
-            _refuse_another_disk(folder, "results_dir")
-            noted = folder / LAUNCHERS_CACHE
-            # a sweep may give a cell a cache of its own
-            if noted.exists() and str(cfg.cache_dir) == noted.read_text():
-                _refuse_another_disk(_outcomes(Path(cfg.cache_dir), self.name), "cache_dir")
+            _refuse_other_disks(cfg, self.name)
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
             session.guard(self._like_the_launcher if elsewhere else self.task, cfg)
@@ -65,15 +61,27 @@ class Job:
             write_json(folder / f"{host}-{number}.json", session.outcome())
 
     def _like_the_launcher(self, cfg: DictConfig) -> None:
-        """The task. Raises BadInput where the code is not what the launching process has: a cell
-        may have waited for its turn while files were edited or pulled.
+        """The task. Raises BadInput where the code or the configurations are not what the launching
+        process has: a cell may have waited for its turn while files were edited or pulled.
         """
-        if code_digest() != self.code:
-            raise BadInput(
-                f"the code on {socket.gethostname()} is not what the launching process began with: "
-                "start the command again"
-            )
+        now = {"code": (code_digest(), self.code), "folder conf/": (conf_digest(), self.conf)}
+        for what, (here, there) in now.items():
+            if here != there:
+                raise BadInput(
+                    f"the {what} on {socket.gethostname()} is not what the launching process "
+                    "began with: start the command again"
+                )
         self.task(cfg)
+
+
+def _refuse_other_disks(cfg: DictConfig, name: str) -> None:
+    """Raises BadInput where the results or the cache of the launching process are not seen here."""
+    folder = _outcomes(Path(HydraConfig.get().sweep.dir), name)
+    _refuse_another_disk(folder, "results_dir")
+    noted = folder / LAUNCHERS_CACHE
+    # a sweep may give a cell a cache of its own
+    if noted.exists() and str(cfg.cache_dir) == noted.read_text():
+        _refuse_another_disk(_outcomes(Path(cfg.cache_dir), name), "cache_dir")
 
 
 def _refuse_another_disk(folder: Path, key: str) -> None:

@@ -17,6 +17,7 @@ from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading
 Record = dict[str, Any]
 OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")
 ELSEWHERE = "pretrained"  # the family of models that were trained elsewhere
+FOLDER = "from_folder"  # of a record in a report of several folders: whose it is, where that counts
 TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
@@ -170,8 +171,7 @@ def _share_logs(records: list[Record]) -> None:
 
 def _weights(record: Record) -> tuple[Any, ...]:
     """What names the weights behind a record: the training, its machine, and the fraction of it."""
-    training = record.get("fingerprints", {}).get("training")
-    return training, record["row"].get("device"), record["row"].get("train_fraction")
+    return training(record), record["row"].get("device"), record["row"].get("train_fraction")
 
 
 def gather(folder: Path, records: list[Record]) -> Path:
@@ -185,8 +185,8 @@ def current(records: list[Record]) -> list[Record]:
 
     `records` are oldest first.
     """
-    recipes = [digest(_recipe(record)) for record in records]
-    trainings = [record.get("fingerprints", {}).get("training") for record in records]
+    recipes = [recipe(record) for record in records]
+    trainings = [training(record) for record in records]
     newest = dict(zip(recipes, trainings, strict=True))  # the last of a recipe stays
     return [
         record
@@ -195,28 +195,46 @@ def current(records: list[Record]) -> list[Record]:
     ]
 
 
+def of_whom(record: Record) -> str | None:
+    """The column `device`, and where it counts the folder that a record came from."""
+    device = record["row"].get("device")
+    return f"{device}, of {record[FOLDER]}" if FOLDER in record else device
+
+
 def is_elsewhere(record: Record) -> bool:
     """Whether a record is of a model that was trained elsewhere."""
     return record["row"].get("family") == ELSEWHERE
 
 
-def _recipe(record: Record) -> dict[str, Any]:
-    """Everything configured about a training, and the images, latents and machine it was on."""
+def training(record: Record) -> str | None:
+    """What names a trained network: its recipe, and the versions that trained it."""
+    return record.get("fingerprints", {}).get("training")
+
+
+def machine(record: Record) -> str:
+    """The name of the processor or card, however many threads and processes."""
+    return (record["row"].get("device") or "").split(" (")[0].split(", ")[0]
+
+
+def recipe(record: Record) -> str:
+    """Digest of everything configured about a training, of the images, latents and machine it was
+    on, and of whose it is.
+    """
     row, config = record["row"], record.get("config", {})
     fingerprints = record.get("fingerprints", {})
     train = config.get("train") or {}
     train = {name: value for name, value in train.items() if name not in NOT_OF_THE_TRAINING}
-    # however many threads and processes
-    machine = (row.get("device") or "").split(" (")[0].split(", ")[0]
     columns = ("model", "size", "seed", "dtype", "data", "image_size", "autoencoder")
-    return {
+    parts = {
         "train": train,
         "network": {k: v for k, v in (config.get("model") or {}).items() if k != "tune"},
-        "on": [fingerprints.get("data"), fingerprints.get("latents"), machine],
+        "on": [fingerprints.get("data"), fingerprints.get("latents"), machine(record)],
+        FOLDER: record.get(FOLDER),
         # what was trained elsewhere has no other recipe than its weights
-        "weights": fingerprints.get("training") if is_elsewhere(record) else None,
+        "weights": training(record) if is_elsewhere(record) else None,
         **{name: row.get(name) for name in columns},
     }
+    return digest(parts)
 
 
 def table(records: list[Record]) -> pd.DataFrame:
@@ -240,6 +258,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         for names in (("data", "autoencoder", "features"), ("data", "features"))
     )
     rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
+    rows["device"] = [of_whom(record) for record in records]
     # a column that no row has would be one of None, which is no number
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in GRADED})
     leads = [leading(record["row"]) for record in records]
@@ -252,7 +271,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         tuned_at=[(record.get("tuning") or {}).get("steps", math.nan) for record in records],
         diagnostics=[record.get("diagnostics", {}) for record in records],
         sampling_seed=[record.get("sampling_seed") for record in records],
-        training=[p.get("training") for p in prints],
+        training=[training(record) for record in records],
         features_dim=[p.get("features_frechet_dim") or p.get("features_dim") for p in prints],
         evaluated_by=evaluated_by,
         reference=reference,
@@ -297,10 +316,9 @@ def _settings(record: Record) -> dict[str, Any]:
     config = record.get("config", {})
     named = {name: config.get(name, {}) for name in ("model", "train", "sample_batch")}
     row = record["row"]
-    training = record.get("fingerprints", {}).get("training") or ""
     sampled_in = row.get("sample_dtype") or row.get("dtype")  # once both were one
     return flatten(named) | {
-        "weights": training[:6] if is_elsewhere(record) else None,
+        "weights": (training(record) or "")[:6] if is_elsewhere(record) else None,
         "sampled in": sampled_in if sampled_in != row.get("dtype") else "the same precision",
         **{name: row.get(name) for name in ("autoencoder", "codebook")},
     }
