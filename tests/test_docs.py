@@ -295,6 +295,7 @@ def in_miniature(call: list[str], folder: Path) -> list[str] | None:
     if command == "score":
         return [command, *given, *(MINIATURE[2:] if given[1] in config_names("data") else [])]
     if command in ("reconstruct", "probe"):
+        given = [re.sub(r"^\+sides=.*", "+sides=[64]", word) for word in given]
         return [command, *given, *MINIATURE]
     return [command, *given, "--rehearse"] if command == "cost" else None
 

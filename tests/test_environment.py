@@ -321,8 +321,7 @@ def test_a_folder_with_results_of_someone_else_is_refused(tmp_path):
     records.refuse_foreign(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["HOME", "PATH"])
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("missing, encoding", [("HOME", "cp1252"), ("PATH", "ascii")])
 def test_a_command_needs_no_home_no_git_and_no_locale(missing, encoding):
     """Without PATH there is no git to be found."""
     environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "LC_ALL": "C"}

@@ -227,6 +227,7 @@ def test_dinov2_refuses_what_is_not_a_dinov2(dinov2_folder, tmp_path):
 # --- its training
 
 
+@pytest.mark.long  # tests/test_weights.py trains one for a few steps
 def test_training_the_classifier_teaches_it_something():
     images, labels = procedural.generate(300, 64, seed=1)
     judge = train_extractor.train_judge(images, labels, 10, count=1920, device="cpu")

@@ -30,7 +30,7 @@ from benchmarks.core.store import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-KILLS = 60 if ALL else 1
+KILLS = 60
 NOBODY = 65534  # the user who owns nothing
 LONGEST = 12.0  # seconds after its first line within which a run is killed
 BENCH = ["-m", "experiment=smoke", "name=faults", "model=dit,ar", "steps=[2,16]"]
@@ -143,6 +143,7 @@ def test_a_signal_that_comes_where_python_ignores_exceptions_is_heard_all_the_sa
     assert (done.stdout.strip(), done.stderr) == (heard, "")
 
 
+@pytest.mark.long  # tests/test_bench.py has a SIGKILL, tests/test_cli.py has signals
 def test_a_run_that_is_killed_again_and_again_ends_with_the_rows_of_an_unbroken_one(
     unbroken, tmp_path
 ):

@@ -217,6 +217,7 @@ print(peak_memory_mb(torch.device("cpu")))
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_images(tmp_path):
     made = {"latents": torch.randn(2, 1000, 4, 16, 16), "tokens": torch.zeros(2, 1000, 256).int()}
     write_tensors(tmp_path / "0.safetensors", "k", made)

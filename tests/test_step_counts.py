@@ -62,7 +62,7 @@ def test_steps_that_three_trainings_agree_on_by_chance_are_not_called_worse():
     assert line.endswith("are best (5); fewer are more than two errors above it.")
 
 
-@pytest.mark.parametrize("counts", [2, 4])
+@pytest.mark.parametrize("counts", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_of_equal_step_counts_hardly_any_is_called_worse(counts):
     """Three trainings, which differ by more than their images make them: a chance of 5% at most
     that a model's line calls any of its counts worse.

@@ -84,6 +84,7 @@ def one(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long  # tests/test_train.py has it for the training alone
 def test_passes_of_a_batch_train_as_one(one, tmp_path):
     """`train.accumulate` is of the machine, as its memory is: the training has the same name."""
     done = run(tmp_path, *BENCH, "model=dit", "train.accumulate=4")

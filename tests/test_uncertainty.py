@@ -61,6 +61,7 @@ def test_classes_of_too_few_rows_have_no_distance():
     assert set(kid_per_class(real, labels, fake[:5], labels[:5])) == set()
 
 
+@pytest.mark.long  # a thousand distances, and 200 bootstraps of 200
 def test_two_bootstrap_deviations_cover_the_expected_distance_at_this_n():
     """FD is biased, so what its error covers is the mean over samples of this size: 0.95; three
     standard errors of 200 distances are 0.05.
