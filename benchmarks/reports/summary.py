@@ -1,7 +1,7 @@
-"""Records to a report: results.csv, summary.md, plots and sample grids.
+"""Records to a report: results.csv, summary.md, plots and sample grids, and all of it as a page.
 
-A published folder (see `commands/publish.py`) stays one: its records stay compressed, and only the
-figures that it keeps are plotted anew.
+A published folder (see `commands/publish.py`) stays one: its records stay compressed, only the
+figures that it keeps are plotted anew, and it has no page.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from benchmarks.analysis.choices import searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
-from benchmarks.reports import beside, grids, plots
+from benchmarks.reports import beside, grids, page, plots
 from benchmarks.reports.chosen import chosen
 from benchmarks.reports.notes import notes, refused, trained_on
 from benchmarks.reports.rows import (
@@ -80,9 +80,14 @@ def build_report(folder: Path) -> str:
     else:
         paths += _figures(report, folder / "plots")
     paths += _sample_grids(report)
-    # last, because it links the plots and grids that are there now
+    # last, because they show the plots and grids that are there now
+    text, pictures = _summary(report), _images(folder) if report.panels else []
     with atomic_file(folder / "summary.md") as path:
-        path.write_text("\n".join(_summary(report)) + "\n", encoding="utf-8")
+        path.write_text("\n".join([*text, *pictures]) + "\n", encoding="utf-8")
+    if page.can_be_made() and not archive.is_published(folder):
+        paths.append(folder / page.NAME)
+        with atomic_file(paths[-1]) as path:
+            path.write_text(page.html_page(text, pictures, folder), encoding="utf-8")
     lines = [line for panel in report.panels for line in as_text(panel)]
     return "\n".join([*lines, *report.failures, "", *map(str, paths)])
 
@@ -125,7 +130,7 @@ def _sample_grids(report: Report) -> list[Path]:
 
 
 def _summary(report: Report) -> list[str]:
-    """The lines of summary.md."""
+    """The lines of summary.md before its pictures."""
     measurements = sum(len(panel.rows) for panel in report.panels)
     names = {record.get("config", {}).get("name") for record in report.records}
     name = names.pop() if len(names) == 1 else None
@@ -150,8 +155,7 @@ def _summary(report: Report) -> list[str]:
         lines += ["## Columns", "", *explained(), ""]
     if report.failures:
         lines += ["## Failed or diverged", "", *(f"- {line}" for line in report.failures), ""]
-    lines = [safe_markdown(line) for line in lines]
-    return lines + _images(report.folder) if report.panels else lines
+    return [safe_markdown(line) for line in lines]
 
 
 def _section(panel: Panel, report: Report) -> list[str]:
