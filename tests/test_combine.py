@@ -1,11 +1,14 @@
 """Several results folders, of one machine or of two, in one report."""
 
+import json
 import shutil
 
 import pandas as pd
 import pytest
 
 from benchmarks.commands import report
+from benchmarks.commands.compare import compare
+from benchmarks.core.errors import BadInput
 from benchmarks.core.store import ROOT, read_json, seal, write_json
 from benchmarks.reports import summary
 from benchmarks.results import records
@@ -55,26 +58,55 @@ def test_two_machines_stand_side_by_side_and_their_seconds_apart(ours, theirs, t
     assert "Another CPU" in capsys.readouterr().out
 
 
-def test_two_people_with_one_kind_of_machine_and_other_versions_stay_apart(ours, tmp_path, capsys):
-    """Neither is an older state of the other; and one's seeds are not more seeds of the other."""
-    theirs, both, own = tmp_path / "theirs", tmp_path / "both", records.read(ours)
-    for record in own:
-        row = record["row"] | {"started_at": "2030-01-01T00:00:00", "torch": "3.0"}
+def by_another_torch(found, folder, **changed):
+    """The same measurements as another version made them later, on such a machine."""
+    for record in found:
+        row = record["row"] | {"started_at": "2030-01-01T00:00:00", "torch": "3.0"} | changed
         row["device"] = row["device"].replace("2 threads", "8 threads")
-        name = f"{records.training(record)}, by another torch"
-        other = record | {"fingerprints": record["fingerprints"] | {"training": name}}
-        row["run_id"] = f"their-{row['run_id']}"
-        write_json(records.path_of(theirs, row["run_id"]), seal(other | {"row": row}))
-    for _ in range(2):  # and made once more
-        report.main([str(ours), str(theirs), "--into", str(both)])
-    table = pd.read_csv(both / "results.csv")
-    assert len(table) == 2 * len(own) and "left out" not in capsys.readouterr().out
-    whose = table["device"].str.rsplit(", of ", n=1).str[1].value_counts().to_dict()
-    assert whose == {"cpu-procedural": len(own), "theirs": len(own)}
-    assert (both / "summary.md").read_text().count(", of theirs") >= 2, "sections of their own"
-    again = table["device"].tolist()
-    report.main([str(both)])
-    assert pd.read_csv(both / "results.csv")["device"].tolist() == again
+        row["run_id"] = f"{folder.name}-{row['run_id']}-{row['seed']}"
+        prints = record["fingerprints"] | {"training": f"{records.training(record)}-{row['seed']}"}
+        versions = record["versions"] | {"torch": "3.0"}
+        other = record | {"row": row, "fingerprints": prints, "versions": versions}
+        write_json(records.path_of(folder, row["run_id"]), seal(other))
+    return folder
+
+
+def sections(folder):
+    """How many rows of results.csv are of each mark of versions."""
+    devices = pd.read_csv(folder / "results.csv")["device"]
+    return devices.str.extract(r"\[(.*)\]")[0].fillna("").value_counts().to_dict()
+
+
+def test_other_versions_on_one_kind_of_machine_stand_apart(ours, tmp_path, capsys):
+    """Neither is an older state of the other; their seeds are not more seeds of one network."""
+    own = records.read(ours)
+    theirs = by_another_torch(own, tmp_path / "theirs")
+    more = by_another_torch(own, tmp_path / "more", seed=7)
+    both, all_of_it = tmp_path / "both", tmp_path / "all"
+    report.main([str(ours), str(theirs), "--into", str(both)])
+    count, old = len(own), f"torch {own[0]['versions']['torch']}"
+    assert sections(both) == {old: count, "torch 3.0": count}
+    text = (both / "summary.md").read_text()
+    assert "left out" not in capsys.readouterr().out and "[torch 3.0] (8 threads)" in text
+    # a report of a report has every record once; what the same versions made stands together
+    report.main([str(both), str(ours), str(more), "--into", str(all_of_it)])
+    assert sections(all_of_it) == {old: count, "torch 3.0": 2 * count}
+    # nothing is to be told apart where one version alone is there
+    report.main([str(theirs), str(more), "--into", str(tmp_path / "theirs all")])
+    assert sections(tmp_path / "theirs all") == {"": 2 * count}
+
+
+def test_another_state_of_the_code_stands_apart_by_its_commit(ours, tmp_path):
+    theirs = tmp_path / "theirs"
+    for record in records.read(ours):
+        row = record["row"] | {"git_sha": "0123456789ab", "run_id": f"x{record['row']['run_id']}"}
+        prints = record["fingerprints"] | {"training": "another"}
+        write_json(
+            records.path_of(theirs, row["run_id"]),
+            seal(record | {"row": row, "fingerprints": prints}),
+        )
+    report.main([str(ours), str(theirs), "--into", str(tmp_path / "both")])
+    assert "code 0123456789ab" in sections(tmp_path / "both")
 
 
 def test_a_record_that_two_folders_have_is_there_once(ours, tmp_path):
@@ -136,3 +168,15 @@ def test_what_is_there_is_not_written_over(ours, tmp_path):
     with pytest.raises(SystemExit, match="no records there"):
         report.main([str(tmp_path / "there"), "--into", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_two_versions_in_one_folder_are_not_compared_as_one(ours, tmp_path, capsys):
+    own = records.read(ours)
+    theirs, both = by_another_torch(own, tmp_path / "theirs"), tmp_path / "both"
+    report.main([str(ours), str(theirs), "--into", str(both)])
+    with pytest.raises(BadInput, match=r"A has several records that differ only in device: .*\["):
+        compare(both, ours, {}, {})
+    device = next(name for name in pd.read_csv(both / "results.csv")["device"] if "3.0" in name)
+    compare(both, ours, {"device": device}, {})
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["matched"] == len(own) and line["only_a"] == line["only_b"] == 0

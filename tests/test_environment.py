@@ -51,14 +51,16 @@ def test_settings_of_a_launcher_are_taken_out_and_named(monkeypatch, capsys):
 
 def test_several_processes_of_which_one_was_started_are_refused(monkeypatch):
     """As `accelerate launch --num_processes 2` does without two GPUs: it would count as two."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(environment, "session", Session())
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(BadInput, match=r"started one, .* add --multi_gpu"):
         environment.refuse_foreign_settings()
     monkeypatch.delenv("MASTER_PORT")
     environment.refuse_foreign_settings()
-    assert "ACCELERATE_USE_CPU" not in os.environ
+    assert "ACCELERATE_MIXED_PRECISION" not in os.environ
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    environment.refuse_foreign_settings()  # it says nothing by itself
 
 
 def test_a_launcher_that_would_divide_the_model_is_refused(monkeypatch):

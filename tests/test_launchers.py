@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from benches import TINY, start
 from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
-from benchmarks.core import cli, jobs
+from benchmarks.core import cli, environment, jobs
 from benchmarks.core.errors import BadInput
 from benchmarks.core.jobs import take_card
 from benchmarks.core.session import session
@@ -155,25 +156,40 @@ def test_a_machine_that_does_not_see_what_is_shared_runs_no_cell(missing, tmp_pa
     assert not list(tmp_path.rglob("outcomes"))
 
 
-@pytest.mark.parametrize("what", ["code", "conf"])
-def test_a_cell_that_finds_other_files_than_its_launcher_had_is_not_run(
-    what, tmp_path, monkeypatch
-):
-    """Its configuration, too, would be composed from them."""
+def test_a_cell_that_finds_other_code_than_its_launcher_had_is_not_run(tmp_path, monkeypatch):
     ran = []
     job = jobs.Job(ran.append, full_error="0", launched_by=("another machine", 1))
     hydra = SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: hydra)
     folder = tmp_path / "outcomes" / job.name
     folder.mkdir(parents=True)
-    for digest in (getattr(job, what), "of a file that was edited meanwhile"):
+    for digest in (job.code, "of a file that was edited meanwhile"):
         session.__init__()
-        monkeypatch.setattr(jobs, f"{what}_digest", lambda digest=digest: digest)
+        monkeypatch.setattr(jobs, "code_digest", lambda digest=digest: digest)
         job("the cell")
     assert ran == ["the cell"]
     session.__init__()
     (outcome,) = folder.glob("*.json")
-    assert "is not what the launching process began with" in outcome.read_text()
+    assert "is not what this command began with" in outcome.read_text()
+
+
+@pytest.mark.parametrize("change", ["edited", "renamed"])
+def test_a_cell_whose_configurations_have_changed_is_not_run(change, tmp_path, monkeypatch):
+    """With or without a launcher: each cell is composed when its turn comes."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    session.__init__()
+    ran, preset = [], tmp_path / "conf" / "experiment" / "smoke.yaml"
+    job = jobs.Job(ran.append, full_error="0")
+    job("the first cell")
+    if change == "edited":
+        preset.write_text(preset.read_text().replace("steps: [2, 4, 64]", "steps: [2, 4]"))
+    else:
+        preset.rename(preset.with_name("smoky.yaml"))
+    job("the second cell")
+    assert ran == ["the first cell"]
+    assert "the folder conf/ on " in session.errors[0] and "start it again" in session.errors[0]
+    session.__init__()
 
 
 def test_a_job_that_broke_outside_of_its_cell_is_one_line_with_its_log(tmp_path):
@@ -182,13 +198,15 @@ def test_a_job_that_broke_outside_of_its_cell_is_one_line_with_its_log(tmp_path)
     rule = "-" * 22
     failed = utils.FailedJobError(
         f"Job (task=0) failed during processing with trace:\n{rule}\nTraceback (most recent call"
-        f' last):\n  File "/suite/run.py", line 3\n    def broken(\nSyntaxError: never closed\n\n'
+        f' last):\n  File "/suite/run.py", line 3\n    def broken(\nSyntaxError: never closed\n'
+        "    of more lines\n\n"
         f"{rule}\nYou can check full logs with 'job.stderr(0)'or at paths:\n"
         "  - /results/.submitit/7_0_log.err\n  - /results/.submitit/7_0_log.out"
     )
-    for error, why in (
-        (failed, r"SyntaxError: never closed; its log is /results/.submitit/7_0_log.err"),
-        (utils.UncompletedJobError("killed"), "for want of memory perhaps"),
+    log = "its errors are in /results/.submitit/7_0_log.err"
+    for error, why, first in (
+        (failed, f"SyntaxError: never closed; {log}", "once that is mended, "),
+        (utils.UncompletedJobError("killed"), "for want of memory perhaps", ""),
     ):
         session.__init__()
 
@@ -197,8 +215,8 @@ def test_a_job_that_broke_outside_of_its_cell_is_one_line_with_its_log(tmp_path)
 
         with pytest.raises(BadInput) as said:
             cli._raising(composed)
-        line = f"a process of the sweep ended before its cell did ({why}); the same command goes on"
-        assert str(said.value) == line and session.cells_left
+        line = f"a process of the sweep ended before its cell did ({why}); {first}the same command"
+        assert str(said.value) == f"{line} goes on" and session.cells_left
 
 
 def test_the_example_for_a_cluster_is_one_that_hydra_takes():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.commands import report as command
-from benchmarks.core.store import ROOT, write_json
+from benchmarks.core.store import ROOT, seal, write_json
 from benchmarks.reports import page, summary
 from benchmarks.results import records
 
@@ -79,20 +79,48 @@ def test_a_page_needs_nothing_else_and_its_links_lead_somewhere(folder):
     read = Reader(page.html_page(TEXT, ["![a](plots/a%20plot.png)"], folder))
     for address in read.addresses:
         assert address.startswith("data:image/png;base64,") or address[1:] in read.ids, address
+    assert len(set(read.ids)) == len(read.ids)
     assert not re.search(r"https?:|@import|url\(", page.STYLE + page.SORT)
 
 
-def test_what_a_user_brought_is_no_markup(folder):
-    text = [line.replace("dit", "<script>alert(1)</script> [x](http://x)") for line in TEXT]
-    read = Reader(page.html_page(text, [], folder))
-    assert read.tags.count("script") == 1, "our own"
+def test_two_sections_of_one_title_have_links_of_their_own(folder):
+    made = page.html_page([*TEXT, *TEXT[2:]], [], folder)
+    assert [part.split('"')[0] for part in made.split('<a href="')[1:]] == [
+        "#first-on-a-cpu",
+        "#first-on-a-cpu--2",
+    ]
+    read = Reader(made)
+    assert len(set(read.ids)) == len(read.ids)
+
+
+def test_warnings_and_whether_judges_agree_stand_on_top(folder):
+    text = [*TEXT[:2], "## Do the judges agree?", "", "- They do not.", "", *TEXT[2:]]
+    text += ["", "- WARNING: seconds are too high.", "- Its floor is 1."]
+    top = page.html_page(text, [], folder).split("<nav>")[0]
+    assert all(words in top for words in ("They do not.", "WARNING: seconds", "4 steps are best"))
+    assert "Its floor" not in top
+
+
+def rebuilt(folder, monkeypatch, **changed):
+    """A report of some published measurements, with these columns changed."""
+    monkeypatch.setattr(summary, "_figures", lambda report, place: [])
+    for record in records.read(PUBLISHED)[::4]:
+        row = record["row"] | changed
+        write_json(records.path_of(folder, row["run_id"]), seal(record | {"row": row}))
+    command.main([str(folder)])
+    return Reader((folder / page.NAME).read_text(encoding="utf-8"))
+
+
+def test_what_a_user_brought_is_no_markup(tmp_path, monkeypatch):
+    data = "<b>a</b>&<script>alert(1)</script> [x](http://x) $1$ *b*"
+    read = rebuilt(tmp_path, monkeypatch, data=data)
+    assert read.tags.count("script") == 1 and "b" not in read.tags, "our own"
+    assert all(address.startswith("#") for address in read.addresses)
+    assert any(text.startswith("<b>a</b>&<script>alert(1)</script> [x](") for text in read.texts)
 
 
 def test_the_page_of_a_report_has_every_table_of_its_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "_figures", lambda report, place: [])
-    for record in records.read(PUBLISHED)[::4]:
-        write_json(records.path_of(tmp_path, record["row"]["run_id"]), record)
-    command.main([str(tmp_path)])
+    rebuilt(tmp_path, monkeypatch)
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     read = Reader((tmp_path / page.NAME).read_text(encoding="utf-8"))
     assert read.tags.count("table") == len(re.findall(r"^\| ---", text, re.MULTILINE)) > 4
@@ -102,11 +130,13 @@ def test_the_page_of_a_report_has_every_table_of_its_summary(tmp_path, monkeypat
     assert set(titles) - {"Plots"} <= set(read.texts)
 
 
-def test_a_machine_that_lacks_the_library_has_a_report_without_the_page(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not page.can_be_made()
+def test_a_machine_that_lacks_the_library_has_a_report_without_a_page(
+    tmp_path, monkeypatch, capsys
+):
+    rebuilt(tmp_path, monkeypatch)
+    found = importlib.util.find_spec
+    lacking = lambda name, *rest: None if name == "markdown_it" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", lacking)
+    command.main([str(tmp_path)])
     assert "report.html is not written: markdown-it-py is not installed" in capsys.readouterr().out
-
-
-def test_a_published_folder_has_no_page():
-    assert not list((ROOT / "results" / "reference").rglob(page.NAME))
+    assert not (tmp_path / page.NAME).exists(), "nor one of earlier results"

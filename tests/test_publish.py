@@ -196,7 +196,7 @@ def test_a_report_rebuilds_a_published_folder_in_its_published_form(tmp_path):
     text = build_report(folder)
     assert (folder / "results.csv").read_bytes() == table and archive.PACKED in text
     assert [path.read_bytes() for path in kept] == before and len(kept) == 2
-    assert not (folder / "results.json").exists()
+    assert not any((folder / name).exists() for name in ("results.json", "report.html"))
     assert images(folder) == published
     assert all(path.stat().st_size < FIGURE_BYTES for path in (folder / "plots").iterdir())
     assert set(linked(folder / "summary.md")) == set(images(folder))

@@ -21,9 +21,8 @@ from benchmarks.core.store import ROOT
 
 BENCH = ["experiment=smoke", "name=team", "steps=[2,16]", *TINY, "train.precision=fp32"]
 BENCH += ["data.reference_images=40", "num_samples=40", "train.budget=40", "train.batch=8"]
-BENCH += ["sample_batch=32"]
-BENCH += ["model.lr=1e-3"]  # sums round otherwise in two processes, and high rates enlarge that
-
+# sums round otherwise in two processes, and high rates enlarge that
+BENCH += ["sample_batch=32", "model.lr=1e-3"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHERS = {"torchrun": TORCHRUN, "accelerate launch": ACCELERATE}
@@ -86,7 +85,7 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.mark.long  # tests/test_train.py has it for the training alone
 def test_passes_of_a_batch_train_as_one(one, tmp_path):
-    """`train.accumulate` is of the machine, as its memory is: the training has the same name."""
+    """`train.accumulate` is of the machine: the training has the same name."""
     done = run(tmp_path, *BENCH, "model=dit", "train.accumulate=4")
     assert done.code == 0, done.err
     assert losses(tmp_path) == pytest.approx(losses(one), abs=1e-4)

@@ -16,7 +16,7 @@ from benchmarks.analysis.differences import (
     within_training,
 )
 from benchmarks.core.errors import BadInput
-from benchmarks.results.columns import leading
+from benchmarks.results.columns import leading, machine
 
 Record = dict[str, Any]
 Pair = tuple[Record, Record]  # of A and of B
@@ -68,8 +68,9 @@ def by_identity(
     """Finished records by what they measured, the columns in `free` aside.
 
     `variants` are the settings that tell a side's records apart, `budgets` those of training where
-    a side has several. Raises BadInput where a filter leaves several records of one identity; two
-    code versions of one are no such case: the newer is taken.
+    a side has several. Raises BadInput where a filter leaves several records of one identity, or a
+    side has one of two machines or versions; two code versions of one are no such case: the newer
+    is taken.
     """
     by_key: dict[tuple, Record] = {}
     for i, (record, variant) in enumerate(zip(records, variants, strict=True)):
@@ -78,9 +79,10 @@ def by_identity(
             continue
         sampling_seed = record.get("sampling_seed", row.get("seed"))
         key = (*identity(record, free), sampling_seed, variant, budgets[i] if budgets else False)
-        if key in by_key and free:
-            other = by_key[key]["row"]
-            may_differ = sorted(free | CHOSEN)
+        other = by_key[key]["row"] if key in by_key else row
+        of_two_machines = machine(other) != machine(row)
+        if of_two_machines or (key in by_key and free):
+            may_differ = ["device"] if of_two_machines else sorted(free | CHOSEN)
             name = next((n for n in may_differ if other.get(n) != row.get(n)), "run_id")
             # as a shell takes it: samplers' names hold spaces
             choice = shlex.quote(f"{name}={row.get(name)}")
@@ -96,13 +98,15 @@ def pooled(pairs: list[Pair], setting: Callable[[Record], str]) -> list[list[Pai
     """The pairs in lists, one for each row of a table.
 
     Together are those that differ by training and sampling seed only, if there are several training
-    seeds. `setting` says what tells a record from others of its side.
+    seeds, and were made by one kind of machine. `setting` says what tells a record from others of
+    its side.
     """
     groups: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         key = [same_evaluator(*pair)]
         for record in pair:
-            key.append((identity(record, frozenset({"seed"})), setting(record)))
+            of_all = identity(record, frozenset({"seed"}))
+            key.append((of_all, setting(record), machine(record["row"])))
         groups.setdefault(tuple(key), []).append(pair)
     rows: list[list[Pair]] = []
     for group in groups.values():

@@ -8,8 +8,8 @@ Without folders, all of results/ that hold records, each by itself. A published 
 The records of several folders, of this machine or of others, become one report in a folder of its
 own: that of --into, or results/<names of the folders>. Rows of different devices stand apart there,
 so that no seconds of one are compared with another's. Two machines with a device of one name are
-taken for one, unless two folders have the same training from other versions of a library or of the
-models: then each folder's rows of that device stand apart, too.
+taken for one, but where both trained the same with other versions of a library or of the suite:
+then rows of each version stand apart.
 """
 
 import shutil
@@ -23,6 +23,7 @@ from benchmarks.core.files import atomic_folder
 from benchmarks.core.store import digest, read_json, seal, write_json
 from benchmarks.reports.summary import build_report
 from benchmarks.results import records
+from benchmarks.results.side_by_side import told_apart
 
 SOURCES = "made_of.json"  # of a report of several folders: which
 NOTES = "README.md"  # what somebody wrote about a report
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         for folder in folders or there:
             print(build_report(folder))
         if into:
-            print(f"one report of all: {into / 'summary.md'}")
+            print(f"one report of all: {into}")
     except BadInput as error:
         sys.exit(f"latentbench: {error}")
 
@@ -75,10 +76,10 @@ def combine(folders: Sequence[Path], target: Path) -> None:
         write_json(place / SOURCES, sources)
         if (target / NOTES).exists():
             shutil.copyfile(target / NOTES, place / NOTES)
-        for (name, whose), (folder, record) in _newest(folders).items():
+        for (name, device), (folder, record) in _newest(folders).items():
             own = name
             if records.path_of(place, name).exists():  # another machine's
-                own = digest(name, whose)[:12]
+                own = digest(name, device)[:12]
                 record = seal(record | {"row": record["row"] | {"run_id": own}})
             write_json(records.path_of(place, own), record)
             for suffix in (".png", "-nearest.png"):
@@ -91,52 +92,21 @@ def _newest(folders: Sequence[Path]) -> dict[tuple[str, str], tuple[Path, dict]]
     """Of each measurement, on each kind of machine, the newest record and its folder."""
     newest: dict[tuple[str, str], tuple[Path, dict]] = {}
     left_out = 0
-    for folder, found in _told_apart(folders):
-        for record in found:
-            row = record["row"]
-            key = row["run_id"], records.of_whom(record) or ""
-            _, other = newest.get(key, (folder, record))
-            left_out += other["row"] != row
-            if (other["row"].get("started_at") or "") <= (row.get("started_at") or ""):
-                newest[key] = folder, record
+    found = [(path, one) for path in folders for one in records.current(records.read(path))]
+    marked = told_apart([record for _, record in found])
+    for (folder, _), record in zip(found, marked, strict=True):
+        row = record["row"]
+        key = row["run_id"], row.get("device") or ""
+        _, other = newest.get(key, (folder, record))
+        left_out += other["row"] != row
+        if (other["row"].get("started_at") or "") <= (row.get("started_at") or ""):
+            newest[key] = folder, record
     if left_out:
         print(
             f"{left_out} measurement(s) are in two folders, of machines of one name, and differ: "
             "the newer of each is in the report"
         )
     return newest
-
-
-def _told_apart(folders: Sequence[Path]) -> list[tuple[Path, list[records.Record]]]:
-    """The records of each folder. Where two folders have one recipe on machines of one name, but
-    trained by other versions, neither is an older state of the other: both say whose they are.
-    """
-    found = [(folder, records.current(records.read(folder))) for folder in folders]
-    trainings: dict[str, set] = {}
-    for _, of_folder in found:
-        for record in of_folder:
-            trainings.setdefault(records.recipe(record), set()).add(records.training(record))
-    ambiguous = {
-        records.machine(record)
-        for _, of_folder in found
-        for record in of_folder
-        if len(trainings[records.recipe(record)]) > 1
-    }
-    return [
-        (folder, [_marked(one, name) if records.machine(one) in ambiguous else one for one in rows])
-        for (folder, rows), name in zip(found, _names(folders), strict=True)
-    ]
-
-
-def _marked(record: records.Record, name: str) -> records.Record:
-    return seal(record | {records.FOLDER: record.get(records.FOLDER, name)})
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What to call the folders: by their last name, or by the whole path where two share that."""
-    paths = [folder.resolve() for folder in folders]
-    last = [path.name for path in paths]
-    return [path.name if last.count(path.name) == 1 else str(path) for path in paths]
 
 
 def _check(folder: Path) -> None:

@@ -77,21 +77,25 @@ def _raising(composed: Callable[[], None]) -> None:
         session.cells_left = True
         failed = type(error).__name__ == JOB_FAILED
         why = _of_a_job(error) if failed else "for want of memory perhaps"
+        mended = "once that is mended, " if failed else ""
         raise BadInput(
-            f"a process of the sweep ended before its cell did ({why}); the same command goes on"
+            f"a process of the sweep ended before its cell did ({why}); {mended}the same command "
+            "goes on"
         ) from error
 
 
 def _of_a_job(error: Exception) -> str:
-    """What submitit says of a job that failed: of the traceback between two rules its last line,
-    and of the files that it names below them the last, the job's own log.
+    """What submitit says of a job that failed: the error that ends the traceback between two rules,
+    and the first of the files that it names below them, where the job wrote its errors.
     """
     message = str(error)
     between = re.split(r"^-+$", message, flags=re.MULTILINE)
     trace = (between[1] if len(between) > 1 else message).split("\n")
-    said = [line.strip() for line in trace if line.strip()]
+    lines = [line.rstrip() for line in trace if line.strip()]
+    # an error's own text may go on over further lines
+    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
     log = re.findall(r"^\s*- (\S.*)$", between[-1], flags=re.MULTILINE)
-    return "; ".join([*said[-1:], *(f"its log is {path}" for path in log[:1])])
+    return "; ".join([*(named or lines)[-1:], *(f"its errors are in {path}" for path in log[:1])])
 
 
 def refuse_setting_of_another_model(error: Exception) -> None:

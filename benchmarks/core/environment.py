@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
-from benchmarks.core.store import ROOT, file_digest
+from benchmarks.core.store import ROOT, digest, file_digest
 
 # the libraries a number may depend on
 PACKAGES = (
@@ -94,12 +94,12 @@ def code_digest() -> str:
     return file_digest(*sorted(path for folder in folders for path in folder.rglob("*.py")))
 
 
-@lru_cache(maxsize=1)
 def conf_digest() -> str:
-    """sha256 of the suite's configurations, when first asked: each process of a launcher composes
-    its cell's from them anew.
+    """Names the suite's configurations as they are now: each cell of a sweep is composed from them
+    when its turn comes.
     """
-    return file_digest(*sorted((ROOT / "conf").rglob("*.yaml")))
+    files = sorted((ROOT / "conf").rglob("*.yaml"))
+    return digest([(path.relative_to(ROOT), file_digest(path)) for path in files])
 
 
 def _git(*args: str) -> str | None:
@@ -156,10 +156,12 @@ def refuse_foreign_settings() -> None:
                 "process holds the whole model, so launch without it"
             )
     launched = [name for name in os.environ if name in RANKS or name.startswith(OF_LAUNCHERS)]
-    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and launched:
+    by_accelerate = {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ)
+    if by_accelerate and "WORLD_SIZE" not in os.environ:
         raise BadInput(
             "accelerate launch was asked for several processes and started one, as it does on "
-            "fewer than two GPUs: add --multi_gpu, or start them with torchrun"
+            "fewer than two GPUs: add --multi_gpu, or start them with torchrun; or unset "
+            "MASTER_PORT, if it is left from something else"
         )
     for name in launched:
         del os.environ[name]

@@ -54,22 +54,22 @@ class Job:
             _refuse_other_disks(cfg, self.name)
             take_card(Path(tempfile.gettempdir()))
         with variable("HYDRA_FULL_ERROR", self.full_error):
-            session.guard(self._like_the_launcher if elsewhere else self.task, cfg)
+            session.guard(self._as_it_began, cfg)
         if elsewhere:
             host, number = _this_process()
             folder = _outcomes(Path(HydraConfig.get().sweep.dir), self.name)
             write_json(folder / f"{host}-{number}.json", session.outcome())
 
-    def _like_the_launcher(self, cfg: DictConfig) -> None:
-        """The task. Raises BadInput where the code or the configurations are not what the launching
-        process has: a cell may have waited for its turn while files were edited or pulled.
+    def _as_it_began(self, cfg: DictConfig) -> None:
+        """The task. Raises BadInput where the code or the configurations are not what the command
+        began with: a cell may have waited for its turn while files were edited or pulled.
         """
         now = {"code": (code_digest(), self.code), "folder conf/": (conf_digest(), self.conf)}
         for what, (here, there) in now.items():
             if here != there:
                 raise BadInput(
-                    f"the {what} on {socket.gethostname()} is not what the launching process "
-                    "began with: start the command again"
+                    f"the {what} on {socket.gethostname()} is not what this command began with: "
+                    "start it again"
                 )
         self.task(cfg)
 

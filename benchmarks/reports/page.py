@@ -7,6 +7,7 @@ import base64
 import html
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ if TYPE_CHECKING:  # imported where it is used: a machine without an index may l
     from markdown_it.token import Token
 
 NAME = "report.html"
-ANSWERS = "### What they say"  # the heading in summary.md
+# in summary.md
+ANSWERS, JUDGES, WARNING = "### What they say", "## Do the judges agree?", "WARNING: "
 NUMBER = re.compile(r"^[<>~]?\s*[-+]?\d")
 WIDE = 5  # columns from which a table's first one stays in sight
 STYLE = """
@@ -81,21 +83,23 @@ def html_page(text: Sequence[str], pictures: Sequence[str], folder: Path) -> str
     """
     from markdown_it import MarkdownIt
 
-    head, rest = _split_at_first_section(text)
-    answers = _answers(rest)
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    title = head[0].removeprefix("# ") if head else folder.name
-    sections = [line.removeprefix("## ") for line in rest if line.startswith("## ")]
-    body = [
-        _rendered(parser, [*head, *answers], folder),
-        f'<div class="pictures">{_rendered(parser, pictures, folder)}</div>',
-        f"<nav><ul>{''.join(_link(name) for name in sections)}</ul></nav>",
-        _rendered(parser, rest, folder),
-    ]
+    head, rest = _split_at_first_section(text)
+    title = _plain(parser, head[0].removeprefix("# ")) if head else folder.name
+    anchors: Counter[str] = Counter()
+    top = _rendered(parser, [*head, *_first_to_read(rest)], folder, anchors)
+    shown = _rendered(parser, pictures, folder, anchors)
+    sections: list[tuple[str, str]] = []
+    below = _rendered(parser, rest, folder, anchors, sections)
+    links = "".join(
+        f'<li><a href="#{anchor}">{html.escape(_plain(parser, heading))}</a></li>'
+        for anchor, heading in sections
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{html.escape(title)}</title>'
-        f"\n<style>{STYLE}</style>\n</head>\n<body>\n{''.join(body)}\n"
+        f"\n<style>{STYLE}</style>\n</head>\n<body>\n{top}"
+        f'<div class="pictures">{shown}</div>\n<nav><ul>{links}</ul></nav>\n{below}'
         f"<script>{SORT}</script>\n</body>\n</html>\n"
     )
 
@@ -106,26 +110,47 @@ def _split_at_first_section(text: Sequence[str]) -> tuple[Sequence[str], Sequenc
     return text[:first], text[first:]
 
 
-def _answers(text: Sequence[str]) -> list[str]:
-    """What each section says in words, under the section's title."""
-    lines, section, within = [], "", False
+def _first_to_read(text: Sequence[str]) -> list[str]:
+    """Of each section what it says in words and what it warns of, under the section's title; and
+    whether the judges agree.
+    """
+    lines: list[str] = []
+    section = heading = ""
     for line in text:
         if line.startswith("#"):
-            within = line == ANSWERS
+            heading = line
             section = line.removeprefix("## ") if line.startswith("## ") else section
-            lines += ["", f"**{section}**", ""] if within else []
-        elif within:
+        elif line.startswith("- ") and (heading in (ANSWERS, JUDGES) or WARNING in line):
+            title = f"**{section}**"
+            lines += [] if title in lines else ["", title, ""]
             lines.append(line)
     return ["", "## What the numbers say", *lines] if lines else []
 
 
-def _rendered(parser: "MarkdownIt", lines: Iterable[str], folder: Path) -> str:
-    """HTML of Markdown, with what a page of its own needs."""
+def _plain(parser: "MarkdownIt", heading: str) -> str:
+    """The text of a line of Markdown without its markup."""
+    (inline,) = parser.parseInline(heading)
+    return "".join(token.content for token in inline.children or [])
+
+
+def _rendered(
+    parser: "MarkdownIt",
+    lines: Iterable[str],
+    folder: Path,
+    anchors: Counter[str],
+    sections: list[tuple[str, str]] | None = None,
+) -> str:
+    """HTML of Markdown, with what a page of its own needs. `anchors` counts those of the page, and
+    `sections` takes those of the headings of the second rank, each with the heading.
+    """
     tokens = parser.parse("\n".join(lines))
     for place, token in enumerate(tokens):
         content = tokens[place + 1].content if place + 1 < len(tokens) else ""
         if token.type == "heading_open":
-            token.attrSet("id", _anchor(content))
+            anchor = _anchor(content, anchors)
+            token.attrSet("id", anchor)
+            if sections is not None and token.tag == "h2":
+                sections.append((anchor, content))
         elif token.type == "td_open" and NUMBER.match(content):
             token.attrSet("class", "number")
         elif token.type == "table_open" and _columns(tokens, place) >= WIDE:
@@ -147,17 +172,16 @@ def _embed(token: "Token", folder: Path) -> bool:
     """Put the file of an image into the page; whether the token can stay."""
     if token.type != "image":
         return True
-    path = folder / unquote(str(token.attrGet("src")))
-    if not path.is_file():
+    try:
+        data = (folder / unquote(str(token.attrGet("src")))).read_bytes()
+    except FileNotFoundError:
         return False
-    encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-    token.attrSet("src", f"data:image/png;base64,{encoded}")
+    token.attrSet("src", f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}")
     return True
 
 
-def _anchor(heading: str) -> str:
-    return re.sub(r"\W+", "-", heading.lower()).strip("-")
-
-
-def _link(heading: str) -> str:
-    return f'<li><a href="#{_anchor(heading)}">{html.escape(html.unescape(heading))}</a></li>'
+def _anchor(heading: str, taken: Counter[str]) -> str:
+    """A heading as an address within the page; of one that is there already, with a number."""
+    name = re.sub(r"\W+", "-", heading.lower()).strip("-")
+    taken[name] += 1
+    return name if taken[name] == 1 else f"{name}--{taken[name]}"

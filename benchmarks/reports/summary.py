@@ -88,6 +88,8 @@ def build_report(folder: Path) -> str:
         paths.append(folder / page.NAME)
         with atomic_file(paths[-1]) as path:
             path.write_text(page.html_page(text, pictures, folder), encoding="utf-8")
+    else:  # not one of earlier results
+        (folder / page.NAME).unlink(missing_ok=True)
     lines = [line for panel in report.panels for line in as_text(panel)]
     return "\n".join([*lines, *report.failures, "", *map(str, paths)])
 

@@ -269,7 +269,8 @@ COLUMNS = [
         "device",
         0,
         "",
-        "GPU, or CPU with its threads; and the processes, where several sampled",
+        "GPU, or CPU with its threads; and the processes, where several sampled; in a report of "
+        "several folders in brackets the versions, where they differ",
     ),
     Column("dtype", 0, "", "precision of training"),
     Column("torch", 0, "", "version of the library"),
@@ -279,6 +280,13 @@ COLUMNS = [
     Column("started_at", 0, "", "when sampling began, UTC"),
 ]
 NAMES = [column.name for column in COLUMNS]
+
+
+def machine(row: dict[str, Any]) -> str:
+    """The column `device` without its threads and processes."""
+    return (row.get("device") or "").split(" (")[0].split(", ")[0]
+
+
 GRADED = [column.name for column in COLUMNS if column.better]  # numbers, all of them
 BY_NAME = {column.name: column for column in COLUMNS}
 # what is timed, with the share of the CPU that other programs took meanwhile

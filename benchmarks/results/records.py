@@ -12,12 +12,11 @@ from benchmarks.core.session import session
 from benchmarks.core.settings import flatten
 from benchmarks.core.store import digest, is_sealed, read_json, seal, write_sealed
 from benchmarks.results import archive
-from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading
+from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading, machine
 
 Record = dict[str, Any]
 OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")
 ELSEWHERE = "pretrained"  # the family of models that were trained elsewhere
-FOLDER = "from_folder"  # of a record in a report of several folders: whose it is, where that counts
 TUNED = "tuned"  # the value of the column `settings` where they were chosen
 # settings of conf/train that do not change what is trained; `minutes` and `images` are budgets of
 # other units, which conf/match takes
@@ -195,12 +194,6 @@ def current(records: list[Record]) -> list[Record]:
     ]
 
 
-def of_whom(record: Record) -> str | None:
-    """The column `device`, and where it counts the folder that a record came from."""
-    device = record["row"].get("device")
-    return f"{device}, of {record[FOLDER]}" if FOLDER in record else device
-
-
 def is_elsewhere(record: Record) -> bool:
     """Whether a record is of a model that was trained elsewhere."""
     return record["row"].get("family") == ELSEWHERE
@@ -211,14 +204,9 @@ def training(record: Record) -> str | None:
     return record.get("fingerprints", {}).get("training")
 
 
-def machine(record: Record) -> str:
-    """The name of the processor or card, however many threads and processes."""
-    return (record["row"].get("device") or "").split(" (")[0].split(", ")[0]
-
-
 def recipe(record: Record) -> str:
-    """Digest of everything configured about a training, of the images, latents and machine it was
-    on, and of whose it is.
+    """Digest of everything configured about a training, and of the images, latents and machine it
+    was on.
     """
     row, config = record["row"], record.get("config", {})
     fingerprints = record.get("fingerprints", {})
@@ -228,8 +216,7 @@ def recipe(record: Record) -> str:
     parts = {
         "train": train,
         "network": {k: v for k, v in (config.get("model") or {}).items() if k != "tune"},
-        "on": [fingerprints.get("data"), fingerprints.get("latents"), machine(record)],
-        FOLDER: record.get(FOLDER),
+        "on": [fingerprints.get("data"), fingerprints.get("latents"), machine(row)],
         # what was trained elsewhere has no other recipe than its weights
         "weights": training(record) if is_elsewhere(record) else None,
         **{name: row.get(name) for name in columns},
@@ -258,7 +245,6 @@ def table(records: list[Record]) -> pd.DataFrame:
         for names in (("data", "autoencoder", "features"), ("data", "features"))
     )
     rows = pd.DataFrame([record["row"] for record in records]).reindex(columns=NAMES)
-    rows["device"] = [of_whom(record) for record in records]
     # a column that no row has would be one of None, which is no number
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in GRADED})
     leads = [leading(record["row"]) for record in records]
