@@ -149,3 +149,29 @@ def test_seconds_of_two_machines_are_not_compared(tmp_path):
     same = [sides[0], sides[0]]
     lines, _ = comparison.table(compare.match(*same)[0])
     assert "other machine" not in lines[2]
+
+
+def test_tuned_settings_that_are_not_alike_are_warned_of(tmp_path, capsys):
+    for name, guidance in (("a", 1.5), ("b", 4.0)):
+        _record(tmp_path / name, 10.0, settings="tuned", guidance=guidance)
+    lines, _ = compared(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
+    assert any("of 1 measurement(s) that match both are tuned, but to other" in x for x in lines)
+    lines, _ = compared(capsys, str(tmp_path / "a"), str(tmp_path / "a"))
+    assert not any("are tuned, but to other" in x for x in lines)
+
+
+def test_what_keeps_all_rows_from_matching_is_named(tmp_path):
+    for name, count in (("a", 40), ("b", 512)):
+        _record(tmp_path / name, 10.0, num_samples=count)
+    with pytest.raises(SystemExit, match=r"in common .*: num_samples is 40 in A and 512 in B$"):
+        compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_one_training_made_by_two_machines_is_two_trainings(tmp_path, capsys):
+    """Rounding made other networks of it: what their samples share says nothing of the recipe."""
+    for name, machine in (("a", "one"), ("b", "another")):
+        _record(tmp_path / name, 10.0 if name == "a" else 10.1)
+        (path,) = (tmp_path / name / "records").glob("*.json")
+        write_sealed(path, records.load(path) | {"trained_by": {"device": machine}})
+    _, line = compared(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
+    assert line["not_judged"] == line["rows"] == 1

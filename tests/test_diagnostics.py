@@ -161,9 +161,9 @@ def test_what_was_not_measured_leaves_cells_empty():
     assert len(diagnostics.classes(panel)[1]) == 1
 
 
-def test_classes_are_ordered_by_how_surely_they_stand_out():
+def test_classes_are_ordered_by_their_distance():
     ((_, measure, worst, best),) = diagnostics.classes(panel_of([record("dit", 10.0)]))[1]
-    assert measure == "KID ± SE, ordered by KID / SE"
+    assert measure == "KID ± SE"
     assert worst.startswith("class 9 0.9 ± 0.1") and best.startswith("class 0 0 ± 0.1")
 
 

@@ -80,7 +80,7 @@ def test_a_page_needs_nothing_else_and_its_links_lead_somewhere(folder):
     for address in read.addresses:
         assert address.startswith("data:image/png;base64,") or address[1:] in read.ids, address
     assert len(set(read.ids)) == len(read.ids)
-    assert not re.search(r"https?:|@import|url\(", page.STYLE + page.SORT)
+    assert not re.search(r"https?:|@import|url\(", page.STYLE + page.SCRIPT)
 
 
 def test_two_sections_of_one_title_have_links_of_their_own(folder):

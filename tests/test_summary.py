@@ -102,6 +102,13 @@ def test_distances_above_those_of_mean_colours_are_warned_of():
     assert warned(51.0) and not warned(49.0)
 
 
+def test_where_mean_colours_are_closer_nothing_is_judged(tmp_path, no_figures):
+    text = summary_of(tmp_path, trained("dit", 61.0, 61.2, 61.4) + trained("ar", 80, 80.3, 80.5))
+    (line,) = said(text)
+    assert line.startswith("- No verdict: images that keep only their mean colour")
+    assert "### Compared" not in text
+
+
 def test_the_report_has_every_table_and_one_curve_for_several_samplings(tmp_path):
     made_up = [
         record(model, fd + 0.1 * sampling, sampling=sampling, steps=steps)

@@ -64,8 +64,7 @@ def classes(panel: Panel) -> Table:
     """Each leading curve at its most steps, its first training: the classes that stand out most,
     for worse and better.
 
-    By distance where every class had images enough for it, else by KID within the class over its
-    error.
+    By distance where every class had images enough for it, else by KID within the class.
     """
     rows = []
     for _, row in at_most_steps(panel.leading).drop_duplicates("curve").iterrows():
@@ -75,9 +74,9 @@ def classes(panel: Panel) -> Table:
             measure = distance_name(row["features"])
             marks = [(value, f"{name} {value:.3g}") for name, value in distances.items()]
         else:
-            measure = "KID ± SE, ordered by KID / SE"
+            measure = "KID ± SE"
             marks = [
-                (value / max(error, 1e-12), f"{name} {value:.3g} ± {error:.2g}")
+                (value, f"{name} {value:.3g} ± {error:.2g}")
                 for name, (value, error) in kernels.items()
             ]
         texts = [text for _, text in sorted(marks, reverse=True)]

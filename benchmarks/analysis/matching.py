@@ -16,6 +16,7 @@ from benchmarks.analysis.differences import (
     within_training,
 )
 from benchmarks.core.errors import BadInput
+from benchmarks.core.store import digest
 from benchmarks.results.columns import leading, machine
 
 Record = dict[str, Any]
@@ -56,6 +57,20 @@ def matched(first: dict[tuple, Record], second: dict[tuple, Record]) -> tuple[li
     both = [key for key in first if key in second]
     pairs = [(first[key], second[key]) for key in both]
     return pairs, len(first) - len(both), len(second) - len(both)
+
+
+def why_none(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> str:
+    """The columns in which no row of the one side is as any of the other, with their values."""
+    words = []
+    for name in SAME:
+        here, there = ({row.get(name) for row in side} for side in (first, second))
+        if not here & there:
+            words.append(f"{name} is {_listed(here)} in A and {_listed(there)} in B")
+    return f": {'; '.join(words)}" if words else ""
+
+
+def _listed(values: set[Any]) -> str:
+    return ", ".join(sorted(map(str, values)))
 
 
 def by_identity(
@@ -139,12 +154,16 @@ def values_of(group: list[Pair], side: int, measure: str) -> list[float]:
 
 
 def same_networks(group: list[Pair]) -> bool:
-    """Whether both sides are the same trained networks, only sampled in other ways."""
+    """Whether both sides are the same trained networks, only sampled in other ways. A training of
+    one name that two machines made is two: rounding differs.
+    """
     return all(_training(first) == _training(second) is not None for first, second in group)
 
 
-def _training(record: Record) -> str | None:
-    return record.get("fingerprints", {}).get("training")
+def _training(record: Record) -> tuple[str, str] | None:
+    """What names the weights: the training, and who trained them with which losses."""
+    name = record.get("fingerprints", {}).get("training")
+    return name and (name, digest(record.get("trained_by"), record.get("train_log")))
 
 
 def over_trainings(

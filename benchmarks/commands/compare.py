@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.matching import BY_MODEL, Record, by_identity, matched
+from benchmarks.analysis.matching import BY_MODEL, Record, by_identity, matched, why_none
 from benchmarks.core import cli
 from benchmarks.core.errors import BadInput
 from benchmarks.core.settings import flatten
@@ -118,8 +118,10 @@ def compare(a: Path, b: Path, where_a: dict[str, str], where_b: dict[str, str]) 
     if not pairs and "model" in free:  # ar has other samplers and objectives than dit
         pairs, only_a, only_b = match(first, second, free | BY_MODEL)
     if not pairs:
+        rows = [[record["row"] for record in side] for side in (first, second)]
         raise BadInput(
             f"{a} and {b} have no measurement in common ({only_a} and {only_b} of their own)"
+            f"{why_none(*rows)}"
         )
     lines, verdicts = comparison.table(pairs)
     print("\n".join([*lines, *comparison.remarks(pairs, verdicts)]))

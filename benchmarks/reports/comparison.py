@@ -204,6 +204,12 @@ def remarks(pairs: list[Pair], verdicts: Counter) -> list[str]:
     searches = {digest(_search(record)) for pair in pairs for record in pair} - {digest(None)}
     if len(searches) > 1:
         remarks.append("WARNING: not all settings were chosen by the same search (tune).")
+    otherwise = sum(_chosen(first) != _chosen(second) for first, second in pairs)
+    if otherwise:
+        remarks.append(
+            f"WARNING: of {otherwise} measurement(s) that match both are tuned, but to other "
+            "settings, or at another step count: --where-a guidance= and sampler= say which."
+        )
     few = {record["row"]["run_id"] for pair in pairs for record in pair if _few(record)}
     if few:
         remarks.append(
@@ -219,6 +225,14 @@ def _search(record: Record) -> list[Any] | None:
         return None
     config = record.get("config", {})
     return [config.get("tune"), record["tuning"].get("features")]
+
+
+def _chosen(record: Record) -> tuple[Any, ...] | None:
+    """The settings of a tuned record, and the step count they were chosen at; None of others."""
+    row = record["row"]
+    if row.get("settings") != records.TUNED:
+        return None
+    return row.get("guidance"), row.get("sampler"), record["tuning"].get("steps")
 
 
 def _few(record: Record) -> bool:

@@ -87,12 +87,14 @@ def _beside_other_programs(rows: pd.DataFrame) -> list[str]:
 def refused(panel: Panel) -> str:
     """Why no verdict on quality may be drawn from a panel; empty where one may."""
     recall = panel.first["recall_autoencoder"]
-    if pd.isna(recall) or recall >= LEAST_RECALL:
-        return ""
-    return (
-        f"No verdict: real images through the autoencoder have a recall of {show(recall)} against "
-        f"images as they are, below {LEAST_RECALL}. The decoder hides too much."
-    )
+    if pd.notna(recall) and recall < LEAST_RECALL:
+        return (
+            f"No verdict: real images through the autoencoder have a recall of {show(recall)} "
+            f"against images as they are, below {LEAST_RECALL}. The decoder hides too much."
+        )
+    if _worse_than_colours(panel):
+        return "No verdict: images that keep only their mean colour would have lower distances."
+    return ""
 
 
 def _generator_floors(panel: Panel) -> list[str]:
@@ -174,7 +176,7 @@ def _worse_than_colours(panel: Panel) -> list[str]:
         return []
     return [
         f"WARNING: even the lowest distance, {show(best)}, is above that of images that keep only "
-        "their mean colour: the verdicts below mean nothing."
+        "their mean colour: no verdict is given."
     ]
 
 

@@ -1,6 +1,6 @@
 """summary.md as one HTML page that needs no other file: `report.html`, to open in a browser or to
-send. What the numbers say comes first, then the pictures, then all the rest. Tables can be sorted
-by a click on a column's head.
+send. What the numbers say comes first, then the pictures, then all the rest. A click on a column's
+head sorts a table, one on a picture shows it in its full size.
 """
 
 import base64
@@ -35,6 +35,8 @@ a { color: #0b57a4; } code { background: #f2f2f2; padding: 0 .2em; }
 img { max-width: 100%; height: auto; }
 .pictures p { display: grid; gap: 1.5rem; max-width: none;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); align-items: start; }
+.pictures { overflow-x: auto; } .pictures img { cursor: zoom-in; }
+.pictures img.large { cursor: zoom-out; max-width: none; grid-column: 1 / -1; order: -1; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #e4e4e4; padding: .25rem .6rem; text-align: left; }
@@ -44,7 +46,9 @@ th[aria-sort=descending]::after { content: " \\25BE"; }
 td.number { text-align: right; white-space: nowrap; }
 .wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
 """
-SORT = """
+SCRIPT = """
+for (const picture of document.querySelectorAll(".pictures img"))
+  picture.addEventListener("click", () => picture.classList.toggle("large"));
 const value = cell => {
   const text = cell.textContent.trim().replace(/,(?=\\d{3})/g, ""), number = parseFloat(text);
   return text === "" ? null : Number.isNaN(number) ? text : number;
@@ -98,9 +102,9 @@ def html_page(text: Sequence[str], pictures: Sequence[str], folder: Path) -> str
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n<title>{html.escape(title)}</title>'
-        f"\n<style>{STYLE}</style>\n</head>\n<body>\n{top}"
-        f'<div class="pictures">{shown}</div>\n<nav><ul>{links}</ul></nav>\n{below}'
-        f"<script>{SORT}</script>\n</body>\n</html>\n"
+        f"\n<style>{STYLE}</style>\n</head>\n<body>\n{top}<nav><ul>{links}</ul></nav>\n"
+        f'<div class="pictures">{shown}</div>\n{below}'
+        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
-from benchmarks.analysis.choices import searched
+from benchmarks.analysis.choices import is_borrowed, searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
@@ -171,6 +171,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     answers = (
         [reason] if reason else verdicts.answers(searched(panel.leading), _means_of(panel), most)
     )
+    if not reason and is_borrowed(panel.leading).any():
+        answers.append("Step counts that have the settings of another count are left out here.")
     if answers:
         lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
     tables = {
@@ -200,8 +202,11 @@ def _judges(panels: list[Panel]) -> list[str]:
     groups: dict[str, list[Panel]] = {}
     for panel in panels:
         groups.setdefault(panel.title.replace(f", {panel.features}", ""), []).append(panel)
-    lines = [line for group in groups.values() for line in diagnostics.disagreement(group)]
-    return ["## Do the judges agree?", "", *(f"- {line}" for line in lines), ""] if lines else []
+    lines = []
+    for title, group in groups.items():
+        of_which = f"{title.splitlines()[0]}: " if len(groups) > 1 else ""
+        lines += [f"- {of_which}{line}" for line in diagnostics.disagreement(group)]
+    return ["## Do the judges agree?", "", *lines, ""] if lines else []
 
 
 def _images(folder: Path) -> list[str]:
