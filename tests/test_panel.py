@@ -5,9 +5,11 @@ many on one pair of axes.
 import math
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from test_diagnostics import panel_of, record
 
+from benchmarks.analysis.curves import in_order
 from benchmarks.analysis.panel import MOST_CURVES, facets, panels
 from benchmarks.reports import plots, rows
 from benchmarks.results import records
@@ -237,3 +239,12 @@ def test_ticks_are_formulas_and_names_with_dollars_are_none(tmp_path):
     formulas = [tick for tick in ticks if "$" in tick.get_text()]
     assert formulas and all(tick.get_parse_math() for tick in formulas)
     assert not title.get_parse_math()
+
+
+def test_curves_stand_in_the_order_of_their_numbers():
+    names = [f"ar_block, block {k}, tuned" for k in (16, 2, 1, 8)] + ["ar", "dit, lr 0.002"]
+    names += ["dit, lr 0.0001", "dit, lr 1e-05"]
+    rows = pd.DataFrame({"curve": names, "family": ["ar"] * 5 + ["dit"] * 3})
+    dits = ["dit, lr 1e-05", "dit, lr 0.0001", "dit, lr 0.002"]
+    blocks = [f"ar_block, block {k}, tuned" for k in (1, 2, 8, 16)]
+    assert in_order(rows) == [*dits, "ar", *blocks]

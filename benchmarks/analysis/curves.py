@@ -1,5 +1,6 @@
 """What distances and curves are called, and in which order curves stand."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -70,7 +71,14 @@ def names_without_seeds(rows: pd.DataFrame) -> pd.Series:
 
 
 def in_order(rows: pd.DataFrame) -> list[str]:
-    """The values of `curve`, by family, then by name."""
+    """The values of `curve`, by family, then by name, whose numbers count as numbers."""
     family = rows.groupby("curve")["family"].first()
     rank = {name: place for place, name in enumerate(FAMILIES)}
-    return sorted(family.index, key=lambda name: (rank.get(family[name], len(FAMILIES)), name))
+
+    def place(name: str) -> tuple:
+        # every second part is a number, so that texts meet texts: block 2 before block 16
+        parts = re.split(r"(\d+\.?\d*(?:e[-+]?\d+)?)", name)
+        parts[1::2] = map(float, parts[1::2])
+        return rank.get(family[name], len(FAMILIES)), parts
+
+    return sorted(family.index, key=place)

@@ -1,5 +1,6 @@
 """Axes, legends and the layout of a figure: what all plots have in common."""
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from benchmarks.analysis.panel import Look
 
 ACROSS = 3  # axes side by side
 SMALL = 9  # points: still legible where a page shows the figure 800 px wide
+LETTERS = 38  # of a line beside an axis
 
 Facet = tuple[str, list[str]]  # title, curve names
 
@@ -79,7 +81,9 @@ def finish(block: Any, title: str, x: str, y: str, looks: dict[str, Look]) -> No
     for axis in _lowest(block.axes):
         axis.set_xlabel(x, fontsize=SMALL)
         axis.tick_params(labelbottom=True)
-    block.supylabel(y, fontsize=SMALL)
+    # a longer line would run into the legend below the axes
+    lines = [part for line in y.splitlines() for part in textwrap.wrap(line, LETTERS)]
+    block.supylabel("\n".join(lines), fontsize=SMALL)
     if len(block.axes) == 1:
         handles, labels = block.axes[0].get_legend_handles_labels()
     else:
