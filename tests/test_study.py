@@ -293,6 +293,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(study, monkeypatch):
     assert len(kept) == 2 * len(DEGRADATIONS)
     kept[3].unlink()
     kept[5].write_bytes(kept[5].read_bytes()[:-40])
+    monkeypatch.setattr(study_command, "pool_features", pytest.fail)  # features are kept, too
     measured, measure = [], study_command.measure_ladder
 
     def counted(*args):

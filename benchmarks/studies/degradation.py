@@ -26,8 +26,15 @@ from benchmarks.core import versions
 from benchmarks.core.cli import run_hydra
 from benchmarks.core.environment import pick_device
 from benchmarks.core.files import atomic_file, check_writable
+from benchmarks.core.locks import load_or_make
 from benchmarks.core.settings import check
-from benchmarks.core.store import digest, read_sealed, write_sealed
+from benchmarks.core.store import (
+    digest,
+    read_sealed,
+    read_tensors,
+    write_sealed,
+    write_tensors,
+)
 from benchmarks.frozen.autoencoder import LatentSpace, latent_shape, load_latent_space
 from benchmarks.frozen.extractors import FeatureExtractor, load_extractors
 from benchmarks.images.dataset import load_dataset
@@ -151,6 +158,16 @@ class PoolFeatures:
     pools: dict[str, Tensor]  # of REAL and of REBUILT images
     passes: list[Tensor]  # as Material.passes
 
+    @classmethod
+    def of_tensors(cls, named: dict[str, Tensor]) -> "PoolFeatures":
+        """From what `tensors` gives."""
+        passes = [named[f"pass {i}"] for i in range(len(named) - 2)]
+        return cls({kind: named[kind] for kind in (REAL, REBUILT)}, passes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return self.pools | {f"pass {i}": features for i, features in enumerate(self.passes)}
+
     def at(self, kind: str, degradation: Degradation, rows: np.ndarray, amount: float) -> Tensor:
         """The features of one level that only chooses images, or how often they are rebuilt."""
         if degradation.kind == PASSES:
@@ -168,6 +185,22 @@ def pool_features(targets: Targets, material: Material) -> PoolFeatures:
     for images in material.passes[2:]:
         passes.append(extract(targets.net, images, device=targets.device))
     return PoolFeatures(pools, passes)
+
+
+def kept_features(path: Path, make: Callable[[], PoolFeatures]) -> PoolFeatures:
+    """What `make` gives, once: `path` keeps it for the study that its folder is named after."""
+    key = path.parent.name
+
+    def kept() -> PoolFeatures | None:
+        stored = read_tensors(path, key)
+        return None if stored is None else PoolFeatures.of_tensors(stored[0])
+
+    def made() -> PoolFeatures:
+        features = make()
+        write_tensors(path, key, features.tensors())
+        return features
+
+    return load_or_make(path, kept, made)
 
 
 def measure_ladder(
@@ -216,9 +249,11 @@ def kept_ladder(path: Path, measure: Callable[[], list[dict[str, Any]]]) -> list
 def measure_all(targets: Targets, material: Material, kept: Path) -> pd.DataFrame:
     """One row per kind of images, degradation and level, level 0 being the images as they are.
 
-    The folder `kept` keeps each ladder as soon as it is measured.
+    The folder `kept` keeps the features of what is not degraded, and each ladder as soon as it is
+    measured.
     """
-    known, n = pool_features(targets, material), material.n
+    known = kept_features(kept / "features.safetensors", partial(pool_features, targets, material))
+    n = material.n
     rows = []
     for kind, pool in known.pools.items():
         untouched = measures(targets, kind, pool[:n], torch.from_numpy(material.labels[:n]))
