@@ -118,16 +118,15 @@ def _first_to_read(text: Sequence[str]) -> list[str]:
     """Of each section what it says in words and what it warns of, under the section's title; and
     whether the judges agree.
     """
-    lines: list[str] = []
+    said: dict[str, list[str]] = {}
     section = heading = ""
     for line in text:
         if line.startswith("#"):
             heading = line
             section = line.removeprefix("## ") if line.startswith("## ") else section
         elif line.startswith("- ") and (heading in (ANSWERS, JUDGES) or WARNING in line):
-            title = f"**{section}**"
-            lines += [] if title in lines else ["", title, ""]
-            lines.append(line)
+            said.setdefault(section, []).append(line)
+    lines = [line for title, own in said.items() for line in ("", f"**{title}**", "", *own)]
     return ["", "## What the numbers say", *lines] if lines else []
 
 
