@@ -165,8 +165,9 @@ class PoolFeatures:
         return cls({kind: named[kind] for kind in (REAL, REBUILT)}, passes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
-        return self.pools | {f"pass {i}": features for i, features in enumerate(self.passes)}
+        """All of them by name, none a view of another, which no file can hold."""
+        passes = {f"pass {i}": features.clone() for i, features in enumerate(self.passes)}
+        return self.pools | passes
 
     def at(self, kind: str, degradation: Degradation, rows: np.ndarray, amount: float) -> Tensor:
         """The features of one level that only chooses images, or how often they are rebuilt."""
