@@ -15,9 +15,10 @@ from benchmarks.analysis.differences import (
     spread,
     within_training,
 )
+from benchmarks.core.environment import machine
 from benchmarks.core.errors import BadInput
 from benchmarks.core.store import digest
-from benchmarks.results.columns import leading, machine
+from benchmarks.results.columns import leading
 
 Record = dict[str, Any]
 Pair = tuple[Record, Record]  # of A and of B
@@ -157,10 +158,10 @@ def same_networks(group: list[Pair]) -> bool:
     """Whether both sides are the same trained networks, only sampled in other ways. A training of
     one name that two machines made is two: rounding differs.
     """
-    return all(_training(first) == _training(second) is not None for first, second in group)
+    return all(_network(first) == _network(second) is not None for first, second in group)
 
 
-def _training(record: Record) -> tuple[str, str] | None:
+def _network(record: Record) -> tuple[str, str] | None:
     """What names the weights: the training, and who trained them with which losses."""
     name = record.get("fingerprints", {}).get("training")
     return name and (name, digest(record.get("trained_by"), record.get("train_log")))

@@ -134,6 +134,11 @@ def device_name(device: torch.device) -> str:
     return f"{name} ({torch.get_num_threads()} threads)"
 
 
+def machine(row: dict[str, Any]) -> str:
+    """The column `device` of a row without its threads and processes; empty where it has none."""
+    return (row.get("device") or "").split(" (")[0].split(", ")[0]
+
+
 def refuse_foreign_settings() -> None:
     """Keep variables of the environment from changing what is computed: no key holds them.
 

@@ -282,11 +282,6 @@ COLUMNS = [
 NAMES = [column.name for column in COLUMNS]
 
 
-def machine(row: dict[str, Any]) -> str:
-    """The column `device` without its threads and processes."""
-    return (row.get("device") or "").split(" (")[0].split(", ")[0]
-
-
 GRADED = [column.name for column in COLUMNS if column.better]  # numbers, all of them
 BY_NAME = {column.name: column for column in COLUMNS}
 # what is timed, with the share of the CPU that other programs took meanwhile

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.core.environment import library_versions
+from benchmarks.core.environment import library_versions, machine
 from benchmarks.core.errors import BadInput
 from benchmarks.core.session import session
 from benchmarks.core.settings import flatten
 from benchmarks.core.store import digest, is_sealed, read_json, seal, write_sealed
 from benchmarks.results import archive
-from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading, machine
+from benchmarks.results.columns import ERRORS, GRADED, NAMES, leading
 
 Record = dict[str, Any]
 OF_EVERY_MEASUREMENT = ("seed", "image_size", "steps", "guidance", "train_fraction")

@@ -5,8 +5,8 @@ in a report of several folders neither is an older state of the other.
 import re
 from collections.abc import Sequence
 
+from benchmarks.core.environment import machine
 from benchmarks.core.store import seal
-from benchmarks.results.columns import machine
 from benchmarks.results.records import Record, is_elsewhere, recipe, training
 
 # the libraries that a training's name depends on
@@ -22,12 +22,12 @@ def told_apart(records: Sequence[Record]) -> list[Record]:
     Marks of an earlier report are made anew.
     """
     plain = [_with_device(record, MARK.sub("", _device(record))) for record in records]
-    trainings: dict[str, set[str | None]] = {}
+    trainings: dict[str, dict[str | None, Record]] = {}  # by recipe, one record of each
     for record in plain:
         if not is_elsewhere(record):
-            trainings.setdefault(recipe(record), set()).add(training(record))
-    met = {name for name, several in trainings.items() if len(several) > 1}
-    machines = {machine(record["row"]) for record in plain if recipe(record) in met} - {""}
+            trainings.setdefault(recipe(record), {})[training(record)] = record
+    met = [record for of_one in trainings.values() if len(of_one) > 1 for record in of_one.values()]
+    machines = {machine(record["row"]) for record in met} - {""}
     labels = {name: _labels(plain, name) for name in machines}
     return [
         _marked(record, labels[name]) if (name := machine(record["row"])) in labels else record

@@ -161,8 +161,8 @@ class PoolFeatures:
     @classmethod
     def of_tensors(cls, named: dict[str, Tensor]) -> "PoolFeatures":
         """From what `tensors` gives."""
-        passes = [named[f"pass {i}"] for i in range(len(named) - 2)]
-        return cls({kind: named[kind] for kind in (REAL, REBUILT)}, passes)
+        pools = {kind: named[kind] for kind in (REAL, REBUILT)}
+        return cls(pools, [named[f"pass {i}"] for i in range(len(named) - len(pools))])
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name, none a view of another, which no file can hold."""
