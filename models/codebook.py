@@ -59,6 +59,10 @@ class Codebook(nn.Module):
         points = (self.entries[ids] - self.mean) / self.std
         return points.view(len(ids), side, side, -1).permute(0, 3, 1, 2).contiguous()
 
+    def quantise(self, latents: Tensor) -> Tensor:
+        """What tokens keep of latents (B, C, H, W), of the same shape."""
+        return self.detokenize(self.tokenize(latents))
+
     def statistics(self, ids: LongTensor) -> dict[str, float]:
         """Of a set of tokens, of any shape.
 

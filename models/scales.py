@@ -94,6 +94,11 @@ class ScaleCodebooks(nn.Module):
         parts = [self.enlarged(n, ids[:, a:b]) for n, (a, b) in enumerate(self.spans())]
         return torch.stack(parts).sum(0)
 
+    def quantise(self, latents: Tensor) -> Tensor:
+        """What tokens keep of latents (B, C, H, W), of the same shape."""
+        ids, _ = self.tokenize(latents)
+        return self.detokenize(ids)
+
     @torch.no_grad()
     def fit(self, latents: Tensor, *, seed: int = 0) -> None:
         """k-means of each scale's residuals on training latents (N, C, H, W), scale after scale.

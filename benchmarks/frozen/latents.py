@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.core import versions
@@ -202,12 +202,15 @@ def reconstruct(
     space: LatentSpace,
     data: LatentSet,
     device: torch.device,
+    codebook: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Images, uint8 (N, 3, H, W), through the `autoencoder` and, if `coded`, also through
     autoencoder and `codebook`: uint8 (N, 3, H, W) each, on the CPU.
+
+    `codebook` is one for whitened latents, the one that models share where None is given.
     """
     space = space.to(device)
-    book = space.codebook.whitened(data.mean, data.std)
+    book = codebook or space.codebook.whitened(data.mean, data.std)
     mean, std = (x.to(device)[:, None, None] for x in (data.mean, data.std))
     batch = space.at_once(images[:1].shape[-1])
     rebuilt: dict[str, list[Tensor]] = {"autoencoder": []}
@@ -219,6 +222,5 @@ def reconstruct(
         whitened = (space.autoencoder.encode(pixels) - mean) / std
         rebuilt["autoencoder"].append(decode(space, data, whitened).cpu())
         if coded:
-            quantised = book.detokenize(book.tokenize(whitened))
-            rebuilt["codebook"].append(decode(space, data, quantised).cpu())
+            rebuilt["codebook"].append(decode(space, data, book.quantise(whitened)).cpu())
     return {name: torch.cat(batches) for name, batches in rebuilt.items()}

@@ -199,13 +199,29 @@ def measure_floors(
     through = tensors.get("reference_through")
     if through is not None:
         scalars["label_accuracy_ceiling"] = probe.accuracy(through, labels)
-        for name in ("real", "codebook"):
-            rebuilt = tensors["holdout_through" if name == "real" else "holdout_codebook"]
-            if min(len(through), len(rebuilt)) >= 3:
-                scalars[f"kid_generator_floor_{name}"] = kid(through, rebuilt).distance
+        scalars |= _kid_floor("real", through, tensors["holdout_through"])
+        scalars |= _kid_floor("codebook", through, tensors["holdout_codebook"])
         if min(len(reference), len(holdout)) > NEIGHBOURS + 1:
             scalars["recall_autoencoder"] = recall(reference, tensors["holdout_through"])
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in scalars.items()}
+
+
+def codebook_floors(evaluator: Evaluator, coded: Tensor) -> dict[str, float]:
+    """The floors of another codebook than the shared one, from features (N, d) of the hold-out
+    images through it.
+    """
+    through = evaluator.reference_through
+    tensors = {"reference": evaluator.reference, "holdout_codebook": coded}
+    tensors["reference_through"] = through
+    floors = _distances(evaluator.extractor.net, tensors)
+    return floors | _kid_floor("codebook", through, coded)
+
+
+def _kid_floor(name: str, through: Tensor, rebuilt: Tensor) -> dict[str, float]:
+    """The kernel distance of real images from features (M, d) and (N, d); empty below 3 images."""
+    if min(len(through), len(rebuilt)) < 3:
+        return {}
+    return {f"kid_generator_floor_{name}": kid(through, rebuilt).distance}
 
 
 def _distances(net: torch.nn.Module, tensors: dict[str, Tensor]) -> dict[str, float]:
