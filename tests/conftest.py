@@ -68,6 +68,10 @@ FAMILIES = (
     "random-gmm",
     "random-flow",
 )
+# those of another loss or network, not of another sampler alone
+SAMPLED_OTHERWISE = ("unet-heun", "dit-v-ddpm", "dit-x0-unipc", "unet-flow-dpmpp")
+SAMPLED_OTHERWISE += ("dit-flowmap-renoise",)
+LOSSES = tuple(name for name in FAMILIES if name not in SAMPLED_OTHERWISE)
 
 
 @cache

@@ -2,6 +2,8 @@
 chosen of it is what this machine can make.
 """
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -61,7 +63,8 @@ SETTABLE = {
 
 
 def sweeps(overrides: list[str]) -> list[list[str]]:
-    """Of each override the single values that it sweeps, as overrides; of seeds the first.
+    """Of each override the single values that it sweeps, as overrides; of numbers, such as seeds
+    and learning rates, the first: any other composes as that does.
 
     Also checks that it is one of SETTABLE.
     """
@@ -71,7 +74,7 @@ def sweeps(overrides: list[str]) -> list[list[str]]:
         values = [override.get_value_string()]
         if override.is_sweep_override():
             values = list(override.sweep_string_iterator())
-        if override.key_or_group.endswith("seed"):  # any composes as the first does
+        if re.fullmatch(r"[\d.e-]+", values[0]):
             values = values[:1]
         choices.append([f"{override.key_or_group}={value}" for value in values])
     return choices

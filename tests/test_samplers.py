@@ -60,11 +60,13 @@ class _Mixture(torch.nn.Module):
         return targets[self.objective].float()
 
 
-def exact(objective: str, name: str, means=(MEAN,), spread=SPREAD, shape=SHAPE) -> Diffusion:
+def exact(
+    objective: str, name: str, means=(MEAN,), spread=SPREAD, shape=SHAPE, **options
+) -> Diffusion:
     """The exact model of an objective, sampling with the sampler of that name."""
     denoiser = partial(_Mixture, objective=objective, means=means, spread=spread)
     model = Diffusion(shape, CLASSES, denoiser=denoiser, objective=objective)
-    model.set_sampler(name)
+    model.set_sampler(name, **options)
     return model
 
 
@@ -89,9 +91,11 @@ def chance(truth) -> float:
     return max(distances)
 
 
-def distance_by_evaluations(objective: str, name: str, truth, requested) -> dict[int, float]:
+def distance_by_evaluations(
+    objective: str, name: str, truth, requested, **options
+) -> dict[int, float]:
     """W1 of a sampler's samples to the two Gaussians, by its number of evaluations."""
-    model = exact(objective, name, MEANS, NARROW, MANY)
+    model = exact(objective, name, MEANS, NARROW, MANY, **options)
     labels, distances = torch.zeros(16, dtype=torch.long), {}
     for steps in model.supported_steps(requested):
         out = model.sample(labels, steps=steps, guidance=1.0, rng=rng())
@@ -117,6 +121,16 @@ def test_more_evaluations_are_not_further_from_the_data(objective, name, truth, 
         assert distance <= nearest + allowed, f"{evaluations} evaluations: {distances}"
         nearest = min(nearest, distance)
     assert nearest < 0.1 * distances[1]
+
+
+@pytest.mark.parametrize("name", schedulers.samplers("flow"))
+def test_nor_are_they_on_the_grid_of_the_largest_shift_that_is_ever_chosen(name, truth, chance):
+    """The search follows a shift beyond its list: a trade-off chose 8."""
+    distances = distance_by_evaluations("flow", name, truth, (1, 2, 4, 10, 40), shift=8.0)
+    for evaluations, distance in distances.items():
+        fewer = [distances[n] for n in distances if n < evaluations]
+        assert distance <= min(fewer, default=math.inf) + chance, f"{evaluations}: {distances}"
+    assert distance < 0.1 * distances[1]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, random_batch, rng, tiny
+from conftest import LOSSES, random_batch, rng, tiny
 
 from benchmarks.core import team
 from benchmarks.core.errors import BadInput, PeerLost, raise_if_stopped
@@ -24,7 +24,7 @@ def own(batch, rows: slice):
     return batch._replace(latents=latents, tokens=tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LOSSES)
 def test_the_parts_of_a_batch_have_the_loss_and_gradients_of_the_whole(family):
     model, batch = tiny(family).train(), random_batch(6)
     whole = model(batch, rng=rng())
