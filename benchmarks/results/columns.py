@@ -236,7 +236,7 @@ COLUMNS = [
     Column("gflops_per_image", -1, "GFLOP/image", "2 x gmacs_per_image"),
     Column("seconds_per_image", -1, "s/image", "wall time at sample_batch, decoder included"),
     Column("images_per_second", 1, "images/s", "1 / seconds_per_image"),
-    Column("sample_batch", 0, "", "images sampled at once"),
+    Column("sample_batch", 0, "", "images sampled at once; on a CPU 128 unless set"),
     Column("sample_dtype", 0, "", "precision of sampling; empty in older results"),
     Column("latency_seconds", -1, "s", "wall time of one image sampled alone"),
     Column(
