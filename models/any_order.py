@@ -30,7 +30,7 @@ from models.layers import (
     rotate,
     rotation_of,
 )
-from models.randomness import rand, spawn, to_device
+from models.randomness import rand, random_orders, spawn, to_device
 from models.tokens import TokenModel, schedule, with_null_labels
 
 
@@ -168,8 +168,7 @@ class AnyOrder(TokenModel):
         """Ids (B, H*W) in raster order. Each image has a random order of its own."""
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
         # Of each image's numbers the first H * W make its order, the rest choose its ids.
-        orders = [torch.rand(self.tokens, generator=own).argsort() for own in rngs]
-        order = to_device(torch.stack(orders), device)
+        order = random_orders(self.tokens, rngs, device)
         uniform = rand((self.tokens,), rngs, device)
         name = ("any order", count, guidance, device)
         decoding = self.kept(name, partial(_Decoding, self, count, guidance, device))

@@ -3,7 +3,9 @@
 A token is the vector of channels at one place of the whitened latents. `ContinuousRaster` is the
 transformer of `ar` (GIVT, arXiv 2312.02116), `ContinuousMasked` that of `masked`, in random order
 (MAR, arXiv 2406.11838). What a hidden state says of a token is its head's to learn: a mixture of
-Gaussians, or a small flow (`models/heads.py`). So beside `ar` and `masked` one thing differs.
+Gaussians, or a small flow (`models/heads.py`). So beside `ar` the tokens differ
+and what predicts them, no more; beside `masked` too, where that also samples in random order
+(`sampler=random`). By itself it keeps what it is surest of, and vectors have no such confidence.
 """
 
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ from models.decoding import Cache, Window
 from models.generator import Batch
 from models.heads import FlowHead, MixtureHead
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
-from models.randomness import spawn, to_device
+from models.randomness import random_orders, spawn, to_device
 from models.tokens import SCHEDULES, SequenceModel, random_mask, schedule, with_null_labels
 
 LLAMA_BASE = 10_000.0  # of rotary positions in one dimension, as transformers' Llama
@@ -232,8 +234,7 @@ class ContinuousMasked(ContinuousTokens):
     ) -> Tensor:
         self.nfe(steps, guidance)  # raises for a step count that is not supported
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
-        orders = [torch.rand(self.tokens, generator=own).argsort() for own in rngs]
-        order = to_device(torch.stack(orders), device)  # each image's own
+        order = random_orders(self.tokens, rngs, device)  # each image's own
         noise = self.head.noise(self.tokens, rngs, device)
         labels = with_null_labels(labels, self.num_classes, guidance)
         halves, scales = len(labels) // count, self.guidance_scales(guidance)

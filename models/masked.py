@@ -2,8 +2,8 @@
 cache.
 
 Every step looks at the whole image again. What is still masked is predicted at once, and the ids
-that the model is surest of stay. The class is a token of its own, as there, and is also added to
-every other one.
+that the model is surest of stay, or those at random places. The class is a token of its own, as
+there, and is also added to every other one.
 """
 
 import math
@@ -18,20 +18,22 @@ from models.codebook import Codebook
 from models.generator import Batch
 from models.layers import Block, SelfAttention, grid_angles, initialise, rotation_of
 from models.options import GUIDE
-from models.randomness import rand, spawn, to_device
+from models.randomness import rand, random_orders, spawn, to_device
 from models.tokens import SCHEDULES, TokenModel, random_mask, schedule
 
 
 class Masked(TokenModel):
     """Bidirectional prediction of masked tokens in 1 to H * W steps.
 
+    Samplers: `confidence` keeps the ids that the model is surest of; `random` fixes tokens in a
+    random order of each image's own, as `masked_continuous` does, whose vectors have no confidence.
     Two more options of sampling than the token models': `schedule`, how many tokens a step fixes
-    (`SCHEDULES`); and `choice_temperature`, at least 0, the scale of the Gumbel noise on the
-    confidences, annealed to zero over the steps. Raises ValueError for a width that `heads` does
-    not divide into multiples of 4.
+    (`SCHEDULES`); and `choice_temperature`, at least 0, of `confidence` alone, the scale of the
+    Gumbel noise on the confidences, annealed to zero over the steps. Raises ValueError for a width
+    that `heads` does not divide into multiples of 4.
     """
 
-    samplers = ("confidence",)
+    samplers = ("confidence", "random")
     bf16_safe = True  # bf16 weights give what autocast gives
     objective = "masked-token"
     sampler_defaults = (
@@ -118,8 +120,12 @@ class Masked(TokenModel):
     def sample_tokens(
         self, labels: LongTensor, *, steps: int, guidance: float, rng: torch.Generator
     ) -> LongTensor:
-        """Ids (B, H*W): each step samples all masked tokens, and keeps those it is surest of."""
+        """Ids (B, H*W): each step samples all masked tokens, and keeps those it is surest of, or
+        the next ones of a random order.
+        """
         rngs, count, device = spawn(rng, len(labels)), len(labels), labels.device
+        is_random = self.sampler == "random"
+        order = random_orders(self.tokens, rngs, device) if is_random else None
         networks = self.networks(labels, guidance)
         scales = self.guidance_scales(guidance)
         ids = torch.full((count, self.tokens), self.codebook.size, device=device)  # all [MASK]
@@ -134,11 +140,14 @@ class Masked(TokenModel):
             ).float()
             logits = self.apply_cfg(logits, None if scales is None else scales[done])
             proposed = self.sample_ids(logits, uniform[:, 0])
-            confidence = self._confidence(logits, proposed, uniform[:, 1], step / steps)
-            # What is fixed already must not be chosen again.
-            surest = confidence.masked_fill(fixed, -math.inf).topk(kept_count, dim=1).indices
-            ids = ids.scatter(1, surest, proposed.gather(1, surest))
-            fixed = fixed.scatter(1, surest, True)
+            if order is not None:
+                places = order[:, done - kept_count : done]
+            else:
+                confidence = self._confidence(logits, proposed, uniform[:, 1], step / steps)
+                # What is fixed already must not be chosen again.
+                places = confidence.masked_fill(fixed, -math.inf).topk(kept_count, dim=1).indices
+            ids = ids.scatter(1, places, proposed.gather(1, places))
+            fixed = fixed.scatter(1, places, True)
         return ids
 
     def _confidence(

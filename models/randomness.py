@@ -5,7 +5,7 @@ sample's own, and how they reach the device.
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -40,3 +40,9 @@ def rand(shape: Iterable[int], rngs: list[torch.Generator], device: torch.device
     """Uniform numbers in [0, 1), (B, *shape), float32. Sample i's are drawn from `rngs[i]`."""
     shape = tuple(shape)
     return to_device(torch.stack([torch.rand(shape, generator=rng) for rng in rngs]), device)
+
+
+def random_orders(places: int, rngs: list[torch.Generator], device: torch.device) -> LongTensor:
+    """An order of all places for each sample, (B, places). Sample i's is drawn from `rngs[i]`."""
+    orders = [torch.rand(places, generator=rng).argsort() for rng in rngs]
+    return to_device(torch.stack(orders), device)

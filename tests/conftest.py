@@ -48,6 +48,7 @@ FAMILIES = (
     "ar-block4",
     "any",
     "masked",
+    "masked-random",
     "scale",
     "dit-eps",
     "dit-v",
@@ -119,7 +120,9 @@ def _tiny_token_model(family: str, variants: list[str], **extra) -> GenerativeMo
     if "block4" in variants:
         extra["block"] = 4
     size = dict(width=32, depth=2, heads=2, mlp=64)
-    return TOKEN_MODELS[family](SHAPE, CLASSES, codebook=book, **size, **extra)
+    model = TOKEN_MODELS[family](SHAPE, CLASSES, codebook=book, **size, **extra)
+    model.set_sampler(next((v for v in variants if v in model.samplers), None))
+    return model
 
 
 def _tiny_diffusion(family: str, variants: list[str], **extra) -> GenerativeModel:

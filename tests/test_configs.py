@@ -228,6 +228,7 @@ def test_someone_else_s_family_needs_one_target():
 def test_every_sampler_is_one_that_some_family_has(name):
     cfg = composed(f"sampler={name}")
     own = {*schedulers.samplers("flow"), *schedulers.samplers("eps"), *FlowMap.samplers}
+    own |= {*Masked.samplers}
     assert name == "default" or name in own
     options = {"shift"}
     for model in (Diffusion, FlowMap, Masked, AnyOrder, ContinuousMasked, FlowHead):

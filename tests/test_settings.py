@@ -130,6 +130,7 @@ RIGHT_TOGETHER = [
     ["autoencoder=trained", "autoencoder.images=16"],
     ["features=[local,inception,dinov2]"],
     ["+sides=[96,128]"],
+    ["model=masked", "sampler=random", "sampler.schedule=arccos"],
     ["+size.mine.width=7"],  # for a model of one's own
     [*OWN, "+model.anything={a: [1, two]}", "model.heads=0"],
     [*OWN, "+sampler.mine=3", "sampler.temperature=0"],
@@ -149,6 +150,7 @@ WRONG_TOGETHER = [
     (["steps=${nowhere}"], "steps: Interpolation key 'nowhere' not found"),
     (["~seed"], "seed is missing: a whole number"),
     (["size.dit=null"], "size.dit"),
+    (["sampler=random", "sampler.choice_temperature=2"], "leave out one of the two"),
     ([*OWN, "+model.anything={a: [1, nan]}"], "model.anything.a=nan: no number may be infinite"),
     ([*OWN, "+sampler.mine=inf"], "sampler.mine=inf"),
     ([*OWN, "model.lr=0"], "model.lr=0"),

@@ -269,6 +269,31 @@ def test_masked_decoding_without_noise_keeps_what_it_is_surest_of(monkeypatch):
     assert (kept[0] != ENTRIES).nonzero()[:, 0].tolist() == surest.sort().values.tolist()
 
 
+def test_masked_decoding_in_random_order_fixes_the_places_of_each_image_s_own_order(monkeypatch):
+    """As many a step as `masked_continuous`, whatever the model is sure of."""
+    model = tiny("masked-random").eval()
+    calls = spied_logits(model, monkeypatch)
+    model.sample_tokens(LABELS, steps=8, guidance=1.0, rng=rng(2))
+    orders, _ = any_order_numbers(3, 2)
+    for step, (tokens, _) in enumerate(calls):
+        done = sum(schedule("cosine", TOKENS, 8)[:step])
+        for seen, order in zip(tokens, orders, strict=True):
+            there = (seen != ENTRIES).nonzero()[:, 0]
+            assert there.tolist() == order[:done].sort().values.tolist()
+
+
+def test_masked_decoding_in_random_order_and_all_steps_is_a_conditional_each(monkeypatch):
+    """In as many steps as tokens each is sampled from what the model says of it, the rest given."""
+    model = tiny("masked-random").eval()
+    calls = spied_logits(model, monkeypatch)
+    ids = model.sample_tokens(LABELS[:1], steps=TOKENS, guidance=1.0, rng=rng(2))
+    own = spawn(rng(2), 1)[0]
+    order = torch.rand(TOKENS, generator=own).argsort()
+    for place, (_, logits) in zip(order, calls, strict=True):
+        uniform = torch.rand(2, TOKENS, generator=own)[0]
+        assert ids[0, place] == inverse_cdf(logits[0], uniform)[place]
+
+
 @pytest.mark.parametrize(
     "top_k, top_p, kept",
     [

@@ -53,6 +53,14 @@ class Sampler(SamplerOptions):
 
     name: Annotated[str, AfterValidator(of.one_word_of(SAMPLERS))] = of.one_of(*SAMPLERS)
 
+    @model_validator(mode="after")
+    def _a_random_order_needs_no_confidences(self) -> "Sampler":
+        # it would change nothing, and yet name other samples
+        if self.name == "random" and self.choice_temperature is not None:
+            reason = "sampler=random looks at no confidences; leave out one of the two"
+            raise of.refusal("choice_temperature", self.choice_temperature, reason)
+        return self
+
 
 class OwnSampler(of.OpenSection):
     """conf/sampler for a user's own model, which says itself what its options are."""
