@@ -277,7 +277,9 @@ def refuse_unused(argv: Sequence[str]) -> None:
     """
     given = dict(word.lstrip("+").split("=", 1) for word in argv if "=" in word)
     models = [name for name in given.get("model", "").split(",") if name in config_names("model")]
-    codebooks = [key for key in given if key.startswith("autoencoder.codebook")]
+    codebooks = [
+        key for key in given if key.startswith(("autoencoder.codebook", "size.codebook_size"))
+    ]
     asked = [f"{key}={given[key]}" for key in codebooks if given[key] != "null"]
     if asked and models and all(map(is_ar_without_codebook, models)):
         raise BadInput(

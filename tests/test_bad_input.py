@@ -33,6 +33,12 @@ BAD = [
     (["model=null"], "configuration: "),
     (["train={a: 1}"], "train"),
     (["model=ar_scale,ar_continuous", "autoencoder.codebook_size=64"], "autoencoder.codebook_size"),
+    (["model=masked_continuous", "size.codebook_size=64"], "size.codebook_size=64"),
+    (
+        ["model=ar_continuous", "model.head=codebook"],
+        "model.head=codebook: one of gmm, flow; for tokens of a codebook give model=ar",
+    ),
+    (["model=masked_continuous", "model.head=width"], "model.head=width: one of gmm, flow"),
 ]
 # names that no file of conf/ has: the message is Hydra's own, on one line
 UNKNOWN = ["model=nonsense", "size=xxl", "experiment=nonsense"]

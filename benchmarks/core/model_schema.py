@@ -211,7 +211,10 @@ class Masked(Model, GridShape):
 class ContinuousHead(of.Section):
     """What `models.continuous` adds to the transformers of `ar` and `masked`."""
 
-    head: Literal["gmm", "flow"] = Field("gmm", description="one of gmm, flow")
+    head: Literal["gmm", "flow"] = Field(
+        "gmm",
+        description="one of gmm, flow; for tokens of a codebook give model=ar or model=masked",
+    )
     components: of.Count = 16
     head_width: of.Width = 64
     head_repeats: of.Count = 2
