@@ -41,11 +41,11 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """Denoiser: latents (B, C, H, W), t (B,) in [0, 1000], labels (B,) -> (B, C, H, W).
 
-    Label `num_classes` is the null label. `mlp` is the width inside the MLPs. `depth` is odd: a
-    block in the middle, and as many with skips behind it as before; without `skips` the blocks are
-    all alike. `conditions` further numbers
-    (B,) follow the labels, each in [0, 1000]; untrained they change nothing. Raises ValueError for
-    an even depth, and where the patch does not tile the latents.
+    Label `num_classes` is the null label. `mlp` is the width inside the MLPs. With `skips` `depth`
+    is odd and 3 or more: a block in the middle, and as many with skips behind it as before. Without
+    them the blocks are all alike, and any number will do. `conditions` further numbers (B,) follow
+    the labels, each in [0, 1000]; untrained they change nothing. Raises ValueError for another
+    depth, and where the patch does not tile the latents.
     """
 
     bf16_safe = True  # bf16 weights give what autocast gives
@@ -65,10 +65,9 @@ class UViT(nn.Module):
     ):
         super().__init__()
         channels, height, columns = latent_shape
-        if depth % 2 == 0:
-            raise ValueError(
-                f"model.denoiser.depth={depth}: an odd number, or no skip has a partner"
-            )
+        if skips and (depth < 3 or depth % 2 == 0):
+            reason = "an odd number from 3 up, or skips have no partner; or skips=false"
+            raise ValueError(f"model.denoiser.depth={depth}: {reason}")
         if height % patch or columns % patch:
             grid = f"{height}x{columns}"
             raise ValueError(f"model.denoiser.patch={patch} does not tile latents of {grid}")
@@ -82,7 +81,7 @@ class UViT(nn.Module):
         self.first = nn.ModuleList(
             Block(width, heads, mlp, skips=False) for _ in range(depth // 2 + 1)
         )
-        later = (Block(width, heads, mlp, skips=skips) for _ in range(depth // 2))
+        later = (Block(width, heads, mlp, skips=skips) for _ in range(depth - len(self.first)))
         self.second = nn.ModuleList(later)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, patch * patch * channels)

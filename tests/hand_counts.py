@@ -121,13 +121,13 @@ def scale_macs(width: int, depth: int, mlp: int, entries: int, side: int) -> int
     return depth * layer + (4 * width + entries * width + entries * 4) * tokens
 
 
-def uvit_macs(width: int, depth: int, mlp: int, side: int) -> int:
+def uvit_macs(width: int, depth: int, mlp: int, side: int, *, skips: bool = True) -> int:
     """U-ViT by hand: time and label are tokens, too; half of the blocks join a skip."""
     tokens, patches = side**2 + 2, side**2
     block = 4 * width**2 * tokens + 2 * tokens**2 * width + 2 * width * mlp * tokens
-    skips = depth // 2 * 2 * width**2 * tokens
+    joined = skips * (depth // 2 * 2 * width**2 * tokens)
     timestep, ends = 256 * width + width**2, 2 * 4 * width * patches
-    return depth * block + skips + timestep + ends + 9 * 4 * 4 * patches
+    return depth * block + joined + timestep + ends + 9 * 4 * 4 * patches
 
 
 def hand_count(cfg, side: int) -> int:
@@ -148,7 +148,7 @@ def hand_count(cfg, side: int) -> int:
     if name == "ar_scale":
         return scale_macs(size.width, size.depth, size.mlp, size.entries, side)
     if name == "uvit":
-        return uvit_macs(size.width, size.depth, size.mlp, side)
+        return uvit_macs(size.width, size.depth, size.mlp, side, skips=cfg.model.denoiser.skips)
     count = {"ar_any": any_order_macs, "masked": masked_macs}.get(name, ar_macs)
     fewer = K - cfg.size.get("codebook_size", K)  # entries that the head has less
     return count(size.width, size.depth, size.mlp, tokens) - size.width * fewer * tokens

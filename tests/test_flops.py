@@ -68,6 +68,14 @@ def test_a_forward_pass_is_the_hand_formula(name, size, side):
     assert forward_macs(model) == hand_count(cfg, side)
 
 
+@pytest.mark.parametrize("depth", [3, 4])
+def test_a_pass_of_a_u_vit_without_skips_is_the_hand_formula(depth):
+    """As many blocks as are asked for, an even number as well."""
+    overrides = ["model.denoiser.skips=false", f"size.uvit.depth={depth}"]
+    cfg, model = configured("uvit", "xs", (4, 8, 8), overrides)
+    assert forward_macs(model) == hand_count(cfg, 8)
+
+
 def test_a_pass_of_patches_of_pixels_is_the_hand_formula():
     cfg, pixels = configured("dit_pixels", "xs", (48, 8, 8))
     assert forward_macs(pixels) == hand_count(cfg, 8)

@@ -107,6 +107,7 @@ WRONG = {
     "unet.model.denoiser.channels": ["[16,24]", "[]", "56"],
     "ar.model.width": ["100"],
     "ar_any.model.depth": ["3"],
+    "uvit.model.denoiser.depth": ["1", "4"],
     "sampler.name": ["eular", "1"],
     "sampler.temperature": ["inf", "0", "1e-9"],
     "sampler.guidance_interval": ["[0.9,0.1]", "[0,2]", "[0]"],
@@ -131,6 +132,7 @@ RIGHT_TOGETHER = [
     ["features=[local,inception,dinov2]"],
     ["+sides=[96,128]"],
     ["model=masked", "sampler=random", "sampler.schedule=arccos"],
+    ["model=uvit", "model.denoiser.skips=false", "model.denoiser.depth=4"],
     ["+size.mine.width=7"],  # for a model of one's own
     [*OWN, "+model.anything={a: [1, two]}", "model.heads=0"],
     [*OWN, "+sampler.mine=3", "sampler.temperature=0"],

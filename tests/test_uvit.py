@@ -40,14 +40,16 @@ def test_matrices_begin_by_their_shape():
     assert layer.weight.std().item() == pytest.approx((2 / (128 + 448)) ** 0.5, rel=0.05)
 
 
-def test_without_skips_no_block_sees_what_an_earlier_one_made():
-    model = uvit(skips=False)
+@pytest.mark.parametrize("depth", [1, 2, 4, 5])
+def test_without_skips_no_block_sees_what_an_earlier_one_made(depth):
+    """Of any depth: there is nothing that needs a partner."""
+    model = uvit(skips=False, depth=depth)
     assert not any("skip" in name for name, _ in model.named_parameters())
     seen = []
     for block in (*model.first, *model.second):
         block.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
     model(torch.randn(2, *SHAPE), torch.rand(2) * 1000, torch.arange(2))
-    assert len(seen) == 5
+    assert len(seen) == depth
     for (_, before), (after, _) in itertools.pairwise(seen):
         assert torch.equal(before, after), "each has what the one before it made"
 
@@ -82,7 +84,11 @@ def test_patches_go_back_to_their_places():
 
 @pytest.mark.parametrize(
     "changes, named",
-    [({"depth": 4}, "model.denoiser.depth=4"), ({"patch": 3}, "model.denoiser.patch=3")],
+    [
+        ({"depth": 4}, "model.denoiser.depth=4"),
+        ({"depth": 1}, "model.denoiser.depth=1"),
+        ({"patch": 3}, "model.denoiser.patch=3"),
+    ],
 )
 def test_what_cannot_be_is_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=named):

@@ -135,8 +135,9 @@ class UViT(DiTShape, Partial):
 
     @model_validator(mode="after")
     def _every_skip_has_a_partner(self) -> "UViT":
-        if self.depth % 2 == 0:
-            raise of.refusal("depth", self.depth, "an odd number, or no skip has a partner")
+        if self.skips and (self.depth < 3 or self.depth % 2 == 0):
+            reason = "an odd number from 3 up, or skips have no partner; or skips=false"
+            raise of.refusal("depth", self.depth, reason)
         return self
 
 
