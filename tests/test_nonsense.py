@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_settings import HUGE, base, line_about, parsed
 
-from benchmarks.core import model_schema, schema
+from benchmarks.core import schema, size_schema
 from benchmarks.core.settings import check, flatten
 
 # --- nonsense for every key
@@ -49,8 +49,8 @@ ALLOWED = {
     "train.budget": [HUGE],
     "train.grad_clip": [HUGE],
     # such a training diverges, which is a result
-    **_allowed([HUGE], "model.lr", *(f"size.{name}.lr" for name in model_schema.SIZES)),
-    **_allowed([HUGE], *(f"size.params.{name}.lr" for name in model_schema.SIZES)),
+    **_allowed([HUGE], "model.lr", *(f"size.{name}.lr" for name in size_schema.SIZES)),
+    **_allowed([HUGE], *(f"size.params.{name}.lr" for name in size_schema.SIZES)),
     **_allowed(["true"], "train.compile", "model.denoiser._partial_"),
 }
 

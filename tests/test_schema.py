@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from test_settings import base, parsed
+from test_settings import parsed
 
-from benchmarks.core import data_schema, model_schema, sampler_schema, schema
+from benchmarks.core import data_schema, model_schema, sampler_schema, schema, size_schema
 from benchmarks.core.settings import check, compose, config_names, trained_models
 from models.any_order import AnyOrder
 from models.ar_scale import AutoregressiveScales
@@ -52,14 +52,15 @@ def test_every_cell_of_every_preset_passes(preset):
 def test_every_size_passes_with_the_settings_of_every_model(size):
     cfg = compose(f"size={size}", "match=params")
     check(cfg)
-    for name, of_size in model_schema.SIZES.items():
-        fitted = name != "dit" and of_size is not model_schema.OwnRate  # to dit's parameters
+    for name, of_size in size_schema.SIZES.items():
+        fitted = name != "dit" and of_size is not size_schema.OwnRate  # to dit's parameters
         assert not fitted or cfg.size[name] == cfg.size.params[name], name
 
 
 @pytest.mark.parametrize("model", trained_models())
 def test_every_model_passes(model):
-    check(base(model))
+    pixels = ["autoencoder=pixels"] if model == schema.PIXELS_ONLY else []
+    check(compose(f"model={model}", *pixels))
 
 
 @pytest.mark.parametrize("group", ["data", "autoencoder", "sampler", "tune", "match", "features"])
@@ -137,7 +138,7 @@ def test_every_setting_says_what_it_must_be():
     groups += [
         data_schema.Features,
         *CLASSES.values(),
-        *model_schema.SIZES.values(),
+        *size_schema.SIZES.values(),
         sampler_schema.Sampler,
     ]
     for group in groups:

@@ -1,6 +1,5 @@
-"""What the settings of the shipped models and of their sizes must be, as the models' classes take
-them. What depends on the latents (a patch that tiles them, a block that divides the tokens) is
-theirs to say.
+"""What the settings of the shipped models must be, as their classes take them. What depends on the
+latents (a patch that tiles them, a block that divides the tokens) is theirs to say.
 """
 
 from typing import Any, ClassVar, Literal
@@ -166,6 +165,16 @@ class Diffusion(Model):
     time_std: float = Field(1.0, gt=0, le=10, description="a number above 0, 10 at most")
     denoiser: dict[str, Any] = Field(description="the settings of a network, with its _target_")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_flow_map(cls, values: Any) -> Any:
+        # the objective decides on the class, which knows no setting of a flow map's file
+        own = set(FlowMap.model_fields) - set(cls.model_fields)
+        if isinstance(values, dict) and own <= set(values):
+            reason = "flowmap, as this model is a flow map; for others give model=dit or model=unet"
+            raise of.refusal("objective", values.get("objective"), reason)
+        return values
+
 
 class FlowMap(Model):
     """`models.flowmap.FlowMap`"""
@@ -282,72 +291,3 @@ DENOISERS: dict[str, type[BaseModel]] = {
     "models.dit.DiT": DiT,
     "models.uvit.UViT": UViT,
 }
-
-# --- sizes
-
-
-class DiTSize(DiTShape):
-    lr: of.Positive
-
-
-class OwnRate(of.Section):
-    """Of a model that has the network of another, and its own learning rate."""
-
-    lr: of.Positive
-
-
-class UViTSize(DiTShape):
-    mlp: of.Width
-    lr: of.Positive
-
-
-class UNetSize(UNetShape):
-    lr: of.Positive
-
-
-class RasterSize(RasterShape):
-    lr: of.Positive
-
-
-class AnyOrderSize(AnyOrderShape):
-    lr: of.Positive
-
-
-class MaskedSize(GridShape):
-    lr: of.Positive
-
-
-class ScalesSize(ScalesShape):
-    lr: of.Positive
-
-
-class ContinuousSize(TransformerShape):
-    head_multiple = 4
-    head_width: of.Width
-    gmm: of.Width  # the width inside the MLPs, by the head
-    flow: of.Width
-    lr: of.Positive
-
-
-# by their key in a file of conf/size; a user's own models may have keys of their own beside them
-SIZES: dict[str, type[BaseModel]] = {
-    "dit": DiTSize,
-    "dit_flowmap": OwnRate,
-    "unet": UNetSize,
-    "unet_conv": UNetSize,
-    "uvit": UViTSize,
-    "ar": RasterSize,
-    "ar_any": AnyOrderSize,
-    "masked": MaskedSize,
-    "ar_continuous": ContinuousSize,
-    "masked_continuous": OwnRate,
-    "ar_scale": ScalesSize,
-}
-
-
-class Size(of.OpenSection):
-    """conf/size; each of SIZES in it is checked by itself."""
-
-    name: of.Name
-    codebook_size: of.Entries = None
-    params: of.Group = {}  # SIZES again, of match=params

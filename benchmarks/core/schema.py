@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from benchmarks.core import model_schema, sampler_schema
+from benchmarks.core import model_schema, sampler_schema, size_schema
 from benchmarks.core import setting_types as of
 from benchmarks.core.data_schema import (
     Autoencoder,
@@ -33,6 +33,7 @@ Values = dict[str, Any]  # one group of settings, resolved
 # train for centuries.
 MOST_BUDGET = {"flops": 1e26, "images": 1e12, "steps": 1e10, "minutes": 1e6}
 LONGEST_SHOWN = 80  # characters of a value
+PIXELS_ONLY = "dit_pixels"  # of conf/model
 # errors of a number that is of the right type; of a list that one is named
 OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -181,9 +182,9 @@ def _groups(settings: Values) -> Iterator[Group]:
     yield "", Top, {key: value for key, value in settings.items() if key not in GROUPS}
     groups = {name: settings.get(name) for name in GROUPS}
     size = groups["size"]
-    yield "size", model_schema.Size, _beside(model_schema.SIZES, size)
-    yield from _inner("size", size, model_schema.SIZES)
-    yield from _inner("size.params", size.get("params"), model_schema.SIZES)
+    yield "size", size_schema.Size, _beside(size_schema.SIZES, size)
+    yield from _inner("size", size, size_schema.SIZES)
+    yield from _inner("size.params", size.get("params"), size_schema.SIZES)
     data, autoencoder = groups["data"], groups["autoencoder"]
     yield "data", DATA.get(_word(data, "source"), Data), data
     yield "autoencoder", AUTOENCODERS.get(_word(autoencoder, "kind"), Autoencoder), autoencoder
@@ -250,6 +251,11 @@ def _conflict(settings: Values) -> str | None:
             return f"guidance={shown(settings['guidance'])}: {mend}"
         if any(scale != 1 for scale in of.null_as_list(tuned)):
             return f"tune.guidance={shown(tuned)}: {mend}; tune=none tunes nothing"
+    name, autoencoder = settings["model"]["name"], settings["autoencoder"]
+    if name == PIXELS_ONLY and autoencoder["kind"] != "pixels":
+        # it would train, and be no model of pixels
+        mend = "add autoencoder=pixels, or give model=dit for latents"
+        return f"model={name}: made for pixels, not for autoencoder={autoencoder['name']}; {mend}"
     return None
 
 

@@ -1,5 +1,5 @@
-"""What a single setting may be: types with ranges, for the groups of `schema.py` and
-`model_schema.py`.
+"""What a single setting may be: types with ranges, for the groups of `schema.py`,
+`model_schema.py` and others.
 
 A type's description is what the line about a wrong value says it must be.
 """
