@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from hand_counts import hand_count, of_size
 from test_perf import CPU, bench_of
 
 from benchmarks.perf import bench, comparisons
@@ -34,6 +35,27 @@ def test_a_flow_map_s_second_pass_is_in_its_flops(monkeypatch):
     mine, _ = bench.generator("dit_flowmap", "xs", 4, CPU)
     assert counted["dit_flowmap"] == 8 * forward_macs(on_meta(mine))
     assert counted["dit_flowmap"] / counted["dit"] == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_a_step_on_pixels_is_measured_and_counted_on_patches_of_pixels(monkeypatch):
+    """48 numbers a place, as `autoencoder=pixels` has them, in what enters and in the FLOPs."""
+    counted, took = {}, []
+
+    def compare(self, stage, calls, images, flops=0, **columns):
+        counted[columns["model"]] = flops / images
+        calls["ours"]()
+        return {}
+
+    def step(state, steps):
+        took.append(next(steps).latents.shape)
+
+    monkeypatch.setattr(bench.Bench, "compare", compare)
+    monkeypatch.setattr(comparisons, "train_step", step)
+    monkeypatch.setattr(comparisons, "_input_path", lambda *_: None)
+    comparisons.training(bench_of(), "dit_pixels", "xs", 4, 2, compiled=False)
+    cfg = of_size("xs", "model=dit_pixels")
+    assert took == [(2, 48, 4, 4)]
+    assert counted["dit_pixels"] == 6 * hand_count(cfg, 4)
 
 
 def test_the_time_of_a_head_that_is_integrated_is_a_row_without_utilisation():

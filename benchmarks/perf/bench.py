@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.commands.count_flops import latents_of
 from benchmarks.core.settings import compose
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.frozen.latents import LatentSet
@@ -239,9 +240,12 @@ def random_latents(
 def generator(
     name: str, size: str, side: int, device: torch.device, overrides: Sequence[str] = ()
 ) -> tuple[GenerativeModel, Any]:
-    """An untrained model of a configuration on 4 x side x side latents, with that configuration."""
+    """An untrained model of a configuration on side x side latents of those that it is for, with
+    that configuration.
+    """
     cfg = compose(f"model={name}", f"size={size}", f"train.precision={PRECISION}", *overrides)
-    model = build_model(cfg.model, (4, side, side), CLASSES, Codebook(codebook_size(cfg)))
+    shape = latents_of(name, side)
+    model = build_model(cfg.model, shape, CLASSES, Codebook(codebook_size(cfg)))
     return place_on(model, device), cfg
 
 
