@@ -1,7 +1,7 @@
 """What a user may get wrong: one line says what it was, and nothing is computed."""
 
 import pytest
-from benches import run
+from benches import TINY, run
 
 from benchmarks.core.errors import BadInput
 from benchmarks.run import refuse_unused
@@ -77,6 +77,32 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, overrides, message,
     lines = [line for line in ended.err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("latentbench: "), ended.err
     assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+# refused by the model's class, and not by the schema
+UNFIT = [
+    (["model=dit_flowmap", "model.most_guidance=2", "guidance=[4]"], "guidance=4"),
+    (["model=dit", "model.denoiser.patch=3"], "model.denoiser.patch=3"),
+    (["model=ar_scale", "model.sides=[1,3,8]"], "sides"),
+    (["model=dit", "sampler.guide=snapshot:0.5"], "sampler.guide=snapshot:0.5"),
+]
+
+
+@pytest.mark.parametrize("overrides, message", UNFIT, ids=[message for _, message in UNFIT])
+def test_what_a_model_refuses_is_refused_before_there_are_images_or_latents(
+    tmp_path, overrides, message
+):
+    ended = run(tmp_path, "experiment=smoke", *overrides)
+    assert ended.code != 0 and message in ended.err and len(ended.err.splitlines()) == 1
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_line_about_a_model_is_printed_once_though_it_is_asked_twice(tmp_path):
+    """First without data, then as it is trained."""
+    overrides = [*TINY, "train.budget=1", "hydra.mode=RUN", "sampler=heun"]
+    ended = run(tmp_path, "experiment=smoke", "model=masked", *overrides, "steps=[1,99]")
+    assert ended.code == 0 and ended.out.count("sampler=heun is not one of its own") == 1
+    assert ended.out.count("measured at [1] steps") == 1
 
 
 @pytest.mark.parametrize("override", UNKNOWN)

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.session import session
 from benchmarks.core.settings import many
 from benchmarks.core.store import digest
 from benchmarks.frozen.autoencoder import LatentSpace
@@ -148,7 +149,9 @@ def _supported_guidance(cfg: DictConfig, model: GenerativeModel | ImageModel) ->
         except ValueError as error:
             raise BadInput(f"model={name}: {error}") from None
     if left_out:
-        print(f"{name}: measured at guidance {supported}; it does not support {left_out}")
+        session.print_once(
+            f"{name}: measured at guidance {supported}; it does not support {left_out}"
+        )
     return supported
 
 
@@ -164,9 +167,11 @@ def _supported_steps(cfg: DictConfig, model: GenerativeModel) -> list[int]:
                 model.nfe(requested[0], 1.0)  # says which steps there are
             except ValueError as error:
                 raise BadInput(f"model={name}: {error}") from None
-        print(f"{name}: measured at {supported[0]} steps, as it supports no other count")
+        session.print_once(
+            f"{name}: measured at {supported[0]} steps, as it supports no other count"
+        )
         return supported
     left_out = [steps for steps in requested if steps not in supported]
     if left_out:
-        print(f"{name}: measured at {supported} steps; it does not support {left_out}")
+        session.print_once(f"{name}: measured at {supported} steps; it does not support {left_out}")
     return supported

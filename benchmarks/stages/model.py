@@ -12,6 +12,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.core.errors import BadInput
+from benchmarks.core.model_schema import DENOISERS, MODELS
+from benchmarks.core.session import session
 from benchmarks.core.settings import compose
 from metrics import flops
 from models.codebook import Codebook
@@ -41,6 +43,12 @@ def takes_a_guide(name: str) -> bool:
     """Whether the model of conf/model/<name>.yaml can be guided by earlier weights of its own."""
     options = getattr(get_class(compose(f"model={name}").model._target_), "sampler_defaults", {})
     return "guide" in options
+
+
+def is_shipped(model_cfg: Any) -> bool:
+    """Whether the model and its network are classes of ours, and none of a user's own."""
+    denoiser = model_cfg.get("denoiser")
+    return model_cfg._target_ in MODELS and (denoiser is None or denoiser._target_ in DENOISERS)
 
 
 def build_model(
@@ -80,7 +88,7 @@ def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
     name = settings.pop("name")
     if name != "default" and name not in model.samplers:
         own = ", ".join(model.samplers)
-        print(
+        session.print_once(
             f"{cfg.model.name}: sampler={name} is not one of its own ({own}); "
             f"using {model.samplers[0]}"
         )
@@ -93,7 +101,8 @@ def choose_sampler(model: GenerativeModel, cfg: Any) -> None:
             options[option] = value
         else:
             own = ", ".join(model.sampler_defaults)
-            print(f"{cfg.model.name}: sampler.{option} is not one of its options ({own}); left out")
+            line = f"{cfg.model.name}: sampler.{option} is not one of its options ({own}); left out"
+            session.print_once(line)
     try:
         model.set_sampler(None if name == "default" else name, **options)
     except (ValueError, TypeError) as error:

@@ -26,6 +26,7 @@ from benchmarks.stages.guide import refuse_missing_snapshot
 from benchmarks.stages.model import (
     build_model,
     choose_sampler,
+    is_shipped,
     model_arguments,
     on_meta,
     place_on,
@@ -33,6 +34,7 @@ from benchmarks.stages.model import (
 from benchmarks.stages.sample_batch import best_batch
 from benchmarks.stages.score import Evaluator
 from benchmarks.stages.through import images_through
+from models.codebook import Codebook
 from models.generator import GenerativeModel
 
 
@@ -46,6 +48,7 @@ def prepare(cfg: DictConfig) -> Cell:
     # what cannot be is refused before anything is computed
     team.refuse_batch(cfg.train.batch, cfg.train.accumulate)
     shape = latent_shape(cfg.autoencoder, cfg.data.image_size)
+    refuse_unfit(cfg, shape)
     extractors = load_extractors(cfg.features)
     with session.stage("images"):
         dataset = load_dataset(cfg.data, num_samples=cfg.num_samples, cache=cfg.cache_dir)
@@ -75,6 +78,18 @@ def prepare(cfg: DictConfig) -> Cell:
         key=_training_key(cfg, latents.key if model.uses_tokens else latents.images_key, device),
         machine_key=_machine_key(cfg, shape, device),
     )
+
+
+def refuse_unfit(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
+    """Raises BadInput for a model that latents (C, H, W) do not fit, and for a sampler, a guide,
+    steps or guidance that it does not have: before there are images, by a model without data.
+
+    A user's own class is asked when its turn comes, as it may need data to be built.
+    """
+    if is_shipped(cfg.model):
+        with torch.device("meta"):  # how many classes and entries there are makes no difference
+            model = _configured(cfg, shape, 2, Codebook(2, shape[0]))
+        sampling_grid(cfg, model)
 
 
 def _encode_share(own: tuple[Dataset, LatentSpace] | None, cfg: DictConfig, device: str) -> None:
@@ -138,6 +153,13 @@ def _initial_model(
     torch.manual_seed(cfg.seed)
     # token models work in the same whitened units as the others
     codebook = space.codebook.whitened(latents.mean, latents.std)
+    return _configured(cfg, shape, num_classes, codebook)
+
+
+def _configured(
+    cfg: DictConfig, shape: tuple[int, int, int], num_classes: int, codebook: Codebook
+) -> GenerativeModel:
+    """The model, set to sample as configured. Raises BadInput for what it refuses."""
     dropout = cfg.train.label_dropout
     model = build_model(cfg.model, shape, num_classes, codebook, label_dropout=dropout)
     choose_sampler(model, cfg)
