@@ -1,10 +1,14 @@
 """What a user may get wrong: one line says what it was, and nothing is computed."""
 
+import re
+
 import pytest
-from benches import TINY, run
+from benches import run
+from conftest import composed
 
 from benchmarks.core.errors import BadInput
 from benchmarks.run import refuse_unused
+from benchmarks.stages.prepare import prepare, refuse_unfit
 
 BAD = [
     (["data=imagefolder", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
@@ -92,17 +96,26 @@ UNFIT = [
 def test_what_a_model_refuses_is_refused_before_there_are_images_or_latents(
     tmp_path, overrides, message
 ):
-    ended = run(tmp_path, "experiment=smoke", *overrides)
-    assert ended.code != 0 and message in ended.err and len(ended.err.splitlines()) == 1
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    cfg = composed(*overrides, f"cache_dir={tmp_path}", "features=local", "device=cpu")
+    with pytest.raises(BadInput, match=re.escape(message)):
+        prepare(cfg)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_line_about_a_model_is_printed_once_though_it_is_asked_twice(tmp_path):
+def test_a_line_about_a_model_is_printed_once_though_it_is_asked_twice(capsys):
     """First without data, then as it is trained."""
-    overrides = [*TINY, "train.budget=1", "hydra.mode=RUN", "sampler=heun"]
-    ended = run(tmp_path, "experiment=smoke", "model=masked", *overrides, "steps=[1,99]")
-    assert ended.code == 0 and ended.out.count("sampler=heun is not one of its own") == 1
-    assert ended.out.count("measured at [1] steps") == 1
+    cfg = composed("model=masked", "sampler=heun", "steps=[1,99]")
+    for _ in range(2):
+        refuse_unfit(cfg, (4, 4, 4))
+    printed = capsys.readouterr().out
+    assert printed.count("sampler=heun is not one of its own") == 1
+    assert printed.count("measured at [1] steps") == 1
+
+
+def test_a_class_of_one_s_own_is_not_built_without_data():
+    """It may not be made for that; what it refuses it refuses later."""
+    for own in (["model=ar", "model._target_=mine.Own"], ["model.denoiser._target_=mine.Net"]):
+        refuse_unfit(composed(*own), (4, 4, 4))
 
 
 @pytest.mark.parametrize("override", UNKNOWN)
