@@ -28,10 +28,10 @@ class ContinuousTokens(SequenceModel):
     """What both orders share: latents as tokens, the head, guidance by the tokens that are there.
 
     `head` is `gmm`, of `components` Gaussians, or `flow`, of width `head_width`. A token enters as
-    a matrix product and a norm: one that guidance made too small or too large enters at the size
-    that training knew (variance collapse, arXiv 2509.24335). `flow` has one more option of
-    sampling: `head_steps`, the Euler steps of a token. `nfe` counts the transformer alone; what the
-    head adds is in the FLOPs and in the seconds.
+    a matrix product and a norm, at one size whatever guidance made of it. Inputs alone are
+    normalised: what is sampled is not. `flow` has one more option of sampling: `head_steps`, the
+    Euler steps of a token. `nfe` counts the transformer alone; what the head adds is in the FLOPs
+    and in the seconds.
 
     Raises ValueError for an unknown head.
     """

@@ -147,6 +147,19 @@ def test_cached_sampling_is_what_the_whole_sequence_says(head):
     torch.testing.assert_close(again, out, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["raster-gmm", "random-gmm"])
+def test_tokens_enter_at_one_size_and_are_sampled_at_any(name):
+    """Too small or too large ones look alike to the transformer; the head's own are left alone."""
+    model = tiny(name).eval()
+    tokens = model.as_tokens(random_batch().latents)
+    sizes = [model.embed(scale * tokens).square().mean(-1).sqrt() for scale in (0.2, 1.0, 5.0)]
+    for size in sizes:
+        torch.testing.assert_close(size, sizes[1], rtol=1e-2, atol=0)
+    sampled = model.sample(torch.arange(3), steps=TOKENS, guidance=3.0, rng=rng())
+    lengths = model.as_tokens(sampled).norm(dim=-1)
+    assert lengths.std() > 0.1 * lengths.mean(), "no sphere"
+
+
 def test_no_token_is_predicted_from_itself_or_what_follows():
     batch = random_batch()
     raster, masked = tiny("raster-gmm"), tiny("random-gmm")
