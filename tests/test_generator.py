@@ -124,6 +124,22 @@ def test_label_dropout_keeps_its_rate_and_touches_nothing_else():
     assert changed.float().mean().item() == pytest.approx(0.1, abs=four_standard_errors)
 
 
+@pytest.mark.parametrize(
+    "name, extra", [("uvit-flowmap", {}), ("dit-flowmap", {"most_guidance": 4.0})]
+)
+def test_flow_maps_of_other_networks_and_of_learned_guidance_keep_it_too(name, extra):
+    """All of it but that guidance takes twice the evaluations, which they are trained to save."""
+    for promise in (
+        test_loss_is_a_finite_scalar_with_finite_gradients_everywhere,
+        test_samples_have_the_contract_s_shape_and_type,
+        test_same_generator_same_samples,
+        test_sample_i_does_not_depend_on_its_batch,
+        test_guidance_one_is_no_guidance,
+        test_labels_matter,
+    ):
+        promise(tiny(name, **extra))
+
+
 @pytest.mark.parametrize("name", ["unet", "dit", "ar"])
 def test_what_the_loss_sees_are_the_dropped_labels(name, monkeypatch):
     model, seen = tiny(name, label_dropout=0.5), []

@@ -6,7 +6,10 @@ from conftest import CLASSES, SHAPE, composed, random_batch, rng, tiny
 
 from benchmarks.core.errors import BadInput
 from benchmarks.frozen.autoencoder import latent_shape, load_autoencoder
+from benchmarks.stages.model import build_model
+from models.codebook import Codebook
 from models.diffusion import Diffusion
+from models.generator import Batch
 from models.pixels import Pixels
 
 
@@ -62,6 +65,23 @@ def test_a_network_that_knows_the_data_has_no_loss_and_samples_it_in_any_number_
             exact = sampler in ("euler", "heun")  # the others begin at 0.999 of noise, and so end
             close = dict(rtol=0, atol=1e-5 if exact else 2e-2)
             torch.testing.assert_close(sampled, batch.latents, **close)
+
+
+def test_the_configured_model_learns_and_samples_patches_of_48_numbers():
+    """Every weight takes part, the bottleneck's too, and a sample does not depend on its batch."""
+    shape = (48, 4, 4)
+    model = build_model(composed("model=dit_pixels").model, shape, CLASSES, Codebook(4, 48))
+    for p in model.parameters():
+        if p.abs().max() == 0:  # gates and the output, which begin at zero
+            torch.nn.init.normal_(p, std=0.05)
+    latents = torch.randn(6, *shape, generator=rng(1))
+    model(Batch(latents, None, torch.arange(6) % CLASSES), rng=rng()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    labels, source = torch.arange(3), rng(5)
+    whole = model.eval().sample(labels, steps=2, guidance=1.5, rng=rng(5))
+    parts = [model.sample(n, steps=2, guidance=1.5, rng=source) for n in labels.split([1, 2])]
+    assert whole.shape == (3, *shape) and whole.isfinite().all()
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_near_data_the_loss_weighs_no_more_than_at_a_twentieth():
