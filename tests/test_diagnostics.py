@@ -198,7 +198,9 @@ def test_one_training_sampled_once_has_no_spread_to_show():
 
 def test_networks_of_one_training_each_are_not_judged_in_the_table_of_pairs():
     """Twice the distance is shown, but no error and no verdict."""
-    ((first, second, relative, verdict, labels),) = ties([record("dit", 10.0), record("ar", 5.0)])
+    ((first, second, relative, verdict, _, labels),) = ties(
+        [record("dit", 10.0), record("ar", 5.0)]
+    )
     assert (first, second) == ("ar, 8 steps", "dit, 8 steps")
     assert relative == "2" and verdict == NOT_JUDGED and labels == "+0.000"
 
@@ -217,7 +219,7 @@ def test_several_trainings_are_compared_by_the_spread_of_all_of_them():
     reach = t.ppf(0.975, freedom) * variances.sum() ** 0.5
     value = logs[1].mean() - logs[0].mean()
     low, middle, high = np.exp([value - reach, value, value + reach])
-    ratio, verdict, _ = table["dit", "ar"]
+    ratio, verdict, *_ = table["dit", "ar"]
     assert ratio == f"{middle:.3g} ({low:.3g} to {high:.3g})" and verdict == "worse"
     # 0.3% apart, and surely within 10%
     assert table["dit", "unet"][1] == "tie"
@@ -241,7 +243,7 @@ def test_settings_chosen_by_tuning_are_compared_and_the_configured_ones_shown_be
     panel = panel_of(made_up)
     assert panel.names == ["dit", "dit, tuned", "ar"]
     assert set(panel.leading["curve"]) == {"dit, tuned", "ar"}
-    ((first, second, _, verdict, _),) = ties(made_up)
+    ((first, second, _, verdict, *_),) = ties(made_up)
     assert (first, second) == ("dit, tuned, 8 steps", "ar, 8 steps")
     assert verdict == "worse"
 

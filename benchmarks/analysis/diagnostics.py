@@ -11,13 +11,14 @@ from scipy.stats import spearmanr
 from benchmarks.analysis import verdicts
 from benchmarks.analysis.choices import CHOSEN, searched
 from benchmarks.analysis.curves import distance_name, in_order
-from benchmarks.analysis.differences import ACCURACY_MARGIN, MARGIN, Difference
+from benchmarks.analysis.differences import ACCURACY_MARGIN, MARGIN, NOT_JUDGED, Difference
 from benchmarks.analysis.panel import Panel
+from benchmarks.results.columns import ERRORS, leading
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
 MOST_CLASSES = 3
 MOST_NAMED = 5  # of what two judges disagree on
-MOST_CURVES = 8  # compared with each other: more would be a page of pairs
+MOST_CURVES = 8  # whose pairs are shown: more would be a page of pairs
 FULL = "fd_generator_full"
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
@@ -121,24 +122,83 @@ def _variances(block: pd.DataFrame) -> tuple[float, float]:
 
 def ties(panel: Panel) -> Table:
     """Every pair of leading curves at their most steps: the second's distance over the
-    first's, the difference in label accuracy, the errors, and the verdict.
+    first's, the errors and the verdict, what the other distances say, and the difference in label
+    accuracy. Of many curves the pairs of the lowest (see `unprinted`).
     """
-    rows = at_most_steps(panel.leading)
-    order = rows.groupby("curve")["distance"].mean().sort_values().head(MOST_CURVES).index
-    groups = {name: rows[rows["curve"] == name] for name in order}
+    groups = _from_lowest(panel)
     compared = differences(groups)
+    # those that are not shown were looked at, too: they share the chance of a false verdict
     verdict = verdicts.judged(compared)
+    favoured = favoured_by_others(groups)
     table = []
-    for pair in combinations(groups, 2):
+    for pair in combinations(list(groups)[:MOST_CURVES], 2):
         names = [f"{name}, {_setting(groups[name].iloc[0])}" for name in pair]
         distance, accuracy = compared["distance", *pair], compared["accuracy", *pair]
         words = f"{-accuracy.value:+z.3f}"
         if not pd.isna(accuracy.error):
             words += f" ± {accuracy.error:.2g}, {verdict['accuracy', *pair]}"
-        table.append([*names, distance.ratio(), verdict["distance", *pair], words])
+        said = [distance.ratio(), verdict["distance", *pair], favoured[pair]]
+        table.append([*names, *said, words])
     header = ["first", "second", f"second / first, {panel.distance} (95% interval)"]
-    header.append("the second is")
+    header += ["the second is", "other distances favour"]
     return [*header, "label accuracy, second - first"], table
+
+
+def unprinted(panel: Panel) -> list[str]:
+    """A line on the curves that `ties` leaves out; none where it has all."""
+    count = panel.leading["curve"].nunique()
+    if count <= MOST_CURVES:
+        return []
+    return [
+        f"The {MOST_CURVES} lowest of {count} curves: {count - MOST_CURVES} are not printed. The "
+        f"verdicts count the pairs of all {count}."
+    ]
+
+
+def _from_lowest(panel: Panel) -> dict[str, pd.DataFrame]:
+    """The rows of each leading curve at its most steps, the lowest distance first."""
+    rows = at_most_steps(panel.leading)
+    order = rows.groupby("curve")["distance"].mean().sort_values().index
+    return {name: rows[rows["curve"] == name] for name in order}
+
+
+def favoured_by_others(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
+    """Of every pair of networks, which of the two the distances that do not lead call better, in
+    words; empty where none of them is judged. All of them together share the chance of a false one.
+
+    A tie by the leading distance alone would hide that every other one tells the two apart.
+    """
+    lead = leading(next(iter(groups.values())).iloc[0]) if groups else ""
+    compared = {}
+    for measure in ERRORS:
+        if measure == lead:
+            continue
+        # a KID at its floor may be 0 or less, which has no logarithm
+        values = {
+            name: verdicts.log_distances(rows, measure)
+            for name, rows in groups.items()
+            if measure in rows and (rows.groupby("training")[measure].mean() > 0).all()
+        }
+        by_pair = verdicts.between_all(values, MARGIN)
+        compared |= {(measure, *pair): one for pair, one in by_pair.items()}
+    words = verdicts.judged(compared)
+    return {
+        pair: _favoured([words[name, *pair] for name in ERRORS if (name, *pair) in words])
+        for pair in combinations(groups, 2)
+    }
+
+
+def _favoured(words: list[str]) -> str:
+    """Verdicts on the second of a pair, by several distances, in one clause."""
+    known = [word for word in words if word not in (NOT_JUDGED, "unknown")]
+    second, first = known.count("better"), known.count("worse")
+    if not known:
+        return ""
+    if not (first or second):
+        return f"neither: 0 of {len(known)}"
+    if first > second:
+        return f"the first: {first} of {len(known)}; the second: {second or 'none'}"
+    return f"the second: {second} of {len(known)}; the first: {first or 'none'}"
 
 
 def differences(groups: dict[str, pd.DataFrame]) -> dict[tuple[str, str, str], Difference]:

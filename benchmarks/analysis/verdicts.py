@@ -45,9 +45,9 @@ def frontier(cost: Any, distance: Any) -> np.ndarray:
     return kept
 
 
-def log_distances(rows: pd.DataFrame) -> list[float]:
+def log_distances(rows: pd.DataFrame, measure: str = "distance") -> list[float]:
     """One value a training: the logarithm of the mean distance over its samplings."""
-    return [math.log(value) for value in rows.groupby("training")["distance"].mean()]
+    return [math.log(value) for value in rows.groupby("training")[measure].mean()]
 
 
 def differences(groups: dict[Any, pd.DataFrame]) -> dict[tuple[Any, Any], Difference]:

@@ -32,6 +32,7 @@ from benchmarks.results import archive, records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
 
+COMPARED = "Compared, at the most steps"
 # what stands over the table of chosen settings
 CHOSEN = [
     "Chosen by the distance to training images through the autoencoder, on samples that are not "
@@ -178,12 +179,14 @@ def _section(panel: Panel, report: Report) -> list[str]:
     tables = {
         "Every measure, at the most steps": diagnostics.quality(panel),
         "Between seeds": diagnostics.seeds(panel),
-        "Compared, at the most steps": ([], []) if reason else diagnostics.ties(panel),
+        COMPARED: ([], []) if reason else diagnostics.ties(panel),
         "Classes": diagnostics.classes(panel),
     }
+    left_out = {COMPARED: diagnostics.unprinted(panel)}
     for name, (header, rows) in tables.items():
         if rows:
-            lines += [f"### {name}", "", *markdown(header, rows), ""]
+            below = [line for words in left_out.get(name, []) for line in (words, "")]
+            lines += [f"### {name}", "", *markdown(header, rows), "", *below]
     header, rows, words = dit_paper_ranks.section(panel.rows, report.by_id)
     if rows:
         lines += ["### Beside the DiT paper", "", *markdown(header, rows), ""]
