@@ -1,15 +1,12 @@
 """What a careful reader asks of a panel, as tables: every measure, errors between seeds, copies,
-classes, ties, and whether another judge agrees.
+classes and ties.
 """
 
-import math
 from itertools import combinations
 
 import pandas as pd
-from scipy.stats import spearmanr
 
 from benchmarks.analysis import verdicts
-from benchmarks.analysis.choices import CHOSEN, searched
 from benchmarks.analysis.curves import distance_name, in_order
 from benchmarks.analysis.differences import ACCURACY_MARGIN, MARGIN, NOT_JUDGED, Difference
 from benchmarks.analysis.panel import Panel
@@ -17,7 +14,6 @@ from benchmarks.results.columns import ERRORS, leading
 
 Table = tuple[list[str], list[list[object]]]  # header, rows
 MOST_CLASSES = 3
-MOST_NAMED = 5  # of what two judges disagree on
 MOST_CURVES = 8  # whose pairs are shown: more would be a page of pairs
 FULL = "fd_generator_full"
 MANIFOLD = ("precision", "recall", "density", "coverage")
@@ -222,88 +218,3 @@ def _setting(row: pd.Series) -> str:
     if row["guidance"] == 1 or row["chosen"]:  # trainings may have chosen differently
         return steps
     return f"{steps}, guidance {row['guidance']:g}"
-
-
-def disagreement(panels: list[Panel]) -> list[str]:
-    """How far the judges of one setting (panels that differ in features alone) agree: on the order
-    of the leading curves at their most steps (Spearman's rank correlation, and the pairs they turn
-    round), and on what a change of settings or of steps is good for.
-    """
-    lines = []
-    for first, second in combinations(panels, 2):
-        if first.features == second.features:  # one judge of other images
-            continue
-        lines += _turned_pairs(first, second) + _opposite_changes(first, second)
-    return lines
-
-
-def _turned_pairs(first: Panel, second: Panel) -> list[str]:
-    """One line on the order of the leading curves at their most steps."""
-    marks = [
-        at_most_steps(panel.leading).groupby("curve", sort=False)["distance"].mean()
-        for panel in (first, second)
-    ]
-    both = pd.concat(marks, axis=1, keys=["first", "second"]).dropna()
-    if len(both) < 2:
-        return []
-    turned = [
-        f"{a} and {b}"
-        for a, b in combinations(both.index, 2)
-        if (both["first"][a] - both["first"][b]) * (both["second"][a] - both["second"][b]) < 0
-    ]
-    count = len(both) * (len(both) - 1) // 2
-    line = f"{first.distance} and {second.distance} order {len(turned)} of {count} pairs"
-    line += " differently"
-    if len(both) > 2:
-        line += f" (rank correlation {spearmanr(both['first'], both['second'])[0]:.2f})"
-    return [line + (f": {'; '.join(turned[:MOST_NAMED])}." if turned else ".")]
-
-
-def _opposite_changes(first: Panel, second: Panel) -> list[str]:
-    """One line on the changes that one judge likes and the other does not, both beyond the errors
-    of the images.
-    """
-    mine, theirs = _changes(first), _changes(second)
-    both = [name for name in mine if name in theirs]
-    opposite = [name for name in both if _sign(mine[name]) * _sign(theirs[name]) < 0]
-    if not both:
-        return []
-    line = f"Of {len(both)} changes of settings or steps, {len(opposite)} are better by one judge"
-    line += " and worse by the other, by more than two errors each"
-    named = [
-        f"{name} ({math.exp(mine[name].value):.3g}, {math.exp(theirs[name].value):.3g})"
-        for name in opposite[:MOST_NAMED]
-    ]
-    return [line + (f" (times the distance): {'; '.join(named)}." if named else ".")]
-
-
-def _change(before: pd.Series, after: pd.Series) -> Difference:
-    """What a change of settings did to the log distance; each row has the error of its mean."""
-    value = math.log(after["distance"] / before["distance"])
-    errors = [row["distance_std"] / row["distance"] for row in (before, after)]
-    return Difference(value, math.hypot(*errors), math.inf, "unpaired", MARGIN)
-
-
-def _sign(change: Difference) -> int:
-    """1 for a higher distance, -1 for a lower one, 0 within the errors."""
-    if not abs(change.value) > verdicts.ENOUGH * change.error:
-        return 0
-    return 1 if change.value > 0 else -1
-
-
-def _changes(panel: Panel) -> dict[str, Difference]:
-    """What each change did: chosen settings in place of those configured, at each step count, and
-    the most steps in place of the fewest.
-    """
-    found, rows_of = {}, searched(panel.shown)
-    for (network, steps), rows in rows_of.groupby(["network", "steps"], sort=False):
-        by_pick = rows.drop_duplicates("pick").set_index("pick")
-        if {"", CHOSEN} <= set(by_pick.index):
-            name = f"{network} at {steps:.0f} steps, settings chosen"
-            found[name] = _change(by_pick.loc[""], by_pick.loc[CHOSEN])
-    for curve, rows in rows_of.groupby("curve", sort=False):
-        few, many = rows.loc[rows["steps"].idxmin()], rows.loc[rows["steps"].idxmax()]
-        if few["steps"] < many["steps"]:
-            name = f"{curve} from {few['steps']:.0f} to {many['steps']:.0f} steps"
-            found[name] = _change(few, many)
-    return found

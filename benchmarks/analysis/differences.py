@@ -8,9 +8,10 @@ second training: what they share cancels, and the error is that of the images.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from scipy.stats import t as student
 
 from benchmarks.results.columns import ERRORS, leading
@@ -155,6 +156,44 @@ def within_training(first: dict[str, Any], second: dict[str, Any]) -> Difference
     errors = [(row.get(ERRORS[name]) or math.nan) / row[name] for row in rows]
     basis = "one training, its images, unpaired"
     return Difference(value, math.hypot(*errors), math.inf, basis, MARGIN)
+
+
+def log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
+    """The logarithm of a's distance over b's and its error, paired where they were resampled alike:
+    both are of one network, sampled from one seed.
+    """
+    value = math.log(a["distance"] / b["distance"])
+    bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
+    if all(bootstraps) and a.get("sampling_seed") == b.get("sampling_seed"):
+        return value, paired_error((a["distance"], b["distance"]), bootstraps)
+    relative = [row["distance_std"] / row["distance"] for row in (a, b)]
+    return value, math.hypot(*relative)
+
+
+def excess(
+    some: pd.DataFrame,
+    others: pd.DataFrame,
+    of_pair: Callable[[pd.Series, pd.Series], tuple[float, float]] = log_ratio,
+) -> Difference:
+    """By how much rows at one setting lie above those at another, of log distances or of what
+    `of_pair` compares: the mean over the trainings that both have, and its error: of the images, or
+    between trainings if that is larger.
+    """
+    values, errors = [], []
+    for training, rows in some.groupby("training"):
+        other = others[others["training"] == training]
+        if len(other):
+            value, error = of_pair(rows.iloc[0], other.iloc[0])
+            values.append(value)
+            errors.append(error)
+    if not values:
+        return Difference(math.inf, math.nan, math.nan, "no training has both", MARGIN)
+    of_images = math.hypot(*errors) / len(errors)
+    if len(values) == 1:
+        return Difference(values[0], of_images, math.inf, "one training, its images", MARGIN)
+    between = between_settings([0.0] * len(values), values, MARGIN)
+    # few trainings may lie close together by chance
+    return between._replace(error=max(between.error, of_images))
 
 
 def paired_error(distances: tuple[float, float], bootstraps: Sequence[Sequence[float]]) -> float:

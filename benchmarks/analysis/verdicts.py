@@ -18,9 +18,8 @@ from benchmarks.analysis.differences import (
     NOT_JUDGED,
     Difference,
     between_networks,
-    between_settings,
+    excess,
     holm,
-    paired_error,
     spread,
 )
 from benchmarks.results.columns import is_busy
@@ -117,7 +116,7 @@ def enough_steps(rows: pd.DataFrame) -> list[str]:
 def _enough_of(at: dict[float, pd.DataFrame]) -> str:
     """What is said of one network's rows by step count."""
     most = max(at)
-    above_most = {steps: _excess(at[steps], at[most]).value for steps in at}
+    above_most = {steps: excess(at[steps], at[most]).value for steps in at}
     best = min(at, key=lambda steps: above_most[steps])
     enough = min(steps for steps in at if steps == best or _is_near(at[steps], at[best]))
     verb = "is" if enough == 1 else "are"
@@ -143,8 +142,8 @@ def _enough_of(at: dict[float, pd.DataFrame]) -> str:
 
 
 def _is_near(some: pd.DataFrame, best: pd.DataFrame) -> bool:
-    excess = _excess(some, best)
-    return excess.value <= 0 or excess.value <= ENOUGH * excess.error
+    above = excess(some, best)
+    return above.value <= 0 or above.value <= ENOUGH * above.error
 
 
 def _worse_than(at: dict[float, pd.DataFrame], best: float) -> list[float]:
@@ -153,7 +152,7 @@ def _worse_than(at: dict[float, pd.DataFrame], best: float) -> list[float]:
     The best is not known beforehand, so that every pair of counts might have been asked about: all
     of them share the chance of a false answer.
     """
-    compared = {(a, b): _excess(at[b], at[a]) for a, b in itertools.combinations(at, 2)}
+    compared = {(a, b): excess(at[b], at[a]) for a, b in itertools.combinations(at, 2)}
     verdicts = judged(compared)
     return [
         steps
@@ -168,39 +167,6 @@ def _mean(rows: pd.DataFrame) -> str:
 
 def _settings_of(rows: pd.DataFrame) -> set[tuple]:
     return set(zip(rows["guidance"], rows["sampler"], strict=True))
-
-
-def _excess(some: pd.DataFrame, others: pd.DataFrame) -> Difference:
-    """By how much the log distance of `some` lies above that of `others`, the mean over the
-    trainings that both have, and its error: of the images, or between trainings if that is larger.
-    """
-    ratios, errors = [], []
-    for training, rows in some.groupby("training"):
-        other = others[others["training"] == training]
-        if len(other):
-            ratio, error = _log_ratio(rows.iloc[0], other.iloc[0])
-            ratios.append(ratio)
-            errors.append(error)
-    if not ratios:
-        return Difference(math.inf, math.nan, math.nan, "no training has both", MARGIN)
-    of_images = math.hypot(*errors) / len(errors)
-    if len(ratios) == 1:
-        return Difference(ratios[0], of_images, math.inf, "one training, its images", MARGIN)
-    between = between_settings([0.0] * len(ratios), ratios, MARGIN)
-    # few trainings may lie close together by chance
-    return between._replace(error=max(between.error, of_images))
-
-
-def _log_ratio(a: pd.Series, b: pd.Series) -> tuple[float, float]:
-    """The logarithm of a's distance over b's and its error, paired where they were resampled alike:
-    both are of one network, sampled from one seed.
-    """
-    value = math.log(a["distance"] / b["distance"])
-    bootstraps = [(row.get("diagnostics") or {}).get("bootstrap") for row in (a, b)]
-    if all(bootstraps) and a.get("sampling_seed") == b.get("sampling_seed"):
-        return value, paired_error((a["distance"], b["distance"]), bootstraps)
-    relative = [row["distance_std"] / row["distance"] for row in (a, b)]
-    return value, math.hypot(*relative)
 
 
 def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from benchmarks.analysis import diagnostics, dit_paper_ranks, verdicts
+from benchmarks.analysis import agreement, diagnostics, dit_paper_ranks, verdicts
 from benchmarks.analysis.choices import is_borrowed, searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
@@ -208,7 +208,7 @@ def _judges(panels: list[Panel]) -> list[str]:
     lines = []
     for title, group in groups.items():
         of_which = f"{title.splitlines()[0]}: " if len(groups) > 1 else ""
-        lines += [f"- {of_which}{line}" for line in diagnostics.disagreement(group)]
+        lines += [f"- {of_which}{line}" for line in agreement.disagreement(group)]
     return ["## Do the judges agree?", "", *lines, ""] if lines else []
 
 

@@ -227,12 +227,13 @@ def recipe(record: Record) -> str:
 def table(records: list[Record]) -> pd.DataFrame:
     """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    Then twelve for the report's own use:
+    Then thirteen for the report's own use:
     `distance` and `distance_std`, those that lead (`columns.leading`);
     `chosen`, whether its settings were chosen by tuning and not as configured;
     `tuned_at`, the step count they were chosen at, which may be a neighbour; NaN as configured;
     `diagnostics`, what else the evaluator said;
-    `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over;
+    `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over, and
+    `projected`, whether the features have more;
     `training`, which names the trained network;
     `reference`, which names the images and features behind the distance of a whole system;
     `evaluated_by`, which names the very images, autoencoder and features behind a distance;
@@ -259,6 +260,9 @@ def table(records: list[Record]) -> pd.DataFrame:
         sampling_seed=[record.get("sampling_seed") for record in records],
         training=[training(record) for record in records],
         features_dim=[p.get("features_frechet_dim") or p.get("features_dim") for p in prints],
+        projected=[
+            0 < (p.get("features_frechet_dim") or 0) < (p.get("features_dim") or 0) for p in prints
+        ],
         evaluated_by=evaluated_by,
         reference=reference,
         variant=variants(records),
