@@ -13,7 +13,7 @@ from benchmarks.analysis.choices import CHOSEN, searched
 from benchmarks.analysis.diagnostics import FULL, at_most_steps
 from benchmarks.analysis.differences import Difference, excess
 from benchmarks.analysis.panel import Panel
-from benchmarks.analysis.verdicts import ENOUGH
+from benchmarks.analysis.step_counts import ENOUGH
 from benchmarks.results.columns import ERRORS
 
 MOST_NAMED = 5  # of what two judges disagree on

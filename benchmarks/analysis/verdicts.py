@@ -1,8 +1,6 @@
-"""What the numbers say, in words: how many steps are enough for each network, and which is lowest
-within a budget.
+"""What the numbers say, in words: which network is lowest within a budget.
 
-Networks are compared over three trainings of each or more, or not at all. Steps of one network are
-compared within each training, by what their samples share.
+Networks are compared over three trainings of each or more, or not at all.
 """
 
 import itertools
@@ -18,7 +16,6 @@ from benchmarks.analysis.differences import (
     NOT_JUDGED,
     Difference,
     between_networks,
-    excess,
     holm,
     spread,
 )
@@ -27,7 +24,6 @@ from benchmarks.results.columns import is_busy
 COSTS = {"gflops_per_image": "GFLOPs per image", "latency_seconds": "seconds of latency"}
 BUDGETS = 2  # of each cost
 MOST_LINES = 12  # of all panels of a report together
-ENOUGH = 2.0  # errors that fewer steps may lie above the best count
 
 
 def frontier(cost: Any, distance: Any) -> np.ndarray:
@@ -82,91 +78,20 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
     """
     measured = means["distance"].notna() & means["gflops_per_image"].notna()
     means = means[measured & means["latency_seconds"].notna()]
-    if means["curve"].nunique() < 2 and len(means) < 2:
+    if means["curve"].nunique() < 2:
         return []
     lines = []
     spread_of_budgets = rows["train_flops"].max() / rows["train_flops"].min()
     if spread_of_budgets > 1.05:
         lines.append(f"Training budgets differ by a factor of {spread_of_budgets:.3g}.")
-    if means["curve"].nunique() > 1:
-        if (means["trainings"] >= LEAST_TRAININGS).all():
-            lines += best_under(rows, means)
-        else:
-            lines.append(f"Which network is better is {NOT_JUDGED}.")
-    # last, because of many curves some are cut
-    lines += enough_steps(rows)
+    if (means["trainings"] >= LEAST_TRAININGS).all():
+        lines += best_under(rows, means)
+    else:
+        lines.append(f"Which network is better is {NOT_JUDGED}.")
     if len(lines) > most:
         left_out = len(lines) - most + 1
         lines = [*lines[: most - 1], f"{left_out} more lines are left out."]
     return lines
-
-
-def enough_steps(rows: pd.DataFrame) -> list[str]:
-    """Per curve, the fewest steps that are no more than two errors of the difference above the best
-    count measured. Which others are worse is said, too, where chance would hardly make them so.
-    """
-    lines = []
-    for name, curve in rows.groupby("curve", sort=False):
-        at = dict(list(curve.groupby("steps")))  # ascending
-        if len(at) > 1:
-            lines.append(f"{name}: {_enough_of(at)}.")
-    return lines
-
-
-def _enough_of(at: dict[float, pd.DataFrame]) -> str:
-    """What is said of one network's rows by step count."""
-    most = max(at)
-    above_most = {steps: excess(at[steps], at[most]).value for steps in at}
-    best = min(at, key=lambda steps: above_most[steps])
-    enough = min(steps for steps in at if steps == best or _is_near(at[steps], at[best]))
-    verb = "is" if enough == 1 else "are"
-    if enough == best:
-        measured = ", the most measured," if best == most else ""
-        line = f"{_steps(best)}{measured} {verb} best ({_mean(at[best])})"
-    else:
-        line = f"{_steps(enough)} ({_mean(at[enough])}) {verb} within two errors of the best"
-        line += f" count, {_steps(best)} ({_mean(at[best])})"
-    worse = _worse_than(at, best)
-    fewer = [steps for steps in at if steps < enough]
-    if enough == best and not worse and not fewer:
-        line += ", and no other count is told apart from it"
-    if fewer:
-        surely = set(fewer) <= set(worse)
-        line += "; fewer are worse" if surely else "; fewer are more than two errors above it"
-    more = [steps for steps in worse if steps > enough]
-    if more:
-        line += f"; {' and '.join(f'{_steps(s)} ({_mean(at[s])})' for s in more)} are worse"
-    if any(_settings_of(at[steps]) != _settings_of(at[best]) for steps in (enough, *more)):
-        line += "; not all of these have the same settings"
-    return line
-
-
-def _is_near(some: pd.DataFrame, best: pd.DataFrame) -> bool:
-    above = excess(some, best)
-    return above.value <= 0 or above.value <= ENOUGH * above.error
-
-
-def _worse_than(at: dict[float, pd.DataFrame], best: float) -> list[float]:
-    """The step counts that are worse than the best one.
-
-    The best is not known beforehand, so that every pair of counts might have been asked about: all
-    of them share the chance of a false answer.
-    """
-    compared = {(a, b): excess(at[b], at[a]) for a, b in itertools.combinations(at, 2)}
-    verdicts = judged(compared)
-    return [
-        steps
-        for steps in at
-        if verdicts.get((best, steps)) == "worse" or verdicts.get((steps, best)) == "better"
-    ]
-
-
-def _mean(rows: pd.DataFrame) -> str:
-    return f"{rows['distance'].mean():.3g}"
-
-
-def _settings_of(rows: pd.DataFrame) -> set[tuple]:
-    return set(zip(rows["guidance"], rows["sampler"], strict=True))
 
 
 def best_under(rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:

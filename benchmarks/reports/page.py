@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # imported where it is used: a machine without an index may l
 
 NAME = "report.html"
 # in summary.md
-ANSWERS, JUDGES, WARNING = "### What they say", "## Do the judges agree?", "WARNING: "
+ANSWERS, STEPS = "### What they say", "### How many steps are enough?"
+JUDGES, WARNING = "## Do the judges agree?", "WARNING: "
 NUMBER = re.compile(r"^[<>~]?\s*[-+]?\d")
 WIDE = 5  # columns from which a table's first one stays in sight
 STYLE = """
@@ -124,7 +125,7 @@ def _first_to_read(text: Sequence[str]) -> list[str]:
         if line.startswith("#"):
             heading = line
             section = line.removeprefix("## ") if line.startswith("## ") else section
-        elif line.startswith("- ") and (heading in (ANSWERS, JUDGES) or WARNING in line):
+        elif heading in (ANSWERS, STEPS, JUDGES) or (line.startswith("- ") and WARNING in line):
             said.setdefault(section, []).append(line)
     lines = [line for title, own in said.items() for line in ("", f"**{title}**", "", *own)]
     return ["", "## What the numbers say", *lines] if lines else []

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from benchmarks.analysis import agreement, diagnostics, dit_paper_ranks, verdicts
+from benchmarks.analysis import agreement, diagnostics, dit_paper_ranks, step_counts, verdicts
 from benchmarks.analysis.choices import is_borrowed, searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
@@ -32,6 +32,8 @@ from benchmarks.results import archive, records
 from benchmarks.results.columns import NAMES
 from benchmarks.results.tables import markdown
 
+# headings of a panel; page.py puts what stands under the first two on top
+ANSWERS, STEPS = page.ANSWERS, page.STEPS
 COMPARED = "Compared, at the most steps"
 # what stands over the table of chosen settings
 CHOSEN = [
@@ -166,16 +168,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     title = panel.title.replace("\n", ", on ")
     record = report.by_id[panel.first["run_id"]]
     lines = [f"## {title}", "", *markdown(*measured(panel)), "", *notes(panel, record), ""]
+    lines += _in_words(panel, report)
     reason = refused(panel)
-    answering = sum(not refused(panel) for panel in report.panels)
-    most = max(1, verdicts.MOST_LINES // max(1, answering))  # of many panels not none
-    answers = (
-        [reason] if reason else verdicts.answers(searched(panel.leading), _means_of(panel), most)
-    )
-    if not reason and is_borrowed(panel.leading).any():
-        answers.append("Step counts that have the settings of another count are left out here.")
-    if answers:
-        lines += ["### What they say", "", *(f"- {line}" for line in answers), ""]
     tables = {
         "Every measure, at the most steps": diagnostics.quality(panel),
         "Between seeds": diagnostics.seeds(panel),
@@ -193,6 +187,26 @@ def _section(panel: Panel, report: Report) -> list[str]:
         lines += [*(f"- {line}" for line in words), ""]
     records = [report.by_id[run_id] for run_id in panel.rows["run_id"]]
     return [*lines, "### Training", "", *trained_on(records), *markdown(*trained(panel)), ""]
+
+
+def _in_words(panel: Panel, report: Report) -> list[str]:
+    """What a panel says of budgets, a few lines, and of step counts, a row for each curve; or why
+    nothing.
+    """
+    if reason := refused(panel):
+        return [ANSWERS, "", f"- {reason}", ""]
+    answering = sum(not refused(panel) for panel in report.panels)
+    most = max(1, verdicts.MOST_LINES // answering)  # of many panels not none
+    leading = searched(panel.leading)
+    leading = leading.sort_values("curve", key=lambda x: x.map(panel.names.index), kind="stable")
+    lines = [f"- {line}" for line in verdicts.answers(leading, _means_of(panel), most)]
+    lines = [ANSWERS, "", *lines, ""] if lines else []
+    header, rows = step_counts.enough_steps(leading)
+    if rows:
+        lines += [STEPS, "", *markdown(header, rows), ""]
+    if lines and is_borrowed(panel.leading).any():
+        lines += ["Step counts that have the settings of another count are left out here.", ""]
+    return lines
 
 
 def _means_of(panel: Panel) -> pd.DataFrame:
