@@ -24,6 +24,17 @@ def test_the_summary_says_whether_the_judges_agree(tmp_path, no_figures):
     assert "order 1 of 1 pairs differently: dit and ar." in text
 
 
+@pytest.mark.parametrize(
+    "judge, both", [("local", "local,efficientnet_lite0"), ("inception", "inception,local")]
+)
+def test_a_report_of_one_judge_says_so_and_what_to_add(judge, both, tmp_path, no_figures):
+    made_up = [record("dit", 9.0), record("ar", 8.0)]
+    for one in made_up:
+        one["row"]["features"] = judge
+    text = summary_of(tmp_path, made_up).split("## Do the judges agree?")[1].split("\n## ")[0]
+    assert text.strip().startswith(f"- One judge only: {judge}.") and f"`features=[{both}]`" in text
+
+
 def test_the_summary_of_single_trainings_names_no_winner(tmp_path, no_figures):
     """And has a row of step counts for each network, however many there are."""
     models = ["dit", "ar", *(f"net{i}" for i in range(12))]

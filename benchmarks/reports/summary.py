@@ -222,8 +222,19 @@ def _judges(panels: list[Panel]) -> list[str]:
     lines = []
     for title, group in groups.items():
         of_which = f"{title.splitlines()[0]}: " if len(groups) > 1 else ""
-        lines += [f"- {of_which}{line}" for line in agreement.disagreement(group)]
+        judges = {panel.features for panel in group}
+        said = agreement.disagreement(group) if len(judges) > 1 else [_only(*judges)]
+        lines += [f"- {of_which}{line}" for line in said]
     return ["## Do the judges agree?", "", *lines, ""] if lines else []
+
+
+def _only(judge: str) -> str:
+    """What a report of one judge says in place of whether judges agree."""
+    other = "local" if judge != "local" else "efficientnet_lite0"
+    return (
+        f"One judge only: {judge}. Whether another agrees is not known; add one with "
+        f"`features=[{judge},{other}]`."
+    )
 
 
 def _images(folder: Path) -> list[str]:
