@@ -241,7 +241,10 @@ def _seen_before(panel: Panel, record: dict) -> list[str]:
     fitted = panel.rows["codebook"].astype(str).str.startswith("fitted").any()
     if fitted:
         lines.append("Codebooks that are called fitted were fitted on the training images.")
-    known = ("codebook",) if fitted else ()
+    known = {"codebook"} if fitted else set()
+    if record.get("probe_split") == "head":  # its own classes are those of ImageNet
+        lines.append("This judge was trained on ImageNet, which holds these classes.")
+        known.add("judge")
     unknown = [
         name for name in shared if name not in known and (name not in shipped or overlap is None)
     ]
