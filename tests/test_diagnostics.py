@@ -128,8 +128,8 @@ def summary_of(folder, made_up: list[dict]) -> str:
 
 def said(summary: str) -> list[str]:
     """The lines under "What they say", of all panels."""
-    parts = summary.split("### What they say\n\n")[1:]
-    return [line for part in parts for line in part.split("\n\n")[0].splitlines()]
+    parts = summary.split("### What they say")[1:]
+    return [line for part in parts for line in part.split("\n\n")[1].splitlines()]
 
 
 def test_quality_has_both_distances_of_every_curve_and_flags_copies():

@@ -26,7 +26,7 @@ TEXT = [
     "",
     "- dit is lowest.",
     "",
-    "### How many steps are enough?",
+    "### How many steps are enough",
     "",
     "| model | lowest at |",
     "| --- | --- |",
@@ -107,6 +107,12 @@ def test_warnings_and_whether_judges_agree_stand_on_top(folder):
     top = page.html_page(text, [], folder).split("<nav>")[0]
     assert all(words in top for words in ("They do not.", "WARNING: seconds", "4 (5.1)"))
     assert "Its floor" not in top
+
+
+def test_what_a_heading_adds_about_the_judge_stands_on_top_too(folder):
+    text = [f"{line} (by a judge that fails)" if "###" in line else line for line in TEXT]
+    top = page.html_page(text, [], folder).split("<nav>")[0]
+    assert "first, on a CPU (by a judge that fails)" in top and "dit is lowest" in top
 
 
 def rebuilt(folder, monkeypatch, **changed):

@@ -54,8 +54,8 @@ def test_the_summary_of_single_trainings_names_no_winner(tmp_path, no_figures):
 
 def steps_in(text: str) -> list[str]:
     """The rows of all tables of step counts of a summary."""
-    parts = text.split("### How many steps are enough?\n\n")[1:]
-    return [row for part in parts for row in part.split("\n\n")[0].splitlines()[2:]]
+    parts = text.split("### How many steps are enough")[1:]
+    return [row for part in parts for row in part.split("\n\n")[1].splitlines()[2:]]
 
 
 def test_two_judges_share_the_lines_on_budgets_and_each_has_all_rows_of_step_counts(

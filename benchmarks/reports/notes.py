@@ -5,11 +5,11 @@ import pandas as pd
 from benchmarks.analysis.curves import distance_name, too_few
 from benchmarks.analysis.differences import LEAST_RECALL
 from benchmarks.analysis.panel import Panel
+from benchmarks.reports.judge_rules import rule_notes
 from benchmarks.results.columns import BUSY, UNSTEADY
 from benchmarks.results.records import ELSEWHERE
 from benchmarks.results.tables import show
 
-RULE_BROKEN_FROM = 64  # px: see results/reference/judge
 SHARED = ("autoencoder", "codebook", "judge")  # the networks that come with the suite
 
 
@@ -26,7 +26,7 @@ def notes(panel: Panel, record: dict) -> list[str]:
             f"{name} compares with other {name} values on the same images "
             "only, never with a published FID."
         )
-    lines += _broken_rule(panel)
+    lines += rule_notes(panel)
     lines += _worse_than_colours(panel)
     lines += _few_images(panel.first) + _copies(panel.first)
     lines += _seen_before(panel, record)
@@ -123,17 +123,6 @@ def _by_codebook(floors: dict[str, float]) -> str:
     """Floors of one or several codebooks in words."""
     words = [f"{show(value)} ({name})" if name else show(value) for name, value in floors.items()]
     return " or ".join(words)
-
-
-def _broken_rule(panel: Panel) -> list[str]:
-    """What the study of judges found out about this one, and the rule that it breaks."""
-    if panel.features != "local" or panel.first["image_size"] < RULE_BROKEN_FROM:
-        return []
-    return [
-        f"At {RULE_BROKEN_FROM} px and more FD[local] weighs texture above content: in the study "
-        "of judges half of the classes missing cost less than a blur of 0.75 pixels. It does not "
-        "see well whether a model leaves classes out; label accuracy and the other judge do."
-    ]
 
 
 def _system_floors(panel: Panel) -> list[str]:

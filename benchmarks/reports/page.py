@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported where it is used: a machine without an index may l
 
 NAME = "report.html"
 # in summary.md
-ANSWERS, STEPS = "### What they say", "### How many steps are enough?"
+ANSWERS, STEPS = "### What they say", "### How many steps are enough"
 JUDGES, WARNING = "## Do the judges agree?", "WARNING: "
 NUMBER = re.compile(r"^[<>~]?\s*[-+]?\d")
 WIDE = 5  # columns from which a table's first one stays in sight
@@ -125,7 +125,11 @@ def _first_to_read(text: Sequence[str]) -> list[str]:
         if line.startswith("#"):
             heading = line
             section = line.removeprefix("## ") if line.startswith("## ") else section
-        elif heading in (ANSWERS, STEPS, JUDGES) or (line.startswith("- ") and WARNING in line):
+        elif heading.startswith((ANSWERS, STEPS, JUDGES)):
+            # what the heading adds about the judge goes with what it says
+            by = heading[heading.find(" (") :] if " (" in heading else ""
+            said.setdefault(section + by, []).append(line)
+        elif line.startswith("- ") and WARNING in line:
             said.setdefault(section, []).append(line)
     lines = [line for title, own in said.items() for line in ("", f"**{title}**", "", *own)]
     return ["", "## What the numbers say", *lines] if lines else []

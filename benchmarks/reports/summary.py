@@ -18,6 +18,7 @@ from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
 from benchmarks.reports import beside, grids, page, plots
 from benchmarks.reports.chosen import chosen
+from benchmarks.reports.judge_rules import qualified
 from benchmarks.reports.notes import notes, refused, trained_on
 from benchmarks.reports.rows import (
     as_text,
@@ -180,7 +181,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
     for name, (header, rows) in tables.items():
         if rows:
             below = [line for words in left_out.get(name, []) for line in (words, "")]
-            lines += [f"### {name}", "", *markdown(header, rows), "", *below]
+            by = qualified(panel) if name == COMPARED else ""
+            lines += [f"### {name}{by}", "", *markdown(header, rows), "", *below]
     header, rows, words = dit_paper_ranks.section(panel.rows, report.by_id)
     if rows:
         lines += ["### Beside the DiT paper", "", *markdown(header, rows), ""]
@@ -200,10 +202,11 @@ def _in_words(panel: Panel, report: Report) -> list[str]:
     leading = searched(panel.leading)
     leading = leading.sort_values("curve", key=lambda x: x.map(panel.names.index), kind="stable")
     lines = [f"- {line}" for line in verdicts.answers(leading, _means_of(panel), most)]
-    lines = [ANSWERS, "", *lines, ""] if lines else []
+    by = qualified(panel)
+    lines = [f"{ANSWERS}{by}", "", *lines, ""] if lines else []
     header, rows = step_counts.enough_steps(leading)
     if rows:
-        lines += [STEPS, "", *markdown(header, rows), ""]
+        lines += [f"{STEPS}{by}", "", *markdown(header, rows), ""]
     if lines and is_borrowed(panel.leading).any():
         lines += ["Step counts that have the settings of another count are left out here.", ""]
     return lines
