@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from benchmarks.analysis.differences import (
     MARGIN,
@@ -142,3 +143,15 @@ def test_a_bootstrap_that_lies_too_high_makes_no_error_smaller(too_high):
     bootstraps = [0.5 + too_high + noise[0], 0.4 + too_high + noise[1]]
     wanted = float(np.std(noise[1] / 0.4 - noise[0] / 0.5, ddof=1))
     assert paired_error((0.5, 0.4), bootstraps) == pytest.approx(wanted)
+
+
+def test_networks_that_scatter_unlike_each_other_are_compared_by_welch_s_test():
+    """And those whose spreads are less than three times apart by the pooled one, which others of
+    the table have a part in.
+    """
+    steady, noisy = [1.0, 1.01, 1.02], [1.0, 1.2, 1.5]
+    of_all = spread([steady, noisy, [2.0, 2.3, 2.9]])
+    found = between_networks(steady, noisy, of_all, MARGIN)
+    assert found.p == pytest.approx(ttest_ind(steady, noisy, equal_var=False).pvalue)
+    alike = between_networks(noisy, [1.0, 1.1, 1.3], of_all, MARGIN)
+    assert alike.freedom == of_all.freedom

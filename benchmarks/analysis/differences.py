@@ -20,6 +20,7 @@ LEVEL = 0.05  # of the chance of calling equal networks different, in all compar
 MARGIN = 0.1  # of a distance: networks that differ by surely less are called a tie
 ACCURACY_MARGIN = 0.05  # the same for label accuracies, of which 1 is all
 LEAST_RECALL = 0.7  # of real images through the autoencoder: below it no verdict on quality
+UNLIKE = 3.0  # standard deviations this many times apart are each network's own (Welch)
 LEAST_TRAININGS = 3  # of each network, behind any word on which is better
 NOT_JUDGED = "not judged: fewer than three trainings each"
 
@@ -111,7 +112,11 @@ def between_networks(
         return Difference(value, math.nan, math.nan, NOT_JUDGED, margin)
     if of_trainings is None:
         return Difference(value, math.nan, math.nan, "no spread between trainings", margin)
-    spreads = [_own_or(of_trainings, values) for values in (first, second)]
+    # so far apart that a pooled spread is neither's: Welch's test, each by its own
+    spreads = [Spread(statistics.variance(v), len(v) - 1) for v in (first, second)]
+    variances = [one.variance for one in spreads]
+    if max(variances) <= UNLIKE**2 * min(variances):
+        spreads = [_own_or(of_trainings, values) for values in (first, second)]
     errors = [
         one.variance / len(values) for one, values in zip(spreads, (first, second), strict=True)
     ]
