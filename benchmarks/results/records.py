@@ -231,14 +231,12 @@ def table(records: list[Record]) -> pd.DataFrame:
     `distance` and `distance_std`, those that lead (`columns.leading`);
     `chosen`, whether its settings were chosen by tuning and not as configured;
     `tuned_at`, the step count they were chosen at, which may be a neighbour; NaN as configured;
-    `diagnostics`, what else the evaluator said;
-    `sampling_seed`; `features_dim`, the dimensions that the Fréchet distance is taken over, and
-    `projected`, whether the features have more;
-    `training`, which names the trained network;
+    `diagnostics`, what else the evaluator said; `sampling_seed`;
+    `features_dim`, the dimensions that the Fréchet distance has; `projected`, if there are more;
+    `training`, which names the trained network; `budget`, what its training was given;
     `reference`, which names the images and features behind the distance of a whole system;
     `evaluated_by`, which names the very images, autoencoder and features behind a distance;
-    `variant`, what else in the configuration tells networks of one model and size apart;
-    `budget`, what the training was given.
+    `variant`, what else in the configuration tells networks of one model and size apart.
     """
     prints = [record.get("fingerprints", {}) for record in records]
     evaluated_by, reference = (
@@ -260,14 +258,17 @@ def table(records: list[Record]) -> pd.DataFrame:
         sampling_seed=[record.get("sampling_seed") for record in records],
         training=[training(record) for record in records],
         features_dim=[p.get("features_frechet_dim") or p.get("features_dim") for p in prints],
-        projected=[
-            0 < (p.get("features_frechet_dim") or 0) < (p.get("features_dim") or 0) for p in prints
-        ],
+        projected=[_is_projected(p) for p in prints],
         evaluated_by=evaluated_by,
         reference=reference,
         variant=variants(records),
         budget=[budget(record) for record in records],
     )
+
+
+def _is_projected(prints: dict[str, Any]) -> bool:
+    """Whether a Fréchet distance is taken over fewer dimensions than the features have."""
+    return 0 < (prints.get("features_frechet_dim") or 0) < (prints.get("features_dim") or 0)
 
 
 def budget(record: Record) -> str:
