@@ -126,7 +126,8 @@ def _lowest(under: pd.DataFrame, verdicts: dict[Any, str]) -> str:
     if alike and len(alike) == len(others):
         return f"no network is told apart from the lowest, {_named(under.iloc[0])}"
     line = f"{_named(under.iloc[0])} is lowest"
-    return f"{line}; not told apart from it: {', '.join(alike)}" if alike else line
+    # names of curves have commas of their own
+    return f"{line}; not told apart from it: {'; '.join(alike)}" if alike else line
 
 
 def _points(means: pd.DataFrame) -> list[tuple[str, float]]:
