@@ -112,7 +112,8 @@ class GenerativeModel(nn.Module):
     inner_steps: str | None = None
     # Training images whose latents `fit` wants; 0: nothing is fitted.
     fits_on: int = 0
-    # Whose codebook the reports name, where it is not the one that token families share.
+    # Whose codebook the reports name, where it is not the one that token families share. Its floors
+    # are measured where `self.codebook` has `quantise`, as `Codebook` does.
     own_codebook: str | None = None
     # Fraction of the training budget that is spent; the training loop sets it before each step.
     progress: float = 0.0

@@ -53,6 +53,8 @@ def test_as_many_studies_as_pages():
         ("local", "procedural", 64, None),  # what holds at fewer pixels need not at more
         ("local", "tiny-imagenet-20", 48, None),
         ("efficientnet_lite0", "procedural", 32, None),
+        ("local", "icons", 32, None),  # neither kind of images was studied
+        ("local", "procedural-mine", 32, None),
         ("inception", "imagenet", 256, None),
         ("dinov2", "imagenet", 256, None),
     ],
@@ -84,7 +86,7 @@ def test_verdicts_say_which_rule_their_judge_breaks(
         made_up += trained("dit", 10.0, 10.3, 10.6, steps=steps)
         made_up += trained("ar", 12.4, 13.0, 13.0, steps=steps)
     for one in made_up:
-        one["row"] |= {"features": judge, "image_size": size}
+        one["row"] |= {"features": judge, "image_size": size, "data": "tiny-imagenet-20"}
     text = summary_of(tmp_path, made_up)
     for heading in ("What they say", "How many steps are enough", "Compared, at the most steps"):
         assert f"\n### {heading}{added}\n" in text

@@ -5,13 +5,13 @@ import torch
 from conftest import composed
 
 from benchmarks.frozen.latents import decode
+from benchmarks.stages.floors import CODEBOOK_FLOORS
 from benchmarks.stages.own_codebook import own_floors
 from benchmarks.stages.prepare import prepare
 from metrics.frechet import frechet_distance
 
 TINY = ["data.train_images=20", "data.reference_images=10", "num_samples=10"]
 TINY += ["data.image_size=32", "features=local", "steps=[4]", "guidance=[1]"]
-CODEBOOK = ["fd_floor_codebook", "fd_generator_floor_codebook", "kid_generator_floor_codebook"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def cell(tmp_path_factory):
 def test_the_floors_are_of_the_images_through_its_own_codebooks(cell):
     evaluator, space = cell.evaluators[0], cell.latent_space
     floors = own_floors(cell, evaluator)
-    assert sorted(floors) == sorted(CODEBOOK)
+    assert sorted(floors) == sorted(CODEBOOK_FLOORS)
 
     mean, std = (x[:, None, None] for x in (cell.latents.mean, cell.latents.std))
     images = torch.from_numpy(cell.dataset.holdout[:])
@@ -37,7 +37,7 @@ def test_the_floors_are_of_the_images_through_its_own_codebooks(cell):
     features = evaluator.features(coded.numpy())
     expected = frechet_distance(evaluator.reference_through, features)
     assert floors["fd_generator_floor_codebook"] == pytest.approx(expected)
-    assert all(floors[name] != evaluator.row_constants[name] for name in CODEBOOK)
+    assert all(floors[name] != evaluator.row_constants[name] for name in CODEBOOK_FLOORS)
 
 
 def test_they_are_kept_and_a_model_of_the_shared_codebook_has_none(cell, monkeypatch):
@@ -45,5 +45,7 @@ def test_they_are_kept_and_a_model_of_the_shared_codebook_has_none(cell, monkeyp
     floors = own_floors(cell, evaluator)
     monkeypatch.setattr(type(evaluator), "features", None)  # would fail if computed again
     assert own_floors(cell, evaluator) == floors
+    monkeypatch.setattr(cell.model, "codebook", torch.nn.Identity())  # a user's, without quantise
+    assert own_floors(cell, evaluator) == dict.fromkeys(CODEBOOK_FLOORS)
     monkeypatch.setattr(cell.model, "own_codebook", None)
     assert own_floors(cell, evaluator) == {}

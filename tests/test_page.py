@@ -111,8 +111,11 @@ def test_warnings_and_whether_judges_agree_stand_on_top(folder):
 
 def test_what_a_heading_adds_about_the_judge_stands_on_top_too(folder):
     text = [f"{line} (by a judge that fails)" if "###" in line else line for line in TEXT]
+    text[3:3] = ["", "- WARNING: the seconds are too high."]
     top = page.html_page(text, [], folder).split("<nav>")[0]
     assert "first, on a CPU (by a judge that fails)" in top and "dit is lowest" in top
+    assert "WARNING: the seconds" in top
+    assert top.count("first, on a CPU") == 1, "a warning stands beside the verdicts it is about"
 
 
 def rebuilt(folder, monkeypatch, **changed):

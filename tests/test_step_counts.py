@@ -42,7 +42,7 @@ def test_enough_steps_are_the_fewest_that_are_within_two_errors_of_the_lowest():
         "fewest that will do": "4 (3.7)",
         "lowest at": "not converged: the most measured is best, 16 (3.5)",
         "worse": "8 (4.5)",
-        "not told apart": "4 (3.7)",
+        "undecided": "4 (3.7)",
     }
     assert said(trained({"a": {4: [5.0]}})) == []
 
@@ -79,7 +79,15 @@ def test_steps_of_one_drawing_are_compared_by_their_paired_error():
     table = table.assign(diagnostics=bootstraps)
     assert said(table)[0]["worse"] == "4 (6)"
     apart = table.assign(sampling_seed=[0, 1])
-    assert said(apart)[0]["not told apart"] == "4 (6)", "nothing cancels"
+    assert said(apart)[0]["undecided"] == "4 (6)", "nothing cancels"
+
+
+def test_a_count_that_is_surely_worse_will_not_do():
+    """4 lies 1.97 errors above 8: within two, and beyond the 1.96 of a chance of 5%."""
+    table = trained({"a": {4: [6.08], 8: [5.0]}}, distance_std=[6.08 * 0.07, 5.0 * 0.07])
+    (cells,) = said(table)
+    assert cells["worse"] == "4 (6.08)"
+    assert cells["fewest that will do"] == "none fewer than the most"
 
 
 def test_steps_are_compared_within_each_training():
@@ -94,7 +102,7 @@ def test_steps_are_compared_within_each_training():
 def test_steps_that_help_some_trainings_and_harm_others_are_not_told_apart():
     """The images' errors are 2% here, the trainings differ by 20%."""
     cells = said_of({4: [5.0, 5.0, 5.0], 8: [4.0, 4.9, 5.4]})
-    assert cells["fewest that will do"] == cells["not told apart"] == "4 (5)"
+    assert cells["fewest that will do"] == cells["undecided"] == "4 (5)"
     assert cells["lowest at"].startswith("not converged") and "worse" not in cells
 
 
@@ -103,11 +111,11 @@ def test_steps_that_three_trainings_agree_on_by_chance_are_not_called_worse():
     assert said_of({4: [5.0, 5.0, 5.0], 8: [5.2, 5.35, 5.75]}) == {
         "fewest that will do": "4 (5)",
         "lowest at": "4 (5)",
-        "not told apart": "8 (5.43)",
+        "undecided": "8 (5.43)",
     }
     cells = said_of({4: [5.2, 5.35, 5.75], 8: [5.0, 5.0, 5.0]})
     assert cells["fewest that will do"] == "none fewer than the most"
-    assert cells["not told apart"] == "4 (5.43)"
+    assert cells["undecided"] == "4 (5.43)"
 
 
 @pytest.mark.parametrize("counts", [pytest.param(2, marks=pytest.mark.long), 4])

@@ -76,10 +76,11 @@ def test_of_equal_networks_hardly_a_table_tells_any_pair_apart(networks, trainin
     assert share <= 0.05 + 2 * (0.05 * 0.95 / TABLES) ** 0.5
 
 
-@pytest.mark.parametrize("deviations", [[0.1, 0.02], [0.1, *[0.02] * 5]])
+@pytest.mark.parametrize("deviations", [[0.1, 0.04], [0.1, 0.02], [0.1, *[0.02] * 5]])
 def test_of_networks_that_scatter_unlike_each_other_a_few_more_tables_do(deviations):
-    """Equal networks of three trainings, one of which scatters five times as much as the others: it
-    is judged by its own spread, which three trainings know badly. docs/reading-results.md says it.
+    """Equal networks of three trainings, one of which scatters up to five times as much as the
+    others: it is judged by its own spread, which three trainings know badly.
+    docs/reading-results.md says it.
     """
     rng, found = np.random.default_rng(0), 0
     for _ in range(TABLES):
@@ -89,7 +90,7 @@ def test_of_networks_that_scatter_unlike_each_other_a_few_more_tables_do(deviati
             at = pd.DataFrame({"training": range(3), "distance": distances})
             groups[f"network {place}"] = at
         found += bool(decided(groups))
-    assert found / TABLES <= 0.10
+    assert found / TABLES <= 0.05 + 2 * (0.05 * 0.95 / TABLES) ** 0.5
 
 
 @pytest.mark.parametrize("trainings", [6, 8])

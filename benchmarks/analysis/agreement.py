@@ -47,12 +47,12 @@ def _measures(panel: Panel) -> dict[str, str]:
 
     A Fréchet distance over all of many features takes thousands of images; KID has all of them.
     """
-    found = {"distance": panel.distance}
+    measures = {"distance": panel.distance}
     if panel.rows["projected"].any() and panel.rows[FULL].isna().any():
         of_generator = panel.rows["kid_generator"].notna().any()
         name, words = ("kid_generator", "generator-only ") if of_generator else ("kid", "")
-        found[name] = f"{words}KID[{panel.features}]"
-    return found
+        measures[name] = f"{words}KID[{panel.features}]"
+    return measures
 
 
 def _turned_pairs(first: Panel, second: Panel) -> list[str]:
@@ -96,19 +96,19 @@ def _changes(panel: Panel, measure: str) -> dict[str, Change]:
     """What each change did: chosen settings in place of those configured, at each step count, and
     the most steps in place of the fewest.
     """
-    found, rows_of = {}, searched(panel.by_training)
+    changes, rows_of = {}, searched(panel.by_training)
     rows_of = rows_of[rows_of[measure].notna()]
     for (network, steps), rows in rows_of.groupby(["network", "steps"], sort=False):
         by_pick = dict(list(rows.groupby("pick")))
         if {"", CHOSEN} <= set(by_pick):
             name = f"{network} at {steps:.0f} steps, settings chosen"
-            found[name] = _change(by_pick[""], by_pick[CHOSEN], measure)
+            changes[name] = _change(by_pick[""], by_pick[CHOSEN], measure)
     for curve, rows in rows_of.groupby("curve", sort=False):
         few, many = rows["steps"].min(), rows["steps"].max()
         if few < many:
             ends = [rows[rows["steps"] == steps] for steps in (few, many)]
-            found[f"{curve} from {few:.0f} to {many:.0f} steps"] = _change(*ends, measure)
-    return found
+            changes[f"{curve} from {few:.0f} to {many:.0f} steps"] = _change(*ends, measure)
+    return changes
 
 
 def _change(before: pd.DataFrame, after: pd.DataFrame, measure: str) -> Change:

@@ -133,8 +133,8 @@ def ties(panel: Panel) -> Table:
         words = f"{-accuracy.value:+z.3f}"
         if not pd.isna(accuracy.error):
             words += f" ± {accuracy.error:.2g}, {verdict['accuracy', *pair]}"
-        said = [distance.ratio(), verdict["distance", *pair], favoured[pair]]
-        table.append([*names, *said, words])
+        cells = [distance.ratio(), verdict["distance", *pair], favoured[pair]]
+        table.append([*names, *cells, words])
     header = ["first", "second", f"second / first, {panel.distance} (95% interval)"]
     header += ["the second is", "other distances favour"]
     return [*header, "label accuracy, second - first"], table
@@ -192,6 +192,8 @@ def _favoured(words: list[str]) -> str:
         return ""
     if not (first or second):
         return f"neither: 0 of {len(known)}"
+    if first == second:
+        return f"divided: {first} each, of {len(known)}"
     if first > second:
         return f"the first: {first} of {len(known)}; the second: {second or 'none'}"
     return f"the second: {second} of {len(known)}; the first: {first or 'none'}"

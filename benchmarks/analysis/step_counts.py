@@ -12,7 +12,7 @@ from benchmarks.analysis.verdicts import judged
 
 ENOUGH = 2.0  # errors that fewer steps may lie above the best count
 HEADER = ["model", "where", "fewest that will do", "lowest at", "no difference that matters"]
-HEADER += ["worse", "not told apart", "settings"]
+HEADER += ["worse", "undecided", "settings"]
 
 Counts = dict[float, pd.DataFrame]  # one network's rows by step count, ascending
 
@@ -42,7 +42,8 @@ def _of_counts(at: Counts) -> list[str]:
     surely = _worse_than(at, best)
     worse = [steps for steps in above if steps in surely and steps not in alike]
     others = [steps for steps in above if steps not in (*alike, *worse)]
-    near = [steps for steps, one in above.items() if _is_near(one)]
+    # a count that is surely worse will not do, though it lies within two errors
+    near = [steps for steps, one in above.items() if _is_near(one) and steps not in worse]
     fewest, most = min([best, *alike, *near]), max(at)
     trainings = max(rows["training"].nunique() for rows in at.values())
     settings = {frozenset(_settings_of(rows)) for rows in at.values()}

@@ -1,4 +1,4 @@
-"""What the studies of judges found: whether missing content costs more than a slight blur.
+"""What the studies of judges showed: whether missing content costs more than a slight blur.
 
 A judge that fails this sees texture before content, so that a verdict by it needs saying so.
 """
@@ -41,9 +41,11 @@ STUDIES = [
 
 def study_of(judge: str, data: str, size: float) -> Study | None:
     """The study of a judge on such images, or one at fewer pixels in which it failed: larger images
-    have more texture. None where there is none.
+    have more texture. None where there is none, as of images that are not ImageNet's.
     """
-    images = PROCEDURAL if data.startswith("procedural") else PHOTOGRAPHS
+    images = PHOTOGRAPHS if "imagenet" in data else None
+    if data == "procedural":
+        images = PROCEDURAL
     of_judge = [one for one in STUDIES if (one.judge, one.images) == (judge, images)]
     fitting = [one for one in of_judge if one.size == size or (one.broken_by and one.size < size)]
     return max(fitting, key=lambda one: one.size, default=None)
@@ -78,13 +80,13 @@ def rule_notes(panel: Panel) -> list[str]:
     if not study.broken_by:
         return []
     values = {"FD": study.fd, "KID": study.kid}
-    found = "; ".join(
+    outcomes = "; ".join(
         f"{name} {show(missing)} against {show(blur)}, {'fails' if missing <= blur else 'holds'}"
         for name, (missing, blur) in values.items()
     )
     return [
         f"This judge fails the content rule by {' and '.join(study.broken_by)}: half of the "
         "classes missing must cost more than a blur of 0.75 pixels. In its study, of "
-        f"{study.images} at {study.size} px: {found}. Where it fails it does not see well whether "
-        "a model leaves classes out; label accuracy does."
+        f"{study.images} at {study.size} px: {outcomes}. Where it fails it does not see well "
+        "whether a model leaves classes out; label accuracy does."
     ]

@@ -119,19 +119,22 @@ def _first_to_read(text: Sequence[str]) -> list[str]:
     """Of each section what it says in words and what it warns of, under the section's title; and
     whether the judges agree.
     """
-    said: dict[str, list[str]] = {}
+    sentences: dict[str, list[str]] = {}
+    judged_by: dict[str, str] = {}  # what a section's headings add about its judge
     section = heading = ""
     for line in text:
         if line.startswith("#"):
             heading = line
             section = line.removeprefix("## ") if line.startswith("## ") else section
         elif heading.startswith((ANSWERS, STEPS, JUDGES)):
-            # what the heading adds about the judge goes with what it says
-            by = heading[heading.find(" (") :] if " (" in heading else ""
-            said.setdefault(section + by, []).append(line)
+            if " (" in heading:
+                judged_by[section] = heading[heading.find(" (") :]
+            sentences.setdefault(section, []).append(line)
         elif line.startswith("- ") and WARNING in line:
-            said.setdefault(section, []).append(line)
-    lines = [line for title, own in said.items() for line in ("", f"**{title}**", "", *own)]
+            sentences.setdefault(section, []).append(line)
+    lines = []
+    for title, own in sentences.items():
+        lines += ["", f"**{title}{judged_by.get(title, '')}**", "", *own]
     return ["", "## What the numbers say", *lines] if lines else []
 
 

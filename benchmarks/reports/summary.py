@@ -226,8 +226,8 @@ def _judges(panels: list[Panel]) -> list[str]:
     for title, group in groups.items():
         of_which = f"{title.splitlines()[0]}: " if len(groups) > 1 else ""
         judges = {panel.features for panel in group}
-        said = agreement.disagreement(group) if len(judges) > 1 else [_only(*judges)]
-        lines += [f"- {of_which}{line}" for line in said]
+        sentences = agreement.disagreement(group) if len(judges) > 1 else [_only(*judges)]
+        lines += [f"- {of_which}{line}" for line in sentences]
     return ["## Do the judges agree?", "", *lines, ""] if lines else []
 
 

@@ -38,6 +38,8 @@ FLOORS = {
     "fd_generator_anchor": ("reference_through", "holdout_colour"),
     "fd_selection_floor": ("train_through", "holdout_through"),
 }
+CODEBOOK_FLOORS = [name for name, pair in FLOORS.items() if "holdout_codebook" in pair]
+CODEBOOK_FLOORS += ["kid_generator_floor_codebook"]
 DIAGNOSTIC = ("fd_anchor", "fd_generator_anchor", "fd_selection_floor")  # scalars, no columns
 
 Through = Callable[[], dict[str, np.ndarray]]  # see `through.images_through`

@@ -6,7 +6,7 @@ from benchmarks.core.locks import load_or_make
 from benchmarks.core.store import read_json, write_json
 from benchmarks.frozen.latents import reconstruct
 from benchmarks.stages.cell import Cell
-from benchmarks.stages.floors import codebook_floors
+from benchmarks.stages.floors import CODEBOOK_FLOORS, codebook_floors
 from benchmarks.stages.score import Evaluator
 
 
@@ -15,14 +15,18 @@ def has_own_floors(cell: Cell) -> bool:
     return getattr(cell.model, "own_codebook", None) is not None
 
 
-def own_floors(cell: Cell, evaluator: Evaluator) -> dict[str, float]:
+def own_floors(cell: Cell, evaluator: Evaluator) -> dict[str, float | None]:
     """What real images get through the model's own codebook, by the names of their columns.
 
     It is fitted as the model is trained, so `floors.prepare_evaluator` cannot know it. Computed
-    once for each training and evaluator. Empty for a model that shares a codebook, or has none.
+    once for each training and evaluator: trained anew from the same key, it is the same codebook.
+    Empty for a model that shares a codebook, or has none. None each, unknown, where a user's own
+    codebook has no `quantise`, as `Codebook` has: the shared one's would be wrong.
     """
     if not has_own_floors(cell):
         return {}
+    if not hasattr(getattr(cell.model, "codebook", None), "quantise"):
+        return dict.fromkeys(CODEBOOK_FLOORS)
     path = cell.work / f"floors-{evaluator.key}.json"
 
     def make() -> dict[str, float]:

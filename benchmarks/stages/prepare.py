@@ -87,8 +87,9 @@ def refuse_unfit(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
     A user's own class is asked when its turn comes, as it may need data to be built.
     """
     if is_shipped(cfg.model):
-        with torch.device("meta"):  # how many classes and entries there are makes no difference
-            model = _configured(cfg, shape, 2, Codebook(2, shape[0]))
+        # how many classes and entries there are makes no difference; Llama warns of 2
+        with torch.device("meta"):
+            model = _configured(cfg, shape, 2, Codebook(16, shape[0]))
         sampling_grid(cfg, model)
 
 
