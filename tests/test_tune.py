@@ -272,7 +272,9 @@ def test_a_sweep_of_samplers_has_one_choice_which_starts_from_the_model_s_own(tm
 
 
 def test_the_most_steps_are_always_tuned(tmp_path):
-    bench(tmp_path, "most", "model=dit", "steps=[1,2,4]", "tune.steps=[1]", "guidance=[]")
+    asked = ["model=dit", "steps=[1,2,4]", "tune.steps=[1]", "guidance=[]", "sampler=euler"]
+    ended = bench(tmp_path, "most", *asked)
+    assert "sampler=euler: no row will have it" in ended.out
     chosen, configured = rows(tmp_path, "most")
     by = {r["row"]["steps"]: r["tuning"]["steps"] for r in chosen}
     assert by == {1: 1, 2: 4, 4: 4} and not configured

@@ -13,4 +13,6 @@ NETWORKS = {"models.uvit.UViT": 3}
 # How settings of sampling are chosen. No key has it: each trial is kept by its own settings. The
 # reference results say by which they were made.
 SEARCH = 2
+# Since 8 the floors of a model with a codebook of its own are its own's: its records say so by
+# `floors_of`, and older ones are measured again.
 SCORING = 8  # the feature extractors, distances and whatever else a record says of samples

@@ -208,6 +208,12 @@ def _defaults(cell: Cell) -> dict[str, Any]:
     """The model's own sampler and options, whatever is configured, but for who guides: another
     guide is searched for by itself.
     """
+    name = cell.cfg.sampler.name
+    if name != "default" and not many(cell.cfg.guidance):
+        session.print_once(
+            f"sampler={name}: no row will have it, as the search starts from each model's own; "
+            "add guidance=[1] for rows as configured"
+        )
     configured = cell.cfg.sampler.get("guide")
     has_guides = "guide" in cell.model.sampler_defaults
     cell.model.set_sampler(**{"guide": configured} if configured and has_guides else {})
