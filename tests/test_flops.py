@@ -181,7 +181,8 @@ def test_the_autoencoder_stays_within_its_bounds():
 
 
 # a flow head's many steps are counted in tests/test_continuous.py, on fewer tokens
-COUNTED = [name for name in FAMILIES if name != "raster-flow"]
+SLOW = pytest.param("raster-gmm", marks=pytest.mark.long)  # each token's mixture by itself
+COUNTED = [*(name for name in FAMILIES if not name.startswith("raster")), SLOW]
 
 
 @pytest.mark.parametrize("name", [*COUNTED, "unet-unipc", "dit-v-heun"])

@@ -118,7 +118,7 @@ def test_steps_that_three_trainings_agree_on_by_chance_are_not_called_worse():
     assert cells["undecided"] == "4 (5.43)"
 
 
-@pytest.mark.parametrize("counts", [pytest.param(2, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("counts", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_of_equal_step_counts_hardly_any_is_called_worse(counts):
     """Three trainings, which differ by more than their images make them: a chance of 5% at most
     that a model's row calls any of its counts worse.
