@@ -40,7 +40,7 @@ from benchmarks.stages import elsewhere, jointly, tune
 from benchmarks.stages.cell import Cell, results_folder
 from benchmarks.stages.floors import train_images
 from benchmarks.stages.model import image_cost, is_ar_without_codebook, takes_a_guide
-from benchmarks.stages.own_codebook import has_own_floors
+from benchmarks.stages.own_codebook import own_codebook
 from benchmarks.stages.prepare import prepare
 from benchmarks.stages.record import record_failure, record_measurement
 from benchmarks.stages.sample import SamplingConfig, labels_for, load_or_sample
@@ -222,7 +222,7 @@ def is_recorded(cell: Cell, asked: Measurement) -> bool:
         return False
     if record.get("evaluator") != evaluator.key:
         return False
-    if has_own_floors(cell) and record.get("floors_of") != cell.model.own_codebook:
+    if record.get("floors_of") != own_codebook(cell):
         return False  # once its floors were those of the codebook that others share
     if choice and record.get("tuning") != as_json(choice.summary()):  # chosen anew since
         return False

@@ -4,10 +4,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.commands import count_flops
-from benchmarks.commands.count_flops import latents_of
 from benchmarks.core.settings import trained_models
 from benchmarks.core.store import ROOT
-from benchmarks.stages.model import sampling_macs
+from benchmarks.stages.model import latents_of, sampling_macs
 
 ENTRIES = 2048  # of the codebook, where a size has none of its own
 SIZES = ["xs", "xs16", "s", "b", "l", "xl"]

@@ -28,7 +28,7 @@ from benchmarks.core.settings import compose, config_names, trained_models
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.reports import plots
 from benchmarks.results.tables import markdown
-from benchmarks.stages.model import build_model, forward_macs, sampling_macs
+from benchmarks.stages.model import build_model, forward_macs, latents_of, sampling_macs
 from metrics import flops
 from models.codebook import Codebook
 from models.diffusion import Diffusion
@@ -40,7 +40,6 @@ GROWTH = ["model", "family", "size", "side", "steps", "gflops_per_image", "forwa
 NUM_CLASSES = 1000
 SIDES = (8, 16, 32, 64)
 STEPS = 16
-CHANNELS = {"dit_pixels": 3 * 4**2}  # a patch of 4 x 4 pixels; latents have four
 ORDER = ["xs", "xs16", "s", "b", "l", "xl"]
 
 
@@ -60,11 +59,6 @@ def on_meta(name: str, size: str, shape: Sequence[int], codebook_size: int) -> G
     with torch.device("meta"):
         model = build_model(cfg.model, shape, NUM_CLASSES, codebook)
     return model.to("meta").eval()
-
-
-def latents_of(name: str, side: int) -> tuple[int, int, int]:
-    """The shape of the latents that a model is for."""
-    return (CHANNELS.get(name, 4), side, side)
 
 
 def side_of(size: str) -> int:

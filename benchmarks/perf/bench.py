@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.commands.count_flops import latents_of
 from benchmarks.core.settings import compose
 from benchmarks.frozen.autoencoder import shipped_codebook_size
 from benchmarks.frozen.latents import LatentSet
-from benchmarks.stages.model import build_model, place_on
+from benchmarks.stages.model import build_model, latents_of, place_on
 from benchmarks.stages.precision import bf16_weights
 from metrics import speed
 from models.codebook import Codebook

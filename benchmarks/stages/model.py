@@ -24,6 +24,8 @@ from models.options import GUIDE
 # of conf/model/*.yaml; the rest goes to the class it names
 NOT_ARGUMENTS = ("name", "family", "lr", "tune")
 
+CHANNELS = {"dit_pixels": 3 * 4**2}  # a patch of 4 x 4 pixels; latents have four
+
 
 def model_arguments(model_cfg: Any) -> dict[str, Any]:
     """`conf/model/*.yaml`, resolved, without what the harness keeps for itself."""
@@ -43,6 +45,11 @@ def takes_a_guide(name: str) -> bool:
     """Whether the model of conf/model/<name>.yaml can be guided by earlier weights of its own."""
     options = getattr(get_class(compose(f"model={name}").model._target_), "sampler_defaults", {})
     return "guide" in options
+
+
+def latents_of(name: str, side: int) -> tuple[int, int, int]:
+    """The shape of the latents that a model is for."""
+    return (CHANNELS.get(name, 4), side, side)
 
 
 def is_shipped(model_cfg: Any) -> bool:

@@ -10,9 +10,9 @@ from benchmarks.stages.floors import CODEBOOK_FLOORS, codebook_floors
 from benchmarks.stages.score import Evaluator
 
 
-def has_own_floors(cell: Cell) -> bool:
-    """Whether the shared codebook says nothing of what this model's tokens lose."""
-    return getattr(cell.model, "own_codebook", None) is not None
+def own_codebook(cell: Cell) -> str | None:
+    """What a model's own codebook is called, of which the shared one's floors say nothing."""
+    return getattr(cell.model, "own_codebook", None)
 
 
 def own_floors(cell: Cell, evaluator: Evaluator) -> dict[str, float | None]:
@@ -23,7 +23,7 @@ def own_floors(cell: Cell, evaluator: Evaluator) -> dict[str, float | None]:
     Empty for a model that shares a codebook, or has none. None each, unknown, where a user's own
     codebook has no `quantise`, as `Codebook` has: the shared one's would be wrong.
     """
-    if not has_own_floors(cell):
+    if own_codebook(cell) is None:
         return {}
     if not hasattr(getattr(cell.model, "codebook", None), "quantise"):
         return dict.fromkeys(CODEBOOK_FLOORS)

@@ -15,7 +15,7 @@ from benchmarks.frozen.extractors import overlap, shipped_parts
 from benchmarks.results import records
 from benchmarks.stages import elsewhere
 from benchmarks.stages.cell import Cell
-from benchmarks.stages.own_codebook import has_own_floors, own_floors
+from benchmarks.stages.own_codebook import own_codebook, own_floors
 from benchmarks.stages.sample import Samples, SamplingConfig
 from benchmarks.stages.score import Evaluator, Scores
 from metrics import flops
@@ -49,13 +49,12 @@ def record_measurement(
         "peak_memory_mb": samples.peak_memory_mb,
     }
     row |= {} if cell.trained_elsewhere else training_columns(trained)
-    row |= evaluator.row_constants | own_floors(cell, evaluator) | scores.row
-    row |= cost | samples.made
+    row |= evaluator.row_constants | own_floors(cell, evaluator) | scores.row | cost | samples.made
     records.write(
         cell.results,
         row,
         selection=scores.selection,
-        floors_of=cell.model.own_codebook if has_own_floors(cell) else None,
+        floors_of=own_codebook(cell),
         tuning=tuning,
         diagnostics=named_diagnostics(scores, cell.dataset.classes) | _labels(cell),
         train_log=trained.get("log"),
@@ -116,9 +115,8 @@ def record_failure(
 
 def _codebook_name(cell: Cell) -> str | None:
     """Whose codebook a model's tokens are of; None of a model without."""
-    own = getattr(cell.model, "own_codebook", None)
     shared = cell.latent_space and cell.model.uses_tokens
-    return own or (cell.latent_space.codebook_name if shared else None)
+    return own_codebook(cell) or (cell.latent_space.codebook_name if shared else None)
 
 
 def identity(cell: Cell) -> dict[str, Any]:
