@@ -15,6 +15,7 @@ from benchmarks.analysis.panel import Look
 
 ACROSS = 3  # axes side by side
 SMALL = 9  # points: still legible where a page shows the figure 800 px wide
+MOST_RATES = 5  # written side by side in a third of a figure
 LETTERS = 38  # of a line beside an axis
 
 Facet = tuple[str, list[str]]  # title, curve names
@@ -36,6 +37,14 @@ def cost_axis(axis: Any, x: str, steps: pd.Series) -> None:
         axis.xaxis.minorticks_off()
     else:
         plain_log_ticks(axis)
+
+
+def rate_axis(axis: Any, rates: list[float]) -> None:
+    """A logarithmic axis with a tick at each rate that was tried, of many at every other one."""
+    ticks = rates if len(rates) <= MOST_RATES else rates[::2]
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    axis.minorticks_off()
 
 
 def plain_log_ticks(axis: Any) -> None:

@@ -119,10 +119,10 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
     if not kept:
         return None
     tables = [_on_the_way(panel.with_kept) for panel in kept]
-    groups = [_facets_of(table) for table in tables]
+    groups = [facets_of(table) for table in tables]
     figure, places = blocks(groups)
     for panel, table, group, block in zip(kept, tables, groups, places, strict=True):
-        looks = _plain_looks(table)
+        looks = plain_looks(table)
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for name in names:
                 curve = table[table["curve"] == name].sort_values("train_flops")
@@ -156,10 +156,10 @@ def guidance_plot(panels: list[Panel], folder: Path) -> Path | None:
     if not swept:
         return None
     tables = [_by_guidance(rows) for _, rows in swept]
-    groups = [_facets_of(table) for table in tables]
+    groups = [facets_of(table) for table in tables]
     figure, places = blocks(groups)
     for (panel, _), table, group, block in zip(swept, tables, groups, places, strict=True):
-        looks = _plain_looks(table)
+        looks = plain_looks(table)
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for name in names:
                 curve = table[table["curve"] == name].sort_values("guidance")
@@ -255,12 +255,14 @@ def _by_guidance(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _facets_of(table: pd.DataFrame) -> list[Facet]:
+def facets_of(table: pd.DataFrame) -> list[Facet]:
+    """The curves of a table of means that share a pair of axes, each group with its title."""
     models = table.drop_duplicates("curve").set_index("curve")["model"]
     return facets({name: str(models[name]) for name in in_order(table)})
 
 
-def _plain_looks(table: pd.DataFrame) -> dict[str, Look]:
+def plain_looks(table: pd.DataFrame) -> dict[str, Look]:
+    """A look for each curve of a table of means, by its place alone."""
     return {name: look(place) for place, name in enumerate(in_order(table))}
 
 

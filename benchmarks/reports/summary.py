@@ -16,7 +16,7 @@ from benchmarks.analysis.choices import is_borrowed, searched
 from benchmarks.analysis.panel import Panel, panels
 from benchmarks.core.files import atomic_file
 from benchmarks.core.text import safe_markdown
-from benchmarks.reports import beside, grids, page, plots
+from benchmarks.reports import beside, grids, page, plots, rates
 from benchmarks.reports.chosen import chosen
 from benchmarks.reports.judge_rules import qualified
 from benchmarks.reports.notes import notes, refused, trained_on
@@ -28,6 +28,7 @@ from benchmarks.reports.rows import (
     measured,
     trained,
 )
+from benchmarks.reports.searched_rates import rate_notes
 from benchmarks.reports.shrink import FIGURE_BYTES, FIGURES, shrink
 from benchmarks.results import archive, records
 from benchmarks.results.columns import NAMES
@@ -106,6 +107,7 @@ def _figures(report: Report, place: Path) -> list[Path]:
         paths += beside.plots(report.panels, place)
         paths.append(plots.training_plot(report.panels, place))
         paths.append(plots.guidance_plot(report.panels, place))
+        paths.append(rates.rate_plot(report.panels, place))
     variants = list(report.table["variant"])
     paths.append(plots.loss_plot(report.records, variants, place))
     return [path for path in paths if path is not None]
@@ -188,7 +190,8 @@ def _section(panel: Panel, report: Report) -> list[str]:
         lines += ["### Beside the DiT paper", "", *markdown(header, rows), ""]
         lines += [*(f"- {line}" for line in words), ""]
     records = [report.by_id[run_id] for run_id in panel.rows["run_id"]]
-    return [*lines, "### Training", "", *trained_on(records), *markdown(*trained(panel)), ""]
+    lines += ["### Training", "", *trained_on(records), *markdown(*trained(panel)), ""]
+    return [*lines, *rate_notes(records)]
 
 
 def _in_words(panel: Panel, report: Report) -> list[str]:
@@ -243,7 +246,8 @@ def _only(judge: str) -> str:
 def _images(folder: Path) -> list[str]:
     """Links to the plots and grids that are there."""
     names = [name for _, name in plots.AXES.values()]
-    names += [*beside.PLOTTED.values(), "fd_vs_training", "precision_recall", "loss_vs_flops"]
+    names += [*beside.PLOTTED.values(), "fd_vs_training", "precision_recall", rates.NAME]
+    names.append("loss_vs_flops")
     there = [name for name in names if (folder / "plots" / f"{name}.png").exists()]
     lines = ["## Plots", "", *(f"![{name}](plots/{name}.png)" for name in there), ""]
     grids_there = sorted((folder / "samples").glob("*.png"))

@@ -227,7 +227,7 @@ def recipe(record: Record) -> str:
 def table(records: list[Record]) -> pd.DataFrame:
     """One row per record, the columns of results.csv in their order, empty where unknown.
 
-    Then thirteen for the report's own use:
+    Then fourteen for the report's own use:
     `distance` and `distance_std`, those that lead (`columns.leading`);
     `chosen`, whether its settings were chosen by tuning and not as configured;
     `tuned_at`, the step count they were chosen at, which may be a neighbour; NaN as configured;
@@ -236,7 +236,8 @@ def table(records: list[Record]) -> pd.DataFrame:
     `training`, which names the trained network; `budget`, what its training was given;
     `reference`, which names the images and features behind the distance of a whole system;
     `evaluated_by`, which names the very images, autoencoder and features behind a distance;
-    `variant`, what else in the configuration tells networks of one model and size apart.
+    `variant`, what else in the configuration tells networks of one model and size apart;
+    `lr`, the learning rate of the training; NaN of what was trained elsewhere.
     """
     prints = [record.get("fingerprints", {}) for record in records]
     evaluated_by, reference = (
@@ -262,6 +263,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         evaluated_by=evaluated_by,
         reference=reference,
         variant=variants(records),
+        lr=[_learning_rate(record) for record in records],
         budget=[budget(record) for record in records],
     )
 
@@ -269,6 +271,13 @@ def table(records: list[Record]) -> pd.DataFrame:
 def _is_projected(prints: dict[str, Any]) -> bool:
     """Whether a Fréchet distance is taken over fewer dimensions than the features have."""
     return 0 < (prints.get("features_frechet_dim") or 0) < (prints.get("features_dim") or 0)
+
+
+def _learning_rate(record: Record) -> float:
+    """The peak of the schedule, as configured; NaN where the record does not say."""
+    model = record.get("config", {}).get("model")
+    rate = model.get("lr") if isinstance(model, dict) else None
+    return math.nan if rate is None else float(rate)
 
 
 def budget(record: Record) -> str:
