@@ -42,7 +42,7 @@ def publish(
     - `summary.md`, without its links to figures and grids that are not published;
     - `records.json.gz`: the records of `folder`, without those of earlier code versions, which
       the report leaves out too; parts that are equal are stored once;
-    - `plots/<figure>.png`, below 200 KB each, and `samples/<grid>.png`, below 500 KB, in at most
+    - `plots/<figure>.png`, below 200 KB each, and `samples/<grid>.png`, below 300 KB, in at most
       256 colours.
 
     A `README.md` of the target is kept. Returns the paths written, sorted. Raises BadInput, in

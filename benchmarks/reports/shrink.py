@@ -10,7 +10,7 @@ from benchmarks.core.files import atomic_file
 
 FIGURES = ("fd_vs_gflops", "fd_vs_latency")  # shown where nothing else is asked for
 FIGURE_BYTES = 200_000  # a published figure is smaller than this
-GRID_BYTES = 500_000  # and a grid than this: samples do not compress as lines do
+GRID_BYTES = 300_000  # and a grid than this: samples do not compress as lines do
 PALETTE_PIXELS = 1_000_000  # the palette of a larger image is fitted to about so many of its pixels
 NEARLY_WHITE = 249  # of 255, in every channel: what white and its neighbours average to
 
