@@ -102,6 +102,35 @@ def test_several_trainings_are_one_curve_of_means():
     assert len(panel.leading) == 6, "one a training, for what is said in words"
 
 
+@pytest.mark.parametrize(
+    "settings, names",
+    [
+        (
+            [{"head": "gmm", "mlp": 376}, {"head": "flow", "mlp": 248}],
+            ["ar_continuous, head flow", "ar_continuous, head gmm"],
+        ),
+        # widths that are all that differs are named, and a confounded rate is not hidden
+        (
+            [{"head": "gmm", "mlp": 376}, {"head": "gmm", "mlp": 248}],
+            ["ar_continuous, mlp 248", "ar_continuous, mlp 376"],
+        ),
+        (
+            [{"head": "gmm", "lr": 0.1}, {"head": "flow", "lr": 0.2}],
+            ["ar_continuous, head flow, lr 0.2", "ar_continuous, head gmm, lr 0.1"],
+        ),
+    ],
+)
+def test_a_curve_is_named_by_what_was_chosen_and_not_by_what_follows_from_it(settings, names):
+    """A head has a width that makes its network as dear, and an objective of its own."""
+    made_up = [record("ar_continuous", 9.0), record("ar_continuous", 8.0)]
+    for place, (one, own) in enumerate(zip(made_up, settings, strict=True)):
+        one["row"] |= {"objective": {"gmm": "mixture", "flow": "flow head"}[own["head"]]}
+        one["row"]["run_id"] += str(place)
+        one["fingerprints"]["training"] += str(place)
+        one["config"] = {"model": own}
+    assert panel_of(made_up).names == names
+
+
 def test_distances_through_other_autoencoders_share_no_panel():
     """Though the autoencoder has the same name: its weights may have changed under it."""
     made_up = [record("dit", 9.0), record("ar", 8.0)]

@@ -8,6 +8,7 @@ import pandas as pd
 # what may tell curves apart
 CURVE = ["model", "size", "seed", "objective", "sampler", "guidance", "budget", "dtype", "variant"]
 FAMILIES = ["unet", "dit", "ar"]  # the order of curves and rows; others follow by name
+HEAD = "head "  # begins what a variant says of the head of a network
 FEW = "N or M < 2d: mostly bias"
 
 
@@ -51,7 +52,9 @@ def curve_names(rows: pd.DataFrame) -> pd.Series:
 
     def name(row: pd.Series, choice: str) -> str:
         words = [str(row["model"])]
-        words += [_setting(c, row[c]) for c in network if varies.loc[row["model"], c]]
+        # what a head is trained for is said by its name
+        told = [c for c in network if c != "objective" or HEAD not in row["variant"]]
+        words += [_setting(c, row[c]) for c in told if varies.loc[row["model"], c]]
         if not choice:
             words += [_setting(c, row[c]) for c in settings if as_set.loc[row["model"], c]]
         words += [row["variant"], choice]

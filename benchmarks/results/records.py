@@ -36,6 +36,7 @@ NOT_OF_THE_VARIANT = {
     "train.precision",
     *(f"train.{name}" for name in NOT_OF_THE_TRAINING),
 }
+DERIVED = "model.mlp"  # chosen so that another head or codebook leaves a forward pass as dear
 
 
 def clean(value: Any) -> Any:
@@ -305,10 +306,23 @@ def variants(records: list[Record]) -> list[str]:
         keys = {key for i in members for key in settings[i]} - NOT_OF_THE_VARIANT
         values = {key: {str(settings[i].get(key)) for i in members} for key in keys}
         differing = sorted(key for key in keys if len(values[key]) > 1)
+        differing = _without_derived(differing, [settings[i] for i in members])
         for i in members:
             words = [f"{key.split('.', 1)[-1]} {settings[i].get(key)}" for key in differing]
             names[i] = ", ".join(words)
     return names
+
+
+def _without_derived(keys: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """Keys without the width that a size gives to whatever else differs (`DERIVED`), unless
+    records differ in it alone.
+    """
+    others = [key for key in keys if key != DERIVED]
+
+    def told_apart_by(names: list[str]) -> int:
+        return len({tuple(str(one.get(name)) for name in names) for one in settings})
+
+    return others if told_apart_by(others) == told_apart_by(keys) else keys
 
 
 def _settings(record: Record) -> dict[str, Any]:
