@@ -27,7 +27,7 @@ SHIPPED_WEIGHTS = [path for folder in SHIPPED_FOLDERS for path in folder.glob("*
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    cfg = composed("data.image_size=64", "data.train_images=60", "data.reference_images=20").data
+    cfg = composed("data.image_size=32", "data.train_images=60", "data.reference_images=20").data
     return load_dataset(cfg, num_samples=20, cache=tmp_path_factory.mktemp("data"))
 
 
