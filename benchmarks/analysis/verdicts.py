@@ -84,10 +84,16 @@ def answers(rows: pd.DataFrame, means: pd.DataFrame, most: int = MOST_LINES) -> 
     spread_of_budgets = rows["train_flops"].max() / rows["train_flops"].min()
     if spread_of_budgets > 1.05:
         lines.append(f"Training budgets differ by a factor of {spread_of_budgets:.3g}.")
-    if (means["trainings"] >= LEAST_TRAININGS).all():
-        lines += best_under(rows, means)
-    else:
+    few = set(means[means["trainings"] < LEAST_TRAININGS]["curve"])
+    enough = means[~means["curve"].isin(few)]
+    if enough["curve"].nunique() < 2:
         lines.append(f"Which network is better is {NOT_JUDGED}.")
+    else:
+        if few:  # named before the others are judged: one of them may be lower than all
+            names = [name for name in means["curve"].unique() if name in few]
+            of_which = "Judged below are networks of three trainings or more"
+            lines.append(f"{of_which}. Left out, for fewer: {'; '.join(names)}.")
+        lines += best_under(rows[~rows["curve"].isin(few)], enough)
     if len(lines) > most:
         left_out = len(lines) - most + 1
         lines = [*lines[: most - 1], f"{left_out} more lines are left out."]
