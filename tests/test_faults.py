@@ -185,11 +185,12 @@ def test_runs_that_begin_together_on_an_empty_cache_end_alike(unbroken, tmp_path
 
 
 KIB = 1024
-LIMITS = {f"files of {size} KiB": (resource.RLIMIT_FSIZE, size * KIB) for size in (4, 100, 400)}
-LIMITS["3 GiB of memory"] = (resource.RLIMIT_AS, 3 * KIB**3)
+SIZES = (4, 100, 400) if ALL else (100,)
+LIMITS = {f"files of {size} KiB": (resource.RLIMIT_FSIZE, size * KIB) for size in SIZES}
+if ALL:
+    LIMITS["3 GiB of memory"] = (resource.RLIMIT_AS, 3 * KIB**3)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
 def test_a_disk_or_a_memory_that_is_too_small_is_said_and_spoils_nothing(unbroken, tmp_path, limit):
     folder, log = tmp_path / "bench", tmp_path / "log"

@@ -109,10 +109,14 @@ def test_several_trainings_are_one_curve_of_means():
             [{"head": "gmm", "mlp": 376}, {"head": "flow", "mlp": 248}],
             ["ar_continuous, head flow", "ar_continuous, head gmm"],
         ),
-        # widths that are all that differs are named, and a confounded rate is not hidden
+        # other widths are named, and a confounded rate is not hidden
         (
             [{"head": "gmm", "mlp": 376}, {"head": "gmm", "mlp": 248}],
             ["ar_continuous, mlp 248", "ar_continuous, mlp 376"],
+        ),
+        (
+            [{"head": "gmm", "mlp": 376, "lr": 0.1}, {"head": "gmm", "mlp": 248, "lr": 0.2}],
+            ["ar_continuous, lr 0.1, mlp 376", "ar_continuous, lr 0.2, mlp 248"],
         ),
         (
             [{"head": "gmm", "lr": 0.1}, {"head": "flow", "lr": 0.2}],

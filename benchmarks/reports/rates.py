@@ -17,8 +17,8 @@ WORD = "lr "  # begins what a variant says of the rate
 def rate_plot(panels: list[Panel], folder: Path) -> Path | None:
     """Distance against learning rate, of networks that were trained at several; None without any.
 
-    At each network's most steps; means over trainings. A network's lowest is filled, the others
-    are hollow: a lowest at the end of its curve asks for more rates.
+    At the most steps that a network has at all its rates; means over trainings. A network's lowest
+    is filled, the others are hollow: a lowest at the end of its curve asks for more rates.
     """
     tables = [(panel, table) for panel in panels if len(table := swept(panel))]
     if not tables:
@@ -50,17 +50,21 @@ def rate_plot(panels: list[Panel], folder: Path) -> Path | None:
 
 
 def swept(panel: Panel) -> pd.DataFrame:
-    """One row for each network and rate at its most steps, of networks with several rates.
+    """One row for each network and rate, of networks with several rates, at the most steps that
+    all of these have.
 
     `curve` names the network whatever its rate.
     """
     rows = panel.leading[panel.leading["lr"].notna()]
-    rows = rows[rows["steps"] == rows.groupby("training")["steps"].transform("max")]
     if rows.empty:
         return rows
     rows = rows.assign(variant=[_without_rate(variant) for variant in rows["variant"]])
     rows = rows.assign(curve=names_without_seeds(rows))
-    rows = rows[rows.groupby("curve")["lr"].transform("nunique") > 1]
+    # only steps that a network has at all of its rates
+    of_curve = rows.groupby("curve")["lr"].transform("nunique")
+    rows = rows[(rows.groupby(["curve", "steps"])["lr"].transform("nunique") == of_curve)]
+    rows = rows[of_curve.loc[rows.index] > 1]
+    rows = rows[rows["steps"] == rows.groupby("curve")["steps"].transform("max")]
     means = [choices.over_trainings(same) for _, same in rows.groupby("lr")]
     return pd.concat(means, ignore_index=True) if means else rows
 

@@ -6,6 +6,7 @@ from benchmarks.results.tables import show
 
 # the objectives that rates were searched for; others go with the rate of `flow`
 USUAL_OBJECTIVES = {"unet": "flow", "dit": "flow", "unet_conv": "flow", "uvit": "flow"}
+SWEPT = "several are compared here"
 FAR = 1.5  # a budget is another one where it is so many times larger or smaller
 
 
@@ -18,7 +19,8 @@ class Search(NamedTuple):
     budget: float  # training FLOPs
     # by model, as in conf/size: without guidance the best that was tried, or not told apart from it
     rates: dict[str, float]
-    of_earlier_networks: tuple[str, ...] = ()  # models that have changed a little since
+    # models that have changed a little since some or all of these trainings
+    of_earlier_networks: tuple[str, ...] = ()
 
 
 # tests/test_searched_rates.py holds them to these studies and to conf/size
@@ -50,7 +52,7 @@ SEARCHES = [
         "photographs of 64 px",
         3e13,
         {"unet": 2e-3, "dit": 4e-3, "ar": 4e-3, "ar_any": 2e-3, "ar_block": 4e-3, "masked": 4e-3},
-        ("unet", "dit", "ar"),
+        ("unet", "ar", "ar_any", "masked"),
     ),
 ]
 
@@ -59,13 +61,15 @@ def rate_notes(records: list[dict[str, Any]]) -> list[str]:
     """How the learning rates of a panel's records came about, in lines of Markdown: from a search
     at their size, or from none.
     """
+    rates = [(record, rate) for record in records if (rate := _rate(record)) is not None]
+    tried: dict[str, set[float]] = {}
+    for record, rate in rates:
+        tried.setdefault(record["row"]["model"], set()).add(rate)
     origins: dict[str, list[str]] = {}
-    for record in records:
-        model = record.get("config", {}).get("model")
-        if not isinstance(model, dict) or model.get("lr") is None:
-            continue  # trained elsewhere
-        name, rate = record["row"]["model"], float(model["lr"])
-        models = origins.setdefault(_origin(record, rate), [])
+    for record, rate in rates:
+        name = record["row"]["model"]
+        swept = len(tried[name]) > 1
+        models = origins.setdefault(SWEPT if swept else _origin(record, rate), [])
         if f"`{name}` {rate:g}" not in models:
             models.append(f"`{name}` {rate:g}")
     if not origins:
@@ -74,18 +78,26 @@ def rate_notes(records: list[dict[str, Any]]) -> list[str]:
     return ["Learning rates:", "", *lines, ""]
 
 
+def _rate(record: dict[str, Any]) -> float | None:
+    """The learning rate of a record's training; None of one that was not trained here."""
+    model = record.get("config", {}).get("model")
+    rate = model.get("lr") if isinstance(model, dict) else None
+    return None if rate is None else float(rate)
+
+
 def _origin(record: dict[str, Any], rate: float) -> str:
     """How the learning rate of a record's training came about."""
     row = record["row"]
     search = next((one for one in SEARCHES if one.size == row["size"]), None)
-    match = record["config"].get("match", "flops")  # other matches have other networks
+    wider = record["config"].get("match") == "params" and row["model"] != "dit"
     usual = row.get("objective") == USUAL_OBJECTIVES.get(row["model"], row.get("objective"))
-    if search is None or row["model"] not in search.rates or match != "flops" or not usual:
+    if search is None or row["model"] not in search.rates or wider or not usual:
         return f"not searched at size {row['size']} for what was trained here"
     if search.rates[row["model"]] != rate:
         return f"not the rate that a search chose at size {row['size']}"
     ratio = row["train_flops"] / search.budget
-    earlier = ", a slightly other network" if row["model"] in search.of_earlier_networks else ""
+    changed = row["model"] in search.of_earlier_networks
+    earlier = ", all or some of a slightly other network" if changed else ""
     other = "" if 1 / FAR < ratio < FAR else f"; these trainings have {show(ratio)} times as many"
     return (
         f"without guidance the best of a search at size {search.size}, or not told apart from it "

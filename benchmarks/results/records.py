@@ -36,7 +36,8 @@ NOT_OF_THE_VARIANT = {
     "train.precision",
     *(f"train.{name}" for name in NOT_OF_THE_TRAINING),
 }
-DERIVED = "model.mlp"  # chosen so that another head or codebook leaves a forward pass as dear
+# a width that sizes choose so that another head or codebook leaves a forward pass as dear
+DERIVED, DERIVED_FROM = "model.mlp", ("model.head", "codebook")
 
 
 def clean(value: Any) -> Any:
@@ -314,15 +315,15 @@ def variants(records: list[Record]) -> list[str]:
 
 
 def _without_derived(keys: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """Keys without the width that a size gives to whatever else differs (`DERIVED`), unless
-    records differ in it alone.
+    """Keys without `DERIVED`, where head and codebook determine it: to each pair of them belongs a
+    single width.
     """
-    others = [key for key in keys if key != DERIVED]
-
-    def told_apart_by(names: list[str]) -> int:
-        return len({tuple(str(one.get(name)) for name in names) for one in settings})
-
-    return others if told_apart_by(others) == told_apart_by(keys) else keys
+    widths: dict[tuple, set] = {}
+    for one in settings:
+        of = tuple(str(one.get(name)) for name in DERIVED_FROM)
+        widths.setdefault(of, set()).add(str(one.get(DERIVED)))
+    derived = all(len(several) == 1 for several in widths.values())
+    return [key for key in keys if key != DERIVED] if derived else keys
 
 
 def _settings(record: Record) -> dict[str, Any]:
