@@ -139,7 +139,6 @@ def test_an_image_s_cost_is_its_evaluations(smoke):
         assert each.max() / each.min() == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_a_second_bench_does_nothing_again_and_a_new_step_count_never_retrains(smoke):
     folder = smoke[0]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
