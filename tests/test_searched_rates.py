@@ -125,6 +125,8 @@ def test_another_objective_or_other_widths_have_no_searched_rate():
 def test_rates_that_are_compared_with_each_other_are_not_said_to_lack_a_search():
     lines = rate_notes([trained_at(rate, size="s") for rate in (1e-4, 2e-4)])
     assert lines[2] == f"- `dit` 0.0001, `dit` 0.0002: {SWEPT}."
+    sizes = rate_notes([trained_at(8e-3, size="xs"), trained_at(4e-3, size="xs16")])
+    assert not any(SWEPT in line for line in sizes), "each size has a rate of its own"
 
 
 def test_a_report_has_the_origin_of_rates_and_the_plot_of_a_sweep(tmp_path):

@@ -96,7 +96,7 @@ def distance_plot(panels: list[Panel], x: str, folder: Path) -> Path:
         for axis, (title, names) in zip(block.axes, panel.facets(), strict=True):
             for name in names:
                 curve = panel.curve(name).sort_values(x)
-                _with_errors(axis, curve[x], curve, name, panel.looks[name])
+                with_errors(axis, curve[x], curve, name, panel.looks[name])
             if not refused(panel):
                 _frontier(axis, panel.shown, x)
             for label, (value, line) in floors.items():
@@ -127,7 +127,7 @@ def training_plot(panels: list[Panel], folder: Path) -> Path | None:
             for name in names:
                 curve = table[table["curve"] == name].sort_values("train_flops")
                 label = f"{name} ({curve['steps'].iloc[0]:.0f} steps)"
-                _with_errors(axis, curve["train_flops"], curve, label, looks[name])
+                with_errors(axis, curve["train_flops"], curve, label, looks[name])
             axis.set(xscale="log", yscale="log")
             axis.set_title(title, fontsize=SMALL + 1)
             plain_log_ticks(axis)
@@ -266,7 +266,8 @@ def plain_looks(table: pd.DataFrame) -> dict[str, Look]:
     return {name: look(place) for place, name in enumerate(in_order(table))}
 
 
-def _with_errors(axis: Any, x: pd.Series, curve: pd.DataFrame, label: str, of: Look) -> None:
+def with_errors(axis: Any, x: pd.Series, curve: pd.DataFrame, label: str, of: Look) -> None:
+    """A curve of distances over `x`, with their errors."""
     errors = curve["distance_std"].fillna(0)
     axis.errorbar(x, curve["distance"], yerr=errors, label=label, capsize=2, **of.style())
 

@@ -1,5 +1,6 @@
 """A sweep of learning rates as a plot: distance against the rate, a curve for each network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,15 +32,11 @@ def rate_plot(panels: list[Panel], folder: Path) -> Path | None:
         for axis, (title, names) in zip(block.axes, group, strict=True):
             for name in names:
                 curve = table[table["curve"] == name].sort_values("lr")
-                style = looks[name].style()
                 label = f"{name} ({curve['steps'].iloc[0]:.0f} steps)"
-                hollow = style | {"markerfacecolor": "white"}
-                errors = curve["distance_std"].fillna(0)
-                axis.errorbar(
-                    curve["lr"], curve["distance"], yerr=errors, label=label, capsize=2, **hollow
-                )
+                hollow = replace(looks[name], hollow=True)
+                plots.with_errors(axis, curve["lr"], curve, label, hollow)
                 best = curve.loc[curve["distance"].idxmin()]
-                axis.plot(best["lr"], best["distance"], zorder=3, **style)
+                axis.plot(best["lr"], best["distance"], zorder=3, **looks[name].style())
             distance_axis(axis, limits)
             rate_axis(axis, sorted(table["lr"].unique()))
             axis.set_title(title, fontsize=SMALL + 1)
@@ -62,7 +59,7 @@ def swept(panel: Panel) -> pd.DataFrame:
     rows = rows.assign(curve=names_without_seeds(rows))
     # only steps that a network has at all of its rates
     of_curve = rows.groupby("curve")["lr"].transform("nunique")
-    rows = rows[(rows.groupby(["curve", "steps"])["lr"].transform("nunique") == of_curve)]
+    rows = rows[rows.groupby(["curve", "steps"])["lr"].transform("nunique") == of_curve]
     rows = rows[of_curve.loc[rows.index] > 1]
     rows = rows[rows["steps"] == rows.groupby("curve")["steps"].transform("max")]
     means = [choices.over_trainings(same) for _, same in rows.groupby("lr")]

@@ -1,7 +1,9 @@
 """Whether the learning rates behind a panel were searched at its size, and by which study."""
 
+import math
 from typing import Any, NamedTuple
 
+from benchmarks.results.records import learning_rate
 from benchmarks.results.tables import show
 
 # the objectives that rates were searched for; others go with the rate of `flow`
@@ -61,28 +63,27 @@ def rate_notes(records: list[dict[str, Any]]) -> list[str]:
     """How the learning rates of a panel's records came about, in lines of Markdown: from a search
     at their size, or from none.
     """
-    rates = [(record, rate) for record in records if (rate := _rate(record)) is not None]
-    tried: dict[str, set[float]] = {}
+    rates = [(record, learning_rate(record)) for record in records]
+    rates = [(record, rate) for record, rate in rates if not math.isnan(rate)]
+    tried: dict[tuple, set[float]] = {}
     for record, rate in rates:
-        tried.setdefault(record["row"]["model"], set()).add(rate)
+        tried.setdefault(_compared(record), set()).add(rate)
     origins: dict[str, list[str]] = {}
     for record, rate in rates:
-        name = record["row"]["model"]
-        swept = len(tried[name]) > 1
+        swept = len(tried[_compared(record)]) > 1
         models = origins.setdefault(SWEPT if swept else _origin(record, rate), [])
-        if f"`{name}` {rate:g}" not in models:
-            models.append(f"`{name}` {rate:g}")
+        name = f"`{record['row']['model']}` {rate:g}"
+        if name not in models:
+            models.append(name)
     if not origins:
         return []
     lines = [f"- {', '.join(models)}: {origin}." for origin, models in origins.items()]
     return ["Learning rates:", "", *lines, ""]
 
 
-def _rate(record: dict[str, Any]) -> float | None:
-    """The learning rate of a record's training; None of one that was not trained here."""
-    model = record.get("config", {}).get("model")
-    rate = model.get("lr") if isinstance(model, dict) else None
-    return None if rate is None else float(rate)
+def _compared(record: dict[str, Any]) -> tuple:
+    """What trainings of a sweep of rates have in common: a size and an objective have their own."""
+    return tuple(record["row"].get(name) for name in ("model", "size", "objective"))
 
 
 def _origin(record: dict[str, Any], rate: float) -> str:

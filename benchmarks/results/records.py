@@ -265,7 +265,7 @@ def table(records: list[Record]) -> pd.DataFrame:
         evaluated_by=evaluated_by,
         reference=reference,
         variant=variants(records),
-        lr=[_learning_rate(record) for record in records],
+        lr=[learning_rate(record) for record in records],
         budget=[budget(record) for record in records],
     )
 
@@ -275,7 +275,7 @@ def _is_projected(prints: dict[str, Any]) -> bool:
     return 0 < (prints.get("features_frechet_dim") or 0) < (prints.get("features_dim") or 0)
 
 
-def _learning_rate(record: Record) -> float:
+def learning_rate(record: Record) -> float:
     """The peak of the schedule, as configured; NaN where the record does not say."""
     model = record.get("config", {}).get("model")
     rate = model.get("lr") if isinstance(model, dict) else None
