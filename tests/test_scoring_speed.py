@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from benchmarks.stages.floors import PROBE_IMAGES, measure_floors
-from benchmarks.stages.score import Evaluator, Scores
+from benchmarks.stages.score import FULL_COVARIANCE, Evaluator, Scores
 from metrics.frechet import frechet_distance
 from metrics.prdc import prdc
 from metrics.probe import fit_probe
@@ -142,3 +142,27 @@ def test_settings_are_chosen_against_training_images_through_the_autoencoder():
     assert chosen_by["fd_generator_train"] == pytest.approx(distance)
     assert chosen_by["recall_train"] == prdc(sets["train_through"], samples).recall
     assert distance != pytest.approx(frechet_distance(sets["reference_through"], samples))
+
+
+def test_enough_images_give_the_distance_of_all_dimensions_beside_the_projected_one(monkeypatch):
+    """From `FULL_COVARIANCE` images on, and of no network that has no projection."""
+    sets = {name: one[:200, :8] for name, one in features_of_a_data_set().items()}
+    samples, halves = gaussian(200, DIM, 9, 0.1)[:, :8], torch.nn.Identity()
+    halves.project = lambda features: features[:, :4]
+
+    def row(net: torch.nn.Module) -> dict[str, float]:
+        evaluator = Evaluator(
+            extractor=SimpleNamespace(name="made-up", key="made-up", net=net),
+            device=torch.device("cpu"),
+            **{name: sets[name] for name in ("reference", "reference_through")},
+        )
+        return evaluator.of_features(samples, None).row
+
+    assert "fd_generator_full" not in row(halves), f"200 images are under {FULL_COVARIANCE}"
+    monkeypatch.setattr("benchmarks.stages.score.FULL_COVARIANCE", 200)
+    assert "fd_generator_full" not in row(torch.nn.Identity())
+    whole = frechet_distance(sets["reference_through"], samples)
+    part = frechet_distance(sets["reference_through"][:, :4], samples[:, :4])
+    assert row(halves)["fd_generator_full"] == pytest.approx(whole)
+    assert row(halves)["fd_generator"] == pytest.approx(part)
+    assert whole > 1.1 * part, "equal ones would agree by accident"
