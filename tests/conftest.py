@@ -1,6 +1,8 @@
 """Tiny members of every family, batches for them, and configurations."""
 
+import gc
 import os
+from collections.abc import Iterable
 
 # Processes that share the cores have one thread each, of every library (which read this when they
 # are imported) and of the commands they start.
@@ -8,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
 
+from copy import deepcopy
 from functools import cache, partial
 
 import pytest
@@ -33,6 +36,10 @@ from models.masked import Masked
 from models.schedulers import FLOWS, PREDICTION
 from models.unet import UNet
 from models.uvit import UViT
+
+# What is imported by now stays: the collector, which a bench calls often, need not look at it.
+gc.collect()
+gc.freeze()
 
 ALL = os.environ.get("TESTS") == "all"  # of `make test-long`
 # of tests made in both: float32 in `make test-long` only
@@ -73,6 +80,13 @@ FAMILIES = (
 SAMPLED_OTHERWISE = ("unet-heun", "dit-v-ddpm", "dit-x0-unipc", "unet-flow-dpmpp")
 SAMPLED_OTHERWISE += ("dit-flowmap-renoise",)
 LOSSES = tuple(name for name in FAMILIES if name not in SAMPLED_OTHERWISE)
+# one objective stands for those that differ from it by a factor alone, and `unet` for `unet_conv`
+KIN = ("dit-eps", "dit-x0", "dit-flow_x0", "unet-conv")
+
+
+def kin_last(names: Iterable[str]) -> list:
+    """Names as parameters; those that another one stands for are made in `make test-long` only."""
+    return [pytest.param(n, marks=pytest.mark.long) if n in KIN else n for n in names]
 
 
 @cache
@@ -152,7 +166,12 @@ def pytest_sessionfinish() -> None:
 
 
 def composed(*overrides: str):
-    """The configuration of the command line `overrides`."""
+    """The configuration of the command line `overrides`: a copy, for a test to change."""
+    return deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]):
     return compose(*overrides, return_hydra_config=True)
 
 

@@ -74,13 +74,19 @@ def test_a_guide_of_earlier_weights_is_refused_only_where_no_model_takes_it():
 
 @pytest.mark.parametrize("overrides, message", BAD, ids=[message for _, message in BAD])
 def test_bad_input_is_one_line_and_a_non_zero_exit(tmp_path, overrides, message, offline):
-    """All cells of a sweep trip over the same thing: it is still printed once."""
-    ended = run(tmp_path, "experiment=smoke", *overrides)
+    model = [] if any(one.startswith("model=") for one in overrides) else ["model=dit"]
+    ended = run(tmp_path, "experiment=smoke", *model, *overrides)
     assert ended.code != 0 and message in ended.err
     assert "Traceback" not in ended.err + ended.out
     lines = [line for line in ended.err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("latentbench: "), ended.err
     assert not list(tmp_path.glob("results/*/records/*.json"))
+
+
+def test_what_all_cells_of_a_sweep_trip_over_is_printed_once(tmp_path):
+    ended = run(tmp_path, "experiment=smoke", "data.image_size=30")
+    (line,) = (line for line in ended.err.splitlines() if line.strip())
+    assert ended.code != 0 and line.startswith("latentbench: ") and "data.image_size=30" in line
 
 
 # refused by the model's class, and not by the schema

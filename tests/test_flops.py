@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FAMILIES, TOKENS, rng, tiny
+from conftest import FAMILIES, TOKENS, kin_last, rng, tiny
 from hand_counts import K, any_order_macs, ar_macs, continuous_macs, dit_macs, hand_count, of_size
 
 from benchmarks.commands import count_flops
@@ -186,7 +186,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("ar", "raster-gm
 COUNTED = [name for name in FAMILIES if name != "ar" and not name.startswith("raster")]
 
 
-@pytest.mark.parametrize("name", [*COUNTED, *SLOW, "unet-unipc", "dit-v-heun"])
+@pytest.mark.parametrize("name", [*kin_last(COUNTED), *SLOW, "unet-unipc", "dit-v-heun"])
 def test_what_is_counted_once_and_multiplied_is_what_the_whole_call_counts(name):
     """At step counts and scales of guidance apart, of which the scale costs nothing."""
     model = on_meta(tiny(name))
