@@ -52,7 +52,8 @@ def test_as_many_studies_as_pages():
         ("local", "procedural", 32, 32),
         ("local", "procedural", 64, None),  # what holds at fewer pixels need not at more
         ("local", "tiny-imagenet-20", 48, None),
-        ("efficientnet_lite0", "procedural", 32, None),
+        ("efficientnet_lite0", "procedural", 32, 32),
+        ("efficientnet_lite0", "procedural", 64, None),
         ("local", "icons", 32, None),  # neither kind of images was studied
         ("local", "procedural-mine", 32, None),
         ("inception", "imagenet", 256, None),

@@ -34,6 +34,7 @@ STUDIES = [
     Study("local", PROCEDURAL, 32, (8.86, 0.118), (0.0704, -0.000466)),
     Study("local", PHOTOGRAPHS, 32, (1, 0.531), (0.00913, 0.00199)),
     Study("local", PHOTOGRAPHS, 64, (2.05, 5.69), (0.0133, 0.0835)),
+    Study("efficientnet_lite0", PROCEDURAL, 32, (20.7, 1.96), (0.0346, 1.39e-05)),
     Study("efficientnet_lite0", PHOTOGRAPHS, 32, (12.5, 7.69), (0.00509, 7.89e-05)),
     Study("efficientnet_lite0", PHOTOGRAPHS, 64, (23.6, 20.3), (0.0101, 0.0235)),
 ]
