@@ -98,7 +98,7 @@ def trained_at(rate: float, model: str = "dit", size: str = "xs16", **columns) -
 def test_each_rate_is_said_to_come_from_a_search_or_from_none():
     made_up = [
         trained_at(4e-3),
-        trained_at(4e-3, "ar", train_flops=9e13, objective="next-token"),
+        trained_at(4e-3, "masked", train_flops=9e13, objective="masked"),
         trained_at(5e-3, "unet"),
         trained_at(4e-3, "ar_scale", objective="next-scale"),
         trained_at(4e-3, "uvit", size="s"),
@@ -107,7 +107,7 @@ def test_each_rate_is_said_to_come_from_a_search_or_from_none():
     best = "without guidance the best of a search at size xs16"
     assert f"- `dit` 0.004: {best}, or not told apart from it (" in lines
     assert "photographs of 64 px, 3e+13 FLOPs, one training a rate)." in lines
-    assert f"- `ar` 0.004: {best}" in lines
+    assert f"- `masked` 0.004: {best}" in lines
     assert (
         "all or some of a slightly other network; these trainings have 3 times as many)." in lines
     )

@@ -21,7 +21,7 @@ class Search(NamedTuple):
     budget: float  # training FLOPs
     # by model, as in conf/size: without guidance the best that was tried, or not told apart from it
     rates: dict[str, float]
-    # models that have changed since, and whose rate was not tried between others with today's network
+    # models that have changed since: with today's network their rate was not tried between others
     of_earlier_networks: tuple[str, ...] = ()
 
 
