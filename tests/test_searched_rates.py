@@ -98,7 +98,7 @@ def trained_at(rate: float, model: str = "dit", size: str = "xs16", **columns) -
 def test_each_rate_is_said_to_come_from_a_search_or_from_none():
     made_up = [
         trained_at(4e-3),
-        trained_at(4e-3, "masked", train_flops=9e13, objective="masked"),
+        trained_at(4e-3, "masked", train_flops=9e13, objective="masked-token"),
         trained_at(5e-3, "unet"),
         trained_at(4e-3, "ar_scale", objective="next-scale"),
         trained_at(4e-3, "uvit", size="s"),
