@@ -189,7 +189,7 @@ class EfficientNetFeatures(nn.Module):
 
     dim = EfficientNetLite.dim
     frechet_dim = 128
-    side = 160  # px: 2.3 times as fast as 224, and hardly worse (docs/performance.md)
+    side = 160  # px: 2.2 times as fast as 224, and hardly worse (docs/performance.md)
     resize = f"bicubic-antialias-{side}"
 
     def __init__(self, weights: str | Path, projection: str | Path | None = PROJECTION):
