@@ -82,7 +82,7 @@ def sweeps(overrides: list[str]) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def composed_so_far() -> set[tuple[str, str]]:
-    """Swept values with the size they were composed at; a study passes over those of others."""
+    """Swept values with the preset, size and data that they were composed with: each once a run."""
     return set()
 
 
@@ -97,11 +97,12 @@ def test_every_command_of_the_plan_composes(study, composed_so_far):
             continue
         choices = sweeps(overrides)
         first = [values[0] for values in choices]
-        size = next((one for one in first if one.startswith("size=")), "")
+        own = ("experiment=", "size=", "data=")
+        place = " ".join(one for one in first if one.startswith(own))
         others = []
         for i, values in enumerate(choices):
-            new = [other for other in values[1:] if ALL or (other, size) not in composed_so_far]
-            composed_so_far.update((other, size) for other in new)
+            new = [other for other in values[1:] if ALL or (other, place) not in composed_so_far]
+            composed_so_far.update((other, place) for other in new)
             others += [[*first[:i], other, *first[i + 1 :]] for other in new]
         for chosen in (first, *others):
             assert composed(*chosen).data.source in ("procedural", "imagefolder", "hub")

@@ -62,7 +62,8 @@ def test_a_search_with_earlier_networks_is_said_to_be_one(size, model, studies):
     now = today(model, size)
     tried = {one["config"]["model"]["lr"] for one in own}
     tried_now = {one["config"]["model"]["lr"] for one in own if is_like(one, now)}
-    between = bool(tried_now) and min(tried_now) < search.rates[model] < max(tried_now)
+    chosen = search.rates[model]
+    between = chosen in tried_now and min(tried_now) < chosen < max(tried_now)
     assert (tried == tried_now or between) == (model not in search.of_earlier_networks)
 
 
