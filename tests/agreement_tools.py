@@ -26,7 +26,14 @@ from torch_fidelity.metric_fid import (  # noqa: E402
 )
 from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
 
-TOOLS = ("pytorch-fid", "torch-fidelity", "prdc", "scipy", "scikit-learn")
+TOOLS = (
+    "pytorch-fid",
+    "torch-fidelity",
+    "prdc",
+    "scipy",
+    "scikit-learn",
+    "efficientnet-lite-pytorch",
+)
 
 
 def moments(features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

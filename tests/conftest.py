@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 # Processes that share the cores have one thread each, of every library (which read this when they
 # are imported) and of the commands they start.
@@ -80,13 +80,18 @@ FAMILIES = (
 SAMPLED_OTHERWISE = ("unet-heun", "dit-v-ddpm", "dit-x0-unipc", "unet-flow-dpmpp")
 SAMPLED_OTHERWISE += ("dit-flowmap-renoise",)
 LOSSES = tuple(name for name in FAMILIES if name not in SAMPLED_OTHERWISE)
-# one objective stands for those that differ from it by a factor alone, and `unet` for `unet_conv`
+# In tests that are dear these wait for `make test-long`. `dit-v` has their way of training with
+# another target, `dit-flow_x0-bottleneck` the same one, `unet` the blocks of `unet-conv` and more.
 KIN = ("dit-eps", "dit-x0", "dit-flow_x0", "unet-conv")
 
 
-def kin_last(names: Iterable[str]) -> list:
-    """Names as parameters; those that another one stands for are made in `make test-long` only."""
-    return [pytest.param(n, marks=pytest.mark.long) if n in KIN else n for n in names]
+def partly_long(values: Iterable, long: Container) -> list:
+    """Values, or tuples of them, as parameters; those in `long` are of `make test-long` only."""
+    parameters = []
+    for value in values:
+        arguments = value if isinstance(value, tuple) else (value,)
+        parameters.append(pytest.param(*arguments, marks=pytest.mark.long if value in long else ()))
+    return parameters
 
 
 @cache

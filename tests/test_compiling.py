@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import LOSSES, PRECISIONS, composed, kin_last, random_batch, rng, tiny
+from conftest import KIN, LOSSES, PRECISIONS, composed, partly_long, random_batch, rng, tiny
 from test_train import cfg_with, compiled_without_code, run, same
 
 from benchmarks import run as bench
@@ -107,7 +107,7 @@ def test_a_compiler_that_fails_costs_nothing_but_a_line(capsys):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", kin_last(LOSSES))
+@pytest.mark.parametrize("name", partly_long(LOSSES, KIN))
 def test_a_loss_is_one_graph(name, precision):
     """Random numbers are drawn before it; a break would cost launches, and some versions of torch
     fail at one.

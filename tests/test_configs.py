@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, partly_long
 from hydra.errors import HydraException
 
 from benchmarks.core import versions
@@ -43,8 +43,7 @@ MODELS = ["unet", "dit", "ar", "ar_block", "ar_any", "masked"]  # of the presets
 NEWER = ["uvit", "unet_conv", "unet_flowmap", "dit_flowmap"]
 NEWER += ["ar_continuous", "ar_scale", "masked_continuous"]
 # the sizes of a CPU, and the smallest of the paper's; larger ones differ from that by numbers alone
-LARGER = [pytest.param(name, marks=pytest.mark.long) for name in ("b", "l", "xl")]
-SIZES = [*(name for name in config_names("size") if name not in ("b", "l", "xl")), *LARGER]
+SIZES = partly_long(config_names("size"), ("b", "l", "xl"))
 EQUAL = [*MODELS, "unet_conv", "uvit", "ar_scale"]  # in parameters, with match=params
 FILES = [(group, name) for group in GROUPS for name in config_names(group)]
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FAMILIES, TOKENS, kin_last, rng, tiny
+from conftest import FAMILIES, KIN, TOKENS, partly_long, rng, tiny
 from hand_counts import K, any_order_macs, ar_macs, continuous_macs, dit_macs, hand_count, of_size
 
 from benchmarks.commands import count_flops
@@ -182,11 +182,11 @@ def test_the_autoencoder_stays_within_its_bounds():
 
 # a flow head's many steps are counted in tests/test_continuous.py, on fewer tokens
 # slow: one token a step, and each token's mixture by itself; `ar-block4` is counted as `ar` is
-SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("ar", "raster-gmm")]
-COUNTED = [name for name in FAMILIES if name != "ar" and not name.startswith("raster")]
+SLOW = ("ar", "raster-gmm")
+COUNTED = [name for name in FAMILIES if name != "raster-flow"]
 
 
-@pytest.mark.parametrize("name", [*kin_last(COUNTED), *SLOW, "unet-unipc", "dit-v-heun"])
+@pytest.mark.parametrize("name", partly_long([*COUNTED, "unet-unipc", "dit-v-heun"], (*KIN, *SLOW)))
 def test_what_is_counted_once_and_multiplied_is_what_the_whole_call_counts(name):
     """At step counts and scales of guidance apart, of which the scale costs nothing."""
     model = on_meta(tiny(name))

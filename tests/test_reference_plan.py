@@ -89,7 +89,7 @@ def composed_so_far() -> set[tuple[str, str]]:
 @pytest.mark.parametrize("study", plan.load(), ids=lambda study: study.name)
 def test_every_command_of_the_plan_composes(study, composed_so_far):
     """With every preset, model and size that it sweeps, one changed at a time, and in a rehearsal,
-    which shrinks it.
+    which shrinks it. What another study has composed is passed over, but in `make test-long`.
     """
     for line in study.runs:
         kind, *overrides = line.replace("{data}", "/images").split()

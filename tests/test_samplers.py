@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SHAPE, composed, rng, tiny
+from conftest import CLASSES, SHAPE, composed, partly_long, rng, tiny
 from scipy.stats import norm, wasserstein_distance
 
 from benchmarks.core.errors import BadInput
@@ -20,17 +20,9 @@ from models.schedulers import CHAIN, PREDICTION
 
 OBJECTIVES = ("flow", *PREDICTION)
 EVERY = [(objective, name) for objective in OBJECTIVES for name in schedulers.samplers(objective)]
-# diffusers converts `v` and `x0` for each solver: two of them daily, all in `make test-long`
-CONVERTED_DAILY = ("dpmpp", "heun")
-SOLVED_ALIKE = [
-    pytest.param(*one, marks=pytest.mark.long)
-    for one in EVERY
-    if one[0] in ("v", "x0") and one[1] not in CONVERTED_DAILY
-]
-DAILY = [
-    *(one for one in EVERY if one[0] in ("flow", "eps") or one[1] in CONVERTED_DAILY),
-    *SOLVED_ALIKE,
-]
+# each solver converts what `v` and `x0` predict: these two in every test run
+DAILY = ("dpmpp", "heun")
+OTHERS = [one for one in EVERY if one[0] in ("v", "x0") and one[1] not in DAILY]
 MEAN, SPREAD = 0.7, 0.5
 MEANS, NARROW = (-1.0, 1.0), 0.3  # two Gaussians apart, as many of either
 MANY = (16, 16, 16)  # latents of 4,096 numbers
@@ -114,7 +106,7 @@ def distance_by_evaluations(
     return distances
 
 
-@pytest.mark.parametrize("objective, name", DAILY)
+@pytest.mark.parametrize("objective, name", partly_long(EVERY, OTHERS))
 def test_more_evaluations_are_not_further_from_the_data(objective, name, truth, chance):
     """The measured W1 may rise by chance only.
 

@@ -13,7 +13,7 @@ PROCEDURAL, PHOTOGRAPHS = "procedural images", "photographs"
 
 class Study(NamedTuple):
     """The distances of generator-only FD and KID: half of the classes missing, and a blur of 0.75
-    pixels. The rule is that the former costs more.
+    pixels of a 64 px image, half as many of 32 px. The rule is that the former costs more.
     """
 
     judge: str
